@@ -1,0 +1,29 @@
+"""Energy-based models in JAX: energies, samplers, objectives, training.
+
+Pure functions throughout: nothing here touches a disk, a flag or a clock.
+"""
+
+from ebmjax import (
+    energies,
+    metrics,
+    networks,
+    objectives,
+    samplers,
+    starts,
+    targets,
+    training,
+    types,
+)
+
+__all__ = [
+    "energies",
+    "metrics",
+    "networks",
+    "objectives",
+    "samplers",
+    "starts",
+    "targets",
+    "training",
+    "types",
+]
+__version__ = "0.1.0"

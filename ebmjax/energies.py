@@ -1,0 +1,201 @@
+"""Closed-form energies, and operators that act on any energy.
+
+An energy is `energy(params, x) -> []` for one example `x: [*event]`, and means the
+density `p(x) ~ exp(-energy(params, x))`. An `energy_fn` is the same with its
+parameters bound. Nothing here knows of batches: use `jax.vmap`.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ebmjax.types import Array, Energy, EnergyFn, Params
+
+__all__ = [
+    "gaussian",
+    "gaussian_mixture",
+    "hvp",
+    "laplacian",
+    "latent_energy",
+    "score",
+    "tilt",
+]
+
+
+def _quadratic(precision: Array, difference: Array) -> Array:
+    """`difference . precision . difference`; precision a scalar, diagonal or matrix."""
+    if precision.ndim == 2 * difference.ndim and difference.ndim > 0:
+        size = difference.size
+        flat = difference.reshape(size)
+        return flat @ precision.reshape(size, size) @ flat
+    if precision.ndim not in (0, difference.ndim):
+        raise ValueError(
+            "precision must be a scalar, of the event's shape, or of the event's shape"
+            f" twice; got {precision.shape} for an event of shape {difference.shape}"
+        )
+    return jnp.sum(precision * difference**2)
+
+
+def _log_det(precision: Array, event_shape: tuple[int, ...]) -> Array:
+    """Log-determinant of the precision over the whole event."""
+    size = math.prod(event_shape)
+    if precision.ndim == 2 * len(event_shape) and event_shape:
+        return jnp.linalg.slogdet(precision.reshape(size, size))[1]
+    return jnp.sum(jnp.log(jnp.broadcast_to(precision, event_shape)))
+
+
+def gaussian(params: Params, x: Array) -> Array:
+    """Energy of a normal distribution, zero at its mean.
+
+    `0.5 * (x - mean) . precision . (x - mean)`. Not normalised: its log partition
+    function is `0.5 * (d * log(2 pi) - log det precision)`.
+
+    Args:
+      params: `{"mean": [*event] or [], "precision": [] | [*event] | [*event, *event]}`.
+        The precision is the inverse covariance, not the covariance or a standard
+        deviation: one number for all directions, one for each, or a symmetric matrix.
+      x: One example `[*event]`.
+
+    Returns:
+      A scalar, in nats.
+
+    Raises:
+      ValueError: If the precision's shape is none of the three.
+    """
+    return 0.5 * _quadratic(jnp.asarray(params["precision"]), x - params["mean"])
+
+
+def gaussian_mixture(params: Params, x: Array) -> Array:
+    """Minus the log density of a mixture of normal distributions.
+
+    `-log sum_k exp(log_weights[k]) N(x; means[k], precisions[k]^-1)`: every component
+    carries its own normalising constant, so `log_weights` are log probabilities of the
+    components and the log partition function is `logsumexp(log_weights)`, which is 0
+    for weights that sum to one. They are not normalised here, so that they can be
+    trained.
+
+    Args:
+      params: `{"means": [K, *event], "precisions": [] or [K, ...], "log_weights": [K]}`
+        where each precision is as in `gaussian`; a scalar serves all components.
+      x: One example `[*event]`.
+
+    Returns:
+      A scalar, in nats.
+    """
+    means = jnp.asarray(params["means"])
+    precisions = jnp.asarray(params["precisions"])
+    log_weights = jnp.asarray(params["log_weights"])
+    num_modes = means.shape[0]
+    if means.shape[1:] != x.shape:
+        raise ValueError(
+            f"means must be [modes, *event]; got {means.shape} for an event of shape"
+            f" {x.shape}"
+        )
+    if precisions.ndim == 0:
+        precisions = jnp.broadcast_to(precisions, (num_modes,))
+    constant = 0.5 * x.size * math.log(2 * math.pi)
+
+    def log_density(log_weight, mean, precision):
+        quadratic = _quadratic(precision, x - mean)
+        return log_weight + 0.5 * (_log_det(precision, x.shape) - quadratic)
+
+    terms = jax.vmap(log_density)(log_weights, means, precisions)
+    return constant - jax.nn.logsumexp(terms)
+
+
+def score(energy: Energy) -> Callable[[Params, Array], Array]:
+    """The score `(params, x) -> -grad_x energy(params, x)`, of the event's shape.
+
+    The score is the gradient of the log density; the gradient of the energy, which
+    some papers call a score, has the other sign.
+    """
+    gradient = jax.grad(energy, argnums=1)
+    return lambda params, x: -gradient(params, x)
+
+
+def hvp(energy: Energy) -> Callable[[Params, Array, Array], Array]:
+    """Hessian-vector product `(params, x, v) -> (d^2 energy / dx^2) v`.
+
+    Forward over reverse: the cost of about two gradients, without forming the Hessian.
+    It is the energy's Hessian; the Jacobian of the score is minus this.
+    """
+    gradient = jax.grad(energy, argnums=1)
+
+    def product(params, x, v):
+        return jax.jvp(lambda y: gradient(params, y), (x,), (v,))[1]
+
+    return product
+
+
+def laplacian(energy: Energy) -> Callable[[Params, Array], Array]:
+    """Exact Laplacian `(params, x) -> trace(d^2 energy / dx^2)`, a scalar.
+
+    Costs one Hessian-vector product for every dimension of the event, in blocks of 128,
+    so that the memory does not grow with the square of the dimension. The divergence of
+    the score is minus this.
+    """
+    gradient = jax.grad(energy, argnums=1)
+
+    def trace(params, x):
+        _, product = jax.linearize(lambda y: gradient(params, y), x)
+
+        def diagonal(index):
+            basis = jnp.zeros(x.size, x.dtype).at[index].set(1).reshape(x.shape)
+            return product(basis).reshape(-1)[index]
+
+        return jnp.sum(jax.lax.map(diagonal, jnp.arange(x.size), batch_size=128))
+
+    return trace
+
+
+def tilt(energy_fn: EnergyFn, reference_fn: EnergyFn, fraction: Array) -> EnergyFn:
+    """The geometric path from a reference to an energy.
+
+    `x -> (1 - fraction) * reference_fn(x) + fraction * energy_fn(x)`: the reference at
+    fraction 0, the energy at 1, as tempering and annealed importance sampling use it.
+    To temper without a reference, divide the energy by a temperature instead.
+
+    Args:
+      energy_fn: Where the path ends.
+      reference_fn: Where it begins.
+      fraction: A scalar in [0, 1]; may be traced.
+    """
+    return lambda x: (1 - fraction) * reference_fn(x) + fraction * energy_fn(x)
+
+
+def latent_energy(
+    energy_fn: EnergyFn,
+    generator_fn: Callable[[Array], Array],
+    temperature: float = 1.0,
+    prior: bool = True,
+) -> EnergyFn:
+    """Energy of a latent whose image under the generator has an energy.
+
+    `z -> |z|^2 / 2 + energy_fn(generator_fn(z)) / temperature`. With the standard
+    normal prior of the latent included this is the posterior of a generalised
+    energy-based model; the temperature divides the energy and not the prior. Papers
+    that multiply by a "temperature" mean the inverse of ours.
+
+    Args:
+      energy_fn: Energy of an example.
+      generator_fn: Maps one latent `[latent_dim]` to one example, parameters bound.
+      temperature: Positive.
+      prior: False leaves out the prior term, as some published samplers do; the
+        density may then not be normalisable.
+
+    Returns:
+      An `EnergyFn` of the latent.
+
+    Raises:
+      ValueError: If a temperature given as a number is not positive.
+    """
+    if isinstance(temperature, int | float) and not temperature > 0:
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+    def energy_of_latent(z):
+        energy = energy_fn(generator_fn(z)) / temperature
+        return 0.5 * jnp.sum(z**2) + energy if prior else energy
+
+    return energy_of_latent

@@ -1,0 +1,327 @@
+"""Players, the train state, and the one update that all methods share."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ebmjax.types import DEVICE, Array, Key, Params
+
+__all__ = [
+    "AXES",
+    "Player",
+    "TrainState",
+    "init_state",
+    "make_update",
+    "place",
+    "pmap_update",
+]
+
+
+class Player(NamedTuple):
+    """Networks that are trained together by one objective.
+
+    Attributes:
+      trains: Names of the entries of `params` that this player changes.
+      objective: An `objectives.Objective`.
+      optimizer: An optax transformation of those entries.
+      num_updates: Inner updates for one step of the whole update (n_critic).
+    """
+
+    trains: tuple[str, ...]
+    objective: Any
+    optimizer: optax.GradientTransformation
+    num_updates: int = 1
+
+
+class TrainState(NamedTuple):
+    """All that training carries from step to step.
+
+    Everything but `carry` is the same on all devices and has no device axis.
+
+    Attributes:
+      step: [], int32: updates done.
+      key: The root key; never changes. All randomness is a function of it, of the step,
+        the device, the player and the inner update.
+      params: Network name -> parameters.
+      model_state: `"<network>_state"` -> mutable collections, untrained.
+      ema_params: Exponential moving average of `params`, or None.
+      opt_state: Player name -> optimizer state.
+      carry: Player name -> the objective's memory, with a leading axis of this
+        process's devices.
+    """
+
+    step: Array
+    key: Key
+    params: dict[str, Params]
+    model_state: dict[str, Any]
+    ema_params: dict[str, Params] | None
+    opt_state: dict[str, Any]
+    carry: dict[str, Any]
+
+
+AXES = TrainState(
+    step=None,
+    key=None,
+    params=None,
+    model_state=None,
+    ema_params=None,
+    opt_state=None,
+    carry=0,
+)
+"""Which axis of each field is mapped over devices. Hashable, as pmap asks."""
+
+_INIT = 2**32 - 1
+"""Folded into the root key where steps are: the randomness of `init_state`."""
+
+
+def init_state(
+    players: Mapping[str, Player],
+    params: dict[str, Params],
+    key: Key,
+    num_devices: int,
+    *,
+    model_state: dict[str, Any] | None = None,
+    ema_decay: float | None = None,
+) -> TrainState:
+    """The state before the first update.
+
+    All arrays are copied: the update donates its state, which would otherwise delete
+    the caller's.
+
+    Args:
+      players: Player name -> `Player`, in the order of their turns.
+      params: Network name -> parameters.
+      key: Root key of the training's randomness.
+      num_devices: Devices of all processes together.
+      model_state: `"<network>_state"` -> mutable collections; `{}` by default.
+      ema_decay: As given to the update; not None starts the average at `params`.
+
+    Returns:
+      A `TrainState` on this process's devices, with this process's rows of `carry`.
+
+    Raises:
+      ValueError: If a player trains what `params` lacks, a name is used twice, or the
+        devices do not divide evenly among processes.
+    """
+    model_state = {} if model_state is None else model_state
+    for name, player in players.items():
+        if missing := sorted(set(player.trains) - set(params)):
+            raise ValueError(f"player {name!r} trains {missing}, which params lacks")
+        if player.num_updates < 1:
+            raise ValueError(
+                f"player {name!r} must have num_updates of at least 1,"
+                f" got {player.num_updates}"
+            )
+    if both := sorted(set(params) & set(model_state)):
+        raise ValueError(f"{both} are in both params and model_state")
+    if num_devices < 1 or num_devices % jax.process_count():
+        raise ValueError(
+            f"num_devices must be a positive multiple of the {jax.process_count()}"
+            f" processes, got {num_devices}"
+        )
+    num_local = num_devices // jax.process_count()
+    first = num_local * jax.process_index()
+    params, model_state = jax.tree.map(jnp.array, (params, model_state))
+
+    def init_carry(index, objective):
+        # One memory a device, each from a key of its own.
+        player_key = jax.random.fold_in(jax.random.fold_in(key, _INIT), index)
+        memories = [
+            objective.init(jax.random.fold_in(player_key, first + device))
+            for device in range(num_local)
+        ]
+        return jax.tree.map(lambda *rows: jnp.stack(rows), *memories)
+
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        key=jax.random.clone(key),
+        params=params,
+        model_state=model_state,
+        ema_params=None if ema_decay is None else jax.tree.map(jnp.copy, params),
+        opt_state={
+            name: player.optimizer.init({k: params[k] for k in player.trains})
+            for name, player in players.items()
+        },
+        carry={
+            name: init_carry(index, player.objective)
+            for index, (name, player) in enumerate(players.items())
+        },
+    )
+    # Optimizers may store the parameters themselves; donation wants each buffer once.
+    state = state._replace(opt_state=jax.tree.map(jnp.copy, state.opt_state))
+    return place(state, num_local)
+
+
+def place(state: TrainState, num_local: int) -> TrainState:
+    """Lays a state out over the first `num_local` devices of this process.
+
+    With several processes a donated state must already lie where `pmap` wants it. More
+    rows than devices, as under `jax.vmap`, are left where they are.
+    """
+    devices = jax.local_devices()[:num_local]
+    if len(devices) < num_local:
+        return state
+    mesh = Mesh(devices, (DEVICE,))
+    shardings = [
+        NamedSharding(mesh, PartitionSpec() if axis is None else PartitionSpec(DEVICE))
+        for axis in AXES
+    ]
+    return TrainState(*map(jax.device_put, state, shardings))
+
+
+def make_update(
+    players: Mapping[str, Player], *, ema_decay: float | None = None
+) -> Callable[[TrainState, Array], tuple[TrainState, dict[str, Array]]]:
+    """One training step of one device, to be mapped over the axis `DEVICE`.
+
+    Players take turns in the order of the dict, and later ones see earlier ones' moves.
+    A turn is `num_updates` inner updates, each on a microbatch of its own: gradient of
+    the objective in the player's own parameters, mean over devices, optimizer step.
+
+    Args:
+      players: Player name -> `Player`.
+      ema_decay: Keeps `ema_params = decay * ema_params + (1 - decay) * params` after
+        every step; None keeps none.
+
+    Returns:
+      `update(state, batch) -> (state, scalars)` with `batch: [microbatches, size,
+      *event]` (or a pytree of such), `microbatches` being the sum of all `num_updates`.
+      Scalars are `"<player>/<metric>"` and `"<player>/loss"`, means over devices and
+      inner updates, the same on every device; `"<player>/params_gradient_norm"` is the norm of
+      the mean gradient.
+
+    Raises:
+      ValueError: At trace, for a batch with another number of microbatches, an
+        objective that renews model state that is not there, a metric that is not a
+        scalar, or a state with an average that this update would leave behind.
+    """
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
+    num_microbatches = sum(player.num_updates for player in players.values())
+
+    def take_turn(name, player, key, batch, params, model_state, opt_state, carry):
+        def inner_update(turn, inputs):
+            trained, model_state, opt_state, carry = turn
+            index, microbatch = inputs
+
+            def loss(trained):
+                return player.objective.loss(
+                    params | model_state | trained,
+                    jax.random.fold_in(key, index),
+                    microbatch,
+                    carry,
+                )
+
+            (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
+            _check_aux(name, aux, model_state)
+            # The only place where devices meet: gradients, renewed model state, metrics.
+            metrics = jax.tree.map(jnp.float32, {"loss": value, **aux.metrics})
+            gradient, renewed, metrics = jax.tree.map(
+                lambda x: jax.lax.pmean(x, DEVICE).astype(x.dtype),
+                (gradient, aux.model_state, metrics),
+            )
+            metrics["params_gradient_norm"] = optax.tree.norm(gradient)
+            change, opt_state = player.optimizer.update(gradient, opt_state, trained)
+            trained = optax.apply_updates(trained, change)
+            return (trained, model_state | renewed, opt_state, aux.carry), metrics
+
+        trained = {k: params[k] for k in player.trains}
+        turn, metrics = jax.lax.scan(
+            inner_update,
+            (trained, model_state, opt_state, carry),
+            (jnp.arange(player.num_updates), batch),
+            # One update needs no loop, in which CPU convolutions are slow.
+            unroll=player.num_updates == 1,
+        )
+        scalars = {f"{name}/{key}": jnp.mean(x) for key, x in metrics.items()}
+        return turn, scalars
+
+    def update(state, batch):
+        for leaf in jax.tree.leaves(batch):
+            if leaf.ndim < 2 or leaf.shape[0] != num_microbatches:
+                raise ValueError(
+                    "batch must be [microbatches, size, *event] on each device, with"
+                    f" {num_microbatches} microbatches for players {list(players)};"
+                    f" got shape {leaf.shape}"
+                )
+        if ema_decay is None and state.ema_params is not None:
+            raise ValueError("state has ema_params, but the update has no ema_decay")
+        key = jax.random.fold_in(state.key, state.step)
+        key = jax.random.fold_in(key, jax.lax.axis_index(DEVICE))
+        params, model_state = state.params, state.model_state
+        opt_state, carry, scalars = dict(state.opt_state), dict(state.carry), {}
+        first = 0
+        for index, (name, player) in enumerate(players.items()):
+            last = first + player.num_updates
+            turn, metrics = take_turn(
+                name,
+                player,
+                jax.random.fold_in(key, index),
+                jax.tree.map(lambda x, a=first, b=last: x[a:b], batch),
+                params,
+                model_state,
+                opt_state[name],
+                carry[name],
+            )
+            trained, model_state, opt_state[name], carry[name] = turn
+            params, scalars, first = params | trained, scalars | metrics, last
+        ema_params = None
+        if ema_decay is not None:
+            # A state that has no average yet begins with what it came with.
+            average = state.params if state.ema_params is None else state.ema_params
+            ema_params = optax.incremental_update(params, average, 1 - ema_decay)
+        state = TrainState(
+            step=state.step + 1,
+            key=state.key,
+            params=params,
+            model_state=model_state,
+            ema_params=ema_params,
+            opt_state=opt_state,
+            carry=carry,
+        )
+        return state, scalars
+
+    return update
+
+
+def _check_aux(name: str, aux: Any, model_state: dict[str, Any]) -> None:
+    for key, value in aux.metrics.items():
+        if jnp.shape(value) != ():
+            raise ValueError(
+                f"player {name!r}: metric {key!r} must be a scalar,"
+                f" got shape {jnp.shape(value)}"
+            )
+    for key, value in aux.model_state.items():
+        if key not in model_state:
+            raise ValueError(
+                f"player {name!r} renews model state {key!r},"
+                f" but the state has {sorted(model_state)}"
+            )
+        got, want = jax.tree.structure(value), jax.tree.structure(model_state[key])
+        if got != want:
+            raise ValueError(
+                f"player {name!r} renews model state {key!r} with another structure:"
+                f" {got}, expected {want}"
+            )
+
+
+def pmap_update(
+    players: Mapping[str, Player], *, ema_decay: float | None = None
+) -> Callable[[TrainState, Array], tuple[TrainState, dict[str, Array]]]:
+    """`make_update`, run by every device on its own rows of a batch.
+
+    Takes `batch: [devices, microbatches, size, *event]`, this process's devices, and a
+    state from `init_state`, which is donated: use the one that comes back. Scalars come
+    back without a device axis.
+    """
+    return jax.pmap(
+        make_update(players, ema_decay=ema_decay),
+        axis_name=DEVICE,
+        in_axes=(AXES, 0),
+        out_axes=(AXES, None),
+        donate_argnums=0,
+    )

@@ -1,0 +1,16 @@
+"""Eight devices on a CPU, set up before jax is imported."""
+
+import os
+
+# Forced host devices on few cores deadlock in XLA's rendezvous with a small pool.
+os.environ.setdefault("PJRT_NPROC", "32")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+import jax
+
+# A batch of [n] against one of [n, 1] is the classic silent bug of an energy's loss.
+jax.config.update("jax_numpy_rank_promotion", "raise")

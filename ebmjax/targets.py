@@ -1,0 +1,453 @@
+"""Toy densities: exact draws, and the exact energy.
+
+Each factory returns a `Target` whose draws and whose energy are of one and the same
+law. Every energy here is normalised: it is minus the log density, in nats, and its log
+partition function is 0. All are two-dimensional but `gaussian_mixture`, which takes
+any event.
+
+The defaults are the field's usual ones, in the units of those who made them usual: the
+targets are of different widths, so to compare methods on several, state the numbers.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ebmjax import energies
+from ebmjax.types import Array, EnergyFn, Key
+
+__all__ = [
+    "Target",
+    "checkerboard",
+    "eight_gaussians",
+    "gaussian_mixture",
+    "rings",
+    "swiss_roll",
+    "twenty_five_gaussians",
+    "two_moons",
+]
+
+
+class Target(NamedTuple):
+    """A distribution to learn or to sample.
+
+    Attributes:
+      sample: `sample(key, num) -> [num, *event]`, independent exact draws. `num` is a
+        Python integer: under `jit` it is a static argument.
+      energy_fn: `energy_fn(x) -> []` for one example `[*event]`, in nats; None where it
+        is not known. Computed in float32, or in float64 for an `x` of that type.
+      log_partition: Log of the integral of `exp(-energy_fn)`; None where it is not
+        known, 0.0 for a normalised energy, which all targets here have.
+    """
+
+    sample: Callable[[Key, int], Array]
+    energy_fn: EnergyFn | None
+    log_partition: float | None
+
+
+def _check_positive(name: str, value: float) -> None:
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def _probabilities(weights: Sequence[float] | None, num: int, noun: str) -> np.ndarray:
+    """Weights that sum to one, equal if None."""
+    weights = np.ones(num) if weights is None else np.asarray(weights, np.float64)
+    if weights.shape != (num,):
+        raise ValueError(
+            f"weights must be one number for each of the {num} {noun},"
+            f" got shape {weights.shape}"
+        )
+    if not np.all((weights > 0) & (weights < np.inf)):
+        raise ValueError(f"weights must be positive and finite, got {weights}")
+    return weights / weights.sum()
+
+
+def _example(x: Array, event_shape: tuple[int, ...]) -> Array:
+    """One example, in float32 at least: integers would round what they meet."""
+    x = jnp.asarray(x)
+    if x.shape != event_shape:
+        raise ValueError(
+            f"energy_fn takes one example of shape {event_shape}, got {x.shape};"
+            " use jax.vmap for a batch"
+        )
+    return x.astype(jnp.result_type(x, jnp.float32))
+
+
+def gaussian_mixture(
+    *, means: Array, std: float, weights: Sequence[float] | None = None
+) -> Target:
+    """Normal distributions of one width, equal in all directions, around some means.
+
+    `p(x) = sum_k weights[k] N(x; means[k], std^2)`. The energy is that of
+    `energies.gaussian_mixture`, which takes any precisions and trainable parameters
+    but cannot be drawn from.
+
+    At a mean far from the others the energy is `-log weights[k]` plus, for each
+    dimension, `log(2 pi std^2) / 2`.
+
+    Args:
+      means: `[K, *event]`.
+      std: Standard deviation in each direction, in units of x. It is not a precision.
+      weights: K positive numbers, scaled here to sum to one; equal by default.
+
+    Returns:
+      A `Target` on events of the means' shape.
+
+    Raises:
+      ValueError: If `std` or a weight is not positive and finite, if the weights are
+        not as many as the means, or if there is no mean or one is not finite.
+    """
+    means = np.asarray(means, np.float64)
+    if means.ndim == 0 or means.size == 0 or not np.all(np.isfinite(means)):
+        raise ValueError(
+            f"means must be [modes, *event] finite numbers, got {means}"
+            f" of shape {means.shape}"
+        )
+    _check_positive("std", std)
+    num_modes, event_shape = means.shape[0], means.shape[1:]
+    weights = _probabilities(weights, num_modes, "means")
+    params = {
+        "means": means,
+        "precisions": np.asarray(std**-2.0),
+        "log_weights": np.log(weights),
+    }
+
+    def sample(key, num):
+        mode_key, noise_key = jax.random.split(key)
+        modes = jax.random.choice(mode_key, num_modes, (num,), p=jnp.asarray(weights))
+        noise = jax.random.normal(noise_key, (num, *event_shape))
+        return jnp.asarray(means)[modes] + std * noise
+
+    def energy_fn(x):
+        x = _example(x, event_shape)
+        cast = {name: jnp.asarray(value, x.dtype) for name, value in params.items()}
+        return energies.gaussian_mixture(cast, x)
+
+    return Target(sample, energy_fn, 0.0)
+
+
+def eight_gaussians(
+    *, radius: float = math.sqrt(2.0), std: float = 0.02 / math.sqrt(2.0)
+) -> Target:
+    """Eight equal normal distributions around a circle, the first on the x-axis.
+
+    The centres are at `radius * (cos, sin)` of the multiples of 45 degrees. At a centre
+    the energy is `log 8 + log(2 pi std^2)` where the others are far: -4.60 with the
+    defaults, whose centres are 76 standard deviations apart.
+
+    The same name means three things in the field. The defaults are the set of WGAN-GP,
+    a radius of 2 and a standard deviation of 0.02 divided by 1.414. FFJORD's is
+    `radius=2.83, std=0.354`, and Nijkamp et al. (2020) use `radius=1, std=0.15`: its
+    neighbours are five standard deviations apart, so that a chain can cross.
+
+    Args:
+      radius: Distance of the centres from the origin.
+      std: Standard deviation in each direction.
+
+    Returns:
+      A `Target` on events of shape `(2,)`.
+
+    Raises:
+      ValueError: If `radius` or `std` is not positive and finite.
+    """
+    _check_positive("radius", radius)
+    angles = np.arange(8) * (math.pi / 4)
+    return gaussian_mixture(means=radius * _circle(angles, np), std=std)
+
+
+def twenty_five_gaussians(
+    *, spacing: float = 1 / math.sqrt(2.0), std: float = 0.05 / math.sqrt(8.0)
+) -> Target:
+    """A five by five grid of equal normal distributions, centred on the origin.
+
+    At a centre the energy is `log 25 + log(2 pi std^2)` where the others are far: -3.01
+    with the defaults, whose neighbours are 40 standard deviations apart. The variance
+    of a draw is `2 * spacing^2 + std^2` in each coordinate: about 1.
+
+    The defaults are the set of WGAN-GP, a spacing of 2 and a standard deviation of 0.05
+    divided by 2.828.
+
+    Args:
+      spacing: Distance between neighbouring centres.
+      std: Standard deviation in each direction.
+
+    Returns:
+      A `Target` on events of shape `(2,)`.
+
+    Raises:
+      ValueError: If `spacing` or `std` is not positive and finite.
+    """
+    _check_positive("spacing", spacing)
+    line = spacing * np.arange(-2.0, 3.0)
+    means = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1)
+    return gaussian_mixture(means=means.reshape(25, 2), std=std)
+
+
+def rings(
+    *,
+    radii: Sequence[float] = (1.0, 2.0, 3.0, 4.0),
+    std: float = 0.15,
+    weights: Sequence[float] | None = None,
+) -> Target:
+    r"""Circles around the origin, each convolved with a two-dimensional normal.
+
+    A draw is uniform on the circle of one of the radii, plus `std` times a standard
+    normal in the plane, and at distance r from the origin
+
+        p(x) = sum_k weights[k] / (2 pi std^2)
+               * exp(-(r - R_k)^2 / (2 std^2)) * i0e(r R_k / std^2)
+
+    with `i0e(z) = exp(-z) I_0(z)`, the scaled Bessel function. On a thin ring far
+    from the others the energy is `log(2 pi R) + log(2 pi std^2) / 2 - log weights[k]`,
+    its circumference times the width of a normal, within `(std / R)^2 / 8`.
+
+    It is not the density whose radius is normal around R: that one has the factor 1 / r
+    and is infinite at the origin; on a ring the two differ by order `std / R`. Rings of
+    equal weight are equally probable, so the outer ones are the fainter.
+
+    Args:
+      radii: One number for each ring, none negative; a ring of radius 0 is a normal
+        distribution. The default and that of `std` are those of Nijkamp et al. (2020).
+      std: Standard deviation of the normal in each of the two directions.
+      weights: One positive number for each ring, scaled here to sum to one; equal by
+        default, whatever the radii.
+
+    Returns:
+      A `Target` on events of shape `(2,)`. The energy is smooth everywhere, with its
+      right derivatives at the origin too.
+
+    Raises:
+      ValueError: If a radius is negative or not finite or there is none, if `std` or a
+        weight is not positive and finite, or if the weights are not as many as the
+        radii.
+    """
+    radii = np.asarray(radii, np.float64)
+    is_allowed = np.all((radii >= 0) & (radii < np.inf))
+    if radii.ndim != 1 or radii.size == 0 or not is_allowed:
+        raise ValueError(f"radii must be a list of non-negative numbers, got {radii}")
+    _check_positive("std", std)
+    num_rings = radii.size
+    weights = _probabilities(weights, num_rings, "radii")
+    log_weights = np.log(weights)
+
+    def sample(key, num):
+        ring_key, angle_key, noise_key = jax.random.split(key, 3)
+        ring = jax.random.choice(ring_key, num_rings, (num,), p=jnp.asarray(weights))
+        angle = jax.random.uniform(angle_key, (num,), maxval=2 * math.pi)
+        noise = jax.random.normal(noise_key, (num, 2))
+        return jnp.asarray(radii)[ring][:, None] * _circle(angle) + std * noise
+
+    def energy_fn(x):
+        x = _example(x, (2,)) / std
+        squared = jnp.sum(x**2)
+
+        def log_density(radius, log_weight):
+            z_squared = squared * radius**2
+            is_near = z_squared < 4
+            # The distance has no derivative at the origin, its square has: near it, and
+            # only there, I_0 is the series in the square. Each branch is given a
+            # harmless number where the other one is taken, which keeps gradients clean.
+            near = jnp.where(is_near, z_squared, 0) / 4
+            series = jnp.ones_like(near)
+            for k in range(10, 0, -1):  # the first term left out is 1 / 11!^2
+                series = 1 + series * near / k**2
+            distance = jnp.sqrt(jnp.where(is_near, 1, squared))
+            bessel = jnp.log(jax.scipy.special.i0e(distance * radius))
+            return log_weight + jnp.where(
+                is_near,
+                jnp.log(series) - 0.5 * (squared + radius**2),
+                bessel - 0.5 * (distance - radius) ** 2,
+            )
+
+        terms = jax.vmap(log_density)(
+            jnp.asarray(radii / std, x.dtype), jnp.asarray(log_weights, x.dtype)
+        )
+        return math.log(2 * math.pi * std**2) - jax.nn.logsumexp(terms)
+
+    return Target(sample, energy_fn, 0.0)
+
+
+def _circle(angle, xp=jnp):
+    """The point of the unit circle at an angle: `[...] -> [..., 2]`."""
+    return xp.stack([xp.cos(angle), xp.sin(angle)], axis=-1)
+
+
+def _quadrature(
+    position: Callable, interval: tuple[float, float], curvature: float, std: float
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Points on a curve and weights: a mixture equal to the curve's convolution.
+
+    Replaces the integral of `N(x; position(t), std^2)`, t uniform in the interval, by
+    Gauss-Legendre sums of 16 nodes in panels of equal length along the curve. Along the
+    curve the integrand is a bump of standard deviation `std / sqrt(1 + d * curvature)`
+    at least, d being the distance of x. For a normal bump of standard deviation w and
+    n nodes the remainder of Gauss-Legendre over a panel of length L is at most
+
+        (L / w)^(2n + 1) (n!)^3 / ((2n + 1) (2n)!^2 2^n sqrt(2 pi))
+
+    times the integral: 2e-8 for n = 16 and L = 8 w. So with d up to `16 * std`, where
+    the energy is 128 nats above the ridge and a step of float32 is 1.5e-5, the sum is
+    exact to rounding. Farther out it is still a mixture of normals on the curve: the
+    energy is off by a small fraction of itself.
+
+    Args:
+      position: `position(t, xp) -> [..., 2]`, with `xp` numpy or jax.numpy.
+      interval: The ends of t.
+      curvature: The largest on the curve, 1 / radius.
+      std: Standard deviation of the normal.
+    """
+    fine = np.linspace(*interval, 10_001)
+    chords = np.linalg.norm(np.diff(position(fine, np), axis=0), axis=-1)
+    length = np.concatenate([[0.0], np.cumsum(chords)])
+    width = std / math.sqrt(1 + 16 * std * curvature)
+    num_panels = math.ceil(length[-1] / (8 * width))
+    edges = np.interp(np.linspace(0, length[-1], num_panels + 1), length, fine)
+    nodes, weights = np.polynomial.legendre.leggauss(16)
+    half = np.diff(edges)[:, None] / 2
+    t = edges[:-1, None] + half * (nodes + 1)
+    return position(t.ravel(), np), (half * weights).ravel()
+
+
+def swiss_roll(*, noise_scale: float = 0.25 / 7.5, scale: float = 1 / 7.5) -> Target:
+    """A spiral of one and a half turns, convolved with a two-dimensional normal.
+
+    The spiral is `scale * t * (cos t, sin t)` with t uniform from 1.5 pi to 4.5 pi: the
+    distance from the origin is uniform from `1.5 pi * scale` to `4.5 pi * scale` (0.63
+    to 1.88 with the defaults), so the inner turns are denser than the outer ones. The
+    energy is an integral along the spiral, done by quadrature to the rounding of
+    float32 within 16 noise scales of it.
+
+    The defaults are WGAN-GP's: scikit-learn's `make_swiss_roll(noise=0.25)`, columns 0
+    and 2, divided by 7.5. FFJORD's are `noise_scale=0.2, scale=0.2`.
+
+    On the ridge the energy is about `log(3 pi v) + log(2 pi noise_scale^2) / 2`, where
+    `v = scale * sqrt(1 + t^2)` is the speed: 0.00 at t = 3 pi with the defaults.
+
+    Args:
+      noise_scale: Standard deviation of the noise in each direction, in units of x:
+        after the scaling, unlike the noise that scikit-learn is given.
+      scale: Distance from the origin for each radian of t.
+
+    Returns:
+      A `Target` on events of shape `(2,)`. Its energy is a mixture of about a thousand
+      normals with the defaults, and of as many more as the noise is smaller.
+
+    Raises:
+      ValueError: If `noise_scale` or `scale` is not positive and finite.
+    """
+    _check_positive("noise_scale", noise_scale)
+    _check_positive("scale", scale)
+    start, end = 1.5 * math.pi, 4.5 * math.pi
+
+    def position(t, xp=jnp):
+        return scale * t[..., None] * _circle(t, xp)
+
+    # A spiral is most curved where it begins.
+    curvature = (2 + start**2) / (1 + start**2) ** 1.5 / scale
+    points, weights = _quadrature(position, (start, end), curvature, noise_scale)
+    mixture = gaussian_mixture(means=points, std=noise_scale, weights=weights)
+
+    def sample(key, num):
+        curve_key, noise_key = jax.random.split(key)
+        t = jax.random.uniform(curve_key, (num,), minval=start, maxval=end)
+        return position(t) + noise_scale * jax.random.normal(noise_key, (num, 2))
+
+    return Target(sample, mixture.energy_fn, 0.0)
+
+
+def two_moons(*, noise_scale: float = 0.1) -> Target:
+    """Two interleaved half circles, convolved with a two-dimensional normal.
+
+    The upper arc is `(cos t, sin t)`, the lower `(1 - cos t, 0.5 - sin t)`, with t
+    uniform from 0 to pi and either arc as probable. The two are each other's half turn
+    about (0.5, 0.25), which is the mean. The energy is an integral along the arcs, done
+    by quadrature to the rounding of float32 within 16 noise scales of them.
+
+    It is scikit-learn's `make_moons(noise=noise_scale)`, with independent draws in
+    place of its even grid on the arcs; FFJORD's is twice that, moved by (-1, -0.2).
+    Both are other densities than the "two moons" of the normalising-flow papers, an
+    energy written down without arcs.
+
+    On an arc's ridge, away from its ends and from the other arc, the energy is about
+    `log(2 pi) + log(2 pi noise_scale^2) / 2`: 0.45 with the default.
+
+    Args:
+      noise_scale: Standard deviation of the noise in each direction, in units of x. The
+        arcs have radius 1.
+
+    Returns:
+      A `Target` on events of shape `(2,)`.
+
+    Raises:
+      ValueError: If `noise_scale` is not positive and finite.
+    """
+    _check_positive("noise_scale", noise_scale)
+    centre = np.array([0.5, 0.25])
+    upper, weights = _quadrature(_circle, (0.0, math.pi), 1.0, noise_scale)
+    mixture = gaussian_mixture(
+        means=np.concatenate([upper, 2 * centre - upper]),
+        std=noise_scale,
+        weights=np.concatenate([weights, weights]),
+    )
+
+    def sample(key, num):
+        arc_key, curve_key, noise_key = jax.random.split(key, 3)
+        sign = jax.random.rademacher(arc_key, (num, 1), dtype=float)
+        t = jax.random.uniform(curve_key, (num,), maxval=math.pi)
+        point = centre[None] + sign * (_circle(t) - centre[None])
+        return point + noise_scale * jax.random.normal(noise_key, (num, 2))
+
+    return Target(sample, mixture.energy_fn, 0.0)
+
+
+def checkerboard(*, num_squares: int = 4, side: float = 2.0) -> Target:
+    """Uniform on the dark squares of a board that is centred on the origin.
+
+    The square of the lower left corner is dark, and so is every second one. The energy
+    is the log of the dark area on dark squares, log 32 = 3.466 with the defaults, and
+    infinite elsewhere. The score is zero on dark and light squares alike: a gradient
+    sampler learns nothing from it, and walks off the board. A Metropolis test refuses
+    every move that leaves the dark.
+
+    The defaults are those of the normalising-flow papers: sixteen squares
+    of side 2, from -4 to 4.
+
+    Args:
+      num_squares: Squares along one edge of the board, at least 1.
+      side: Of one square, in units of x.
+
+    Returns:
+      A `Target` on events of shape `(2,)`.
+
+    Raises:
+      ValueError: If `num_squares` is not a positive integer or `side` is not positive
+        and finite.
+    """
+    if not isinstance(num_squares, int) or num_squares < 1:
+        raise ValueError(f"num_squares must be a positive integer, got {num_squares}")
+    _check_positive("side", side)
+    dark = np.argwhere(np.indices((num_squares, num_squares)).sum(axis=0) % 2 == 0)
+    log_area = math.log(len(dark) * side**2)
+    # Rounding must not carry a draw over an edge, to where the density is zero.
+    margin = num_squares * 2.0**-22
+
+    def sample(key, num):
+        square_key, place_key = jax.random.split(key)
+        square = jax.random.randint(square_key, (num,), 0, len(dark))
+        place = jax.random.uniform(
+            place_key, (num, 2), minval=margin, maxval=1 - margin
+        )
+        return side * (jnp.asarray(dark)[square] - num_squares / 2 + place)
+
+    def energy_fn(x):
+        index = jnp.floor(_example(x, (2,)) / side + num_squares / 2)
+        is_on_board = jnp.all((index >= 0) & (index < num_squares))
+        is_dark = is_on_board & (jnp.sum(index) % 2 == 0)
+        return jnp.where(is_dark, log_area, jnp.inf).astype(index.dtype)
+
+    return Target(sample, energy_fn, 0.0)

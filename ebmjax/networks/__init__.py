@@ -1,0 +1,8 @@
+"""Flax networks behind `Network(init, apply)`: pure functions of one example."""
+
+from ebmjax.networks.base import from_module
+from ebmjax.networks.convolution import convolution
+from ebmjax.networks.mlp import mlp_energy
+from ebmjax.networks.short_run import short_run_energy
+
+__all__ = ["convolution", "from_module", "mlp_energy", "short_run_energy"]

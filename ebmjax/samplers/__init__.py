@@ -1,6 +1,7 @@
 """Markov chain samplers: `(init, step)` pairs on one example, run by `sample_chains`."""
 
 from ebmjax.samplers.base import Sampler, sample_chain, sample_chains
+from ebmjax.samplers.inversion import chain_generator, invert_chain
 from ebmjax.samplers.langevin import LangevinInfo, LangevinState, langevin
 from ebmjax.samplers.mala import MALAInfo, MALAState, mala
 
@@ -10,6 +11,8 @@ __all__ = [
     "MALAInfo",
     "MALAState",
     "Sampler",
+    "chain_generator",
+    "invert_chain",
     "langevin",
     "mala",
     "sample_chain",

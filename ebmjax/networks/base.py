@@ -1,0 +1,77 @@
+"""From a Flax module to a `Network` of pure functions on one example."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ebmjax.types import Array, Key, Network, Params
+
+__all__ = ["from_module"]
+
+
+def from_module(
+    module: nn.Module, *example_shapes: tuple[int, ...], dtype=jnp.float32
+) -> Network:
+    """Hides a Linen module behind plain functions.
+
+    The functions take one example and refuse anything else: a batch that would quietly
+    broadcast through a dense layer raises. Batches are for `jax.vmap`.
+
+    Args:
+      module: Called as `module(x, ...)` on single examples. One with mutable
+        collections must take a keyword `train` that is False by default.
+      *example_shapes: Shape of each of the module's array arguments, in their order:
+        `from_module(energy, (32, 32, 3))`, or `from_module(statistics, (2,), (8,))`
+        for a function of an example and its latent.
+      dtype: Of the examples that the module is initialised with.
+
+    Returns:
+      A `Network`. Its `init(key)` returns the collection `"params"` and a dict of all
+      others, `{}` for most modules. `apply` and `apply_stateful` pass keyword
+      arguments on to the module. With mutable collections, `apply` uses those that
+      `jax.random.key(0)` initialises.
+
+    Raises:
+      ValueError: By the functions returned, at trace time, if an argument's shape is
+        not its example's.
+    """
+
+    def check(arguments):
+        shapes = tuple(jnp.shape(argument) for argument in arguments)
+        if shapes != example_shapes:
+            shown, expected = (
+                s[0] if len(s) == 1 else s for s in (shapes, example_shapes)
+            )
+            raise ValueError(
+                f"{type(module).__name__} takes one example of shape {expected}, got"
+                f" {shown}; for a batch of examples use jax.vmap"
+            )
+
+    def init(key: Key) -> tuple[Params, dict]:
+        variables = module.init(key, *(jnp.zeros(s, dtype) for s in example_shapes))
+        model_state = {name: variables[name] for name in variables if name != "params"}
+        return variables.get("params", {}), model_state
+
+    _, state_shapes = jax.eval_shape(init, jax.random.key(0))
+    if not state_shapes:
+
+        def apply(params: Params, *arguments: Array, **options) -> Array:
+            check(arguments)
+            return module.apply({"params": params}, *arguments, **options)
+
+        return Network(init, apply)
+
+    def apply_initial(params: Params, *arguments: Array, **options) -> Array:
+        _, model_state = init(jax.random.key(0))
+        return apply_stateful(params, model_state, *arguments, **options)[0]
+
+    def apply_stateful(params, model_state, *arguments, train=False, **options):
+        check(arguments)
+        variables = {"params": params, **model_state}
+        if not train:
+            return module.apply(variables, *arguments, **options), model_state
+        return module.apply(
+            variables, *arguments, train=True, mutable=list(model_state), **options
+        )
+
+    return Network(init, apply_initial, apply_stateful)

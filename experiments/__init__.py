@@ -1,0 +1,1 @@
+"""Everything impure: data, the loop, and one file for each paper."""

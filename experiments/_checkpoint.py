@@ -1,0 +1,334 @@
+"""Orbax behind `save`, `latest_step`, `restore` and `load`.
+
+A checkpoint is a folder named after its step. It holds plain arrays without a device
+layout, so that it is read on any number of devices and processes: `params`,
+`model_state` and `ema_params` as the dicts they are, and `training` (optimizer state,
+objectives' memories, step, key) by leaf name.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from ebmjax import training
+
+CONFIG = "config.json"
+FOLDER = "checkpoints"
+_ITEMS = ("params", "model_state", "ema_params", "training")
+
+
+def _name(path) -> str:
+    """`energy/params/kernel` for a leaf's path, whatever containers it goes through."""
+    return "/".join(
+        str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
+        for entry in path
+    )
+
+
+def _by_name(tree) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def _describe(leaf) -> str:
+    return f"{leaf.dtype}{tuple(leaf.shape)}"
+
+
+def _to_host(state: training.TrainState) -> dict[str, dict]:
+    """The state's items as numpy arrays; `carry` with the rows of all processes."""
+    carry = jax.device_get(state.carry)
+    if jax.process_count() > 1:
+        carry = multihost_utils.process_allgather(carry, tiled=True)
+    rest = {
+        "step": state.step,
+        "key": jax.random.key_data(state.key),
+        "opt_state": state.opt_state,
+    }
+    items = {
+        "params": state.params,
+        "model_state": state.model_state,
+        "ema_params": state.ema_params,
+        "training": _by_name(jax.device_get(rest) | {"carry": carry}),
+    }
+    return {
+        name: jax.tree.map(np.asarray, jax.device_get(item))
+        for name, item in items.items()
+        if jax.tree.leaves(item)
+    }
+
+
+def _check_finite(step: int, items: dict[str, dict]) -> None:
+    """A checkpoint that cannot be trained from is not written."""
+    for item, tree in items.items():
+        for name, leaf in _by_name(tree).items():
+            if item == "training" and not name.startswith("carry"):
+                continue  # optimizers may hold infinities, e.g. a best loss so far
+            if jnp.issubdtype(leaf.dtype, jnp.floating):
+                if not np.isfinite(leaf.astype(np.float32)).all():
+                    raise FloatingPointError(
+                        f"step {step}: {item} {name} is not finite; not saved"
+                    )
+
+
+def _match(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Raises unless the saved leaves are the wanted ones, by name, shape and dtype."""
+    problems = [f"lacks {name}" for name in sorted(set(wanted) - set(saved))]
+    problems += [f"has unknown {name}" for name in sorted(set(saved) - set(wanted))]
+    problems += [
+        f"{name} is {_describe(saved[name])}, expected {_describe(wanted[name])}"
+        for name in sorted(set(saved) & set(wanted))
+        if _describe(saved[name]) != _describe(wanted[name])
+    ]
+    if problems:
+        raise ValueError(f"{where}: " + "; ".join(problems))
+
+
+def _resplit(where: str, name: str, saved: np.ndarray, rows: int, shape, dtype):
+    """Rows of `saved: [devices, ...]` for `rows` devices with `shape` each."""
+    if saved.dtype == dtype and saved.shape[1:] == shape:
+        if len(saved) == rows:
+            return saved
+        if (saved == saved[:1]).all():  # equal everywhere, e.g. a count of updates
+            return np.broadcast_to(saved[:1], (rows, *shape))
+    if (
+        saved.dtype == dtype
+        and shape
+        and saved.ndim > 1
+        and saved.shape[2:] == shape[1:]
+        and saved.shape[0] * saved.shape[1] == rows * shape[0]
+    ):
+        return saved.reshape(rows, *shape)  # a memory split over the devices
+    raise ValueError(
+        f"{where}: {name} is {_describe(saved)} on {len(saved)} devices and cannot be"
+        f" split over {rows} devices with {dtype}{shape} each"
+    )
+
+
+class Checkpoints:
+    """The checkpoints of one run, open for writing.
+
+    Args:
+      workdir: The run's folder.
+      keep: Number of newest checkpoints that `prune` keeps.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2):
+        self.folder = pathlib.Path(workdir).absolute() / FOLDER
+        self.keep = keep
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_names=_ITEMS,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=None, create=True, cleanup_tmp_directories=True
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The newest step that was saved whole, if there is one."""
+        return max(self._manager.all_steps(), default=None)
+
+    def save(self, step: int, state: training.TrainState) -> None:
+        """Writes a checkpoint in the background; atomic; does nothing if it is there.
+
+        Raises:
+          FloatingPointError: If parameters or a memory are not finite, by name.
+        """
+        if step in self._manager.all_steps():
+            return
+        items = _to_host(state)
+        _check_finite(step, items)
+        save = ocp.args.StandardSave
+        arguments = {name: save(item) for name, item in items.items()}
+        self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        self._manager.wait_until_finished()
+
+    def prune(self, best: int | None = None) -> None:
+        """Deletes all but the newest `keep` checkpoints and the best one."""
+        self.wait()
+        steps = sorted(self._manager.all_steps())
+        for step in steps[: -self.keep]:
+            if step != best:
+                self._manager.delete(step)
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def restore(
+        self, template: training.TrainState, num_devices: int
+    ) -> training.TrainState | None:
+        """The newest readable checkpoint as a state like `template`, or None.
+
+        Args:
+          template: From `training.init_state`: gives shapes, types and the device
+            layout.
+          num_devices: Devices of all processes. May differ from the saving run's: a
+            memory is split anew where its total size fits.
+
+        Raises:
+          ValueError: If the checkpoint is of another model or cannot be split over the
+            devices, naming the leaf, what it is and what it must be.
+          RuntimeError: If there are checkpoints and none can be read.
+        """
+        unreadable = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                items = _read(self._manager, self.folder / str(step), step)
+            except Exception as error:  # what a torn folder raises is Orbax's affair
+                logging.error("%s: unreadable: %s", self.folder / str(step), error)
+                unreadable.append(step)
+                continue
+            state = _rebuild(self.folder / str(step), items, template, num_devices)
+            self._set_aside(unreadable)
+            return state
+        if unreadable:
+            raise RuntimeError(f"{self.folder}: none of {unreadable} can be read")
+        return None
+
+    def _set_aside(self, steps: list[int]) -> None:
+        """Moves unreadable steps away, so that they can be written again."""
+        if not steps:
+            return
+        if jax.process_index() == 0:
+            for step in steps:
+                target = self.folder / f"{step}.unreadable"
+                while target.exists():
+                    target = target.with_name(target.name + "+")
+                (self.folder / str(step)).rename(target)
+                logging.warning("moved to %s; going on from an older step", target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("set_aside")
+        self._manager.reload()
+
+
+def _read(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int) -> dict:
+    names = [name for name in _ITEMS if (folder / name).is_dir()]
+    if not {"params", "training"} <= set(names):
+        raise FileNotFoundError(f"{folder} lacks params or training")
+    arguments = {name: ocp.args.StandardRestore() for name in names}
+    restored = manager.restore(step, args=ocp.args.Composite(**arguments))
+    return {name: restored[name] for name in names}
+
+
+def _rebuild(where, items, template, num_devices) -> training.TrainState:
+    """A state in the template's containers and layout, from the read items."""
+
+    def like(name, wanted):
+        saved = _by_name(items.get(name, {}))
+        _match(f"{where}/{name}", saved, _by_name(wanted))
+        return jax.tree_util.tree_map_with_path(lambda path, _: saved[_name(path)], wanted)
+
+    saved = items["training"]
+    num_local = num_devices // jax.process_count()
+    first = num_local * jax.process_index()
+
+    def carry_leaf(path, leaf):
+        name = "carry/" + _name(path)
+        if name not in saved:
+            raise ValueError(f"{where}/training: lacks {name}")
+        rows = _resplit(
+            f"{where}/training",
+            name,
+            saved[name],
+            num_devices,
+            tuple(leaf.shape[1:]),
+            leaf.dtype,
+        )
+        return rows[first : first + num_local]
+
+    rest = {
+        "step": template.step,
+        "key": jax.random.key_data(template.key),
+        "opt_state": template.opt_state,
+    }
+    is_carry = {name for name in saved if name.split("/")[0] == "carry"}
+    plain = {name: leaf for name, leaf in saved.items() if name not in is_carry}
+    _match(f"{where}/training", plain, _by_name(rest))
+    if not np.array_equal(plain["key"], rest["key"]):
+        raise ValueError(f"{where}: was trained with another root key (seed)")
+    state = template._replace(
+        step=plain["step"],
+        params=like("params", template.params),
+        model_state=like("model_state", template.model_state),
+        ema_params=like("ema_params", template.ema_params),
+        opt_state=jax.tree_util.tree_map_with_path(
+            lambda path, _: plain["opt_state/" + _name(path)], template.opt_state
+        ),
+        carry=jax.tree_util.tree_map_with_path(carry_leaf, template.carry),
+    )
+    # Numpy may be aliased by the CPU's arrays, which the update then donates: copy.
+    fresh = jax.tree.map(jnp.array, state._replace(key=None))
+    return training.place(fresh._replace(key=template.key), num_local)
+
+
+def read_config(workdir: str | pathlib.Path) -> ConfigDict:
+    """The config that a run was started with, locked.
+
+    Raises:
+      FileNotFoundError: If `workdir` holds no run.
+    """
+    path = pathlib.Path(workdir) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{workdir} holds no run: {path} is missing")
+    return ConfigDict(json.loads(path.read_text())).lock()
+
+
+def load(
+    workdir: str | pathlib.Path, *, step: int | None = None, ema: bool = False
+) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
+    """A trained model, for scoring and sampling; reads and writes nothing else.
+
+    Args:
+      workdir: The run's folder.
+      step: Which checkpoint; the newest readable one by default.
+      ema: The exponential moving average of the parameters in place of the last ones.
+
+    Returns:
+      `(config, params, model_state)`: the run's locked config, and dicts by network,
+      `params["energy"]` and so on.
+
+    Raises:
+      FileNotFoundError: If there is no run, no checkpoint, or not this step.
+      ValueError: If `ema` is asked of a run that keeps no average.
+      RuntimeError: If there are checkpoints and none can be read.
+    """
+    config = read_config(workdir)
+    folder = pathlib.Path(workdir).absolute() / FOLDER
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{workdir} has no checkpoint yet: {folder} is missing")
+    options = ocp.CheckpointManagerOptions(create=False)
+    manager = ocp.CheckpointManager(folder, item_names=_ITEMS, options=options)
+    try:
+        steps = sorted(manager.all_steps(), reverse=True)
+        if not steps:
+            raise FileNotFoundError(f"{folder} holds no checkpoint")
+        if step is not None and step not in steps:
+            raise FileNotFoundError(f"{folder} holds steps {steps[::-1]}, not {step}")
+        items = None
+        for candidate in steps if step is None else [step]:
+            try:
+                items = _read(manager, folder / str(candidate), candidate)
+                break
+            except Exception as error:
+                logging.error("%s: unreadable: %s", folder / str(candidate), error)
+        if items is None:
+            tried = steps if step is None else [step]
+            raise RuntimeError(f"{folder}: none of {tried} can be read")
+    finally:
+        manager.close()
+    if ema and "ema_params" not in items:
+        raise ValueError(f"{workdir} keeps no moving average: use ema=False")
+    params = items["ema_params" if ema else "params"]
+    as_arrays = jax.tree.map(jnp.asarray, (params, items.get("model_state", {})))
+    return config, *as_arrays

@@ -1,0 +1,233 @@
+"""Images held as one array, and batches of them as a function of the step.
+
+Nothing here has an iterator: `batch(step)` is the same rows whenever and wherever it is
+called, so that a run resumes from the step alone. With several processes each gets its
+own rows of the same global batch.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ebmjax.types import Array, Key
+
+__all__ = [
+    "Images",
+    "add_noise",
+    "dequantize",
+    "epoch_rows",
+    "image_batches",
+    "process_rows",
+    "quantize",
+]
+
+
+class Images(NamedTuple):
+    """A data set of images, in memory.
+
+    Attributes:
+      train: `[n, height, width, channels]`, uint8, values below `num_levels`.
+      held_out: The same, for evaluation only.
+      labels_train: `[n]`, int32, or None where there are none.
+      labels_held_out: The same. Energies are never trained with labels.
+      num_levels: How many values a pixel can take: 256 for bytes.
+    """
+
+    train: np.ndarray
+    held_out: np.ndarray
+    labels_train: np.ndarray | None
+    labels_held_out: np.ndarray | None
+    num_levels: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """`(height, width, channels)`."""
+        return self.train.shape[1:]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes among the training labels."""
+        if self.labels_train is None:
+            raise ValueError("these images have no labels")
+        return int(self.labels_train.max()) + 1
+
+
+def process_rows(size: int) -> slice:
+    """This process's rows of a global batch of `size` rows.
+
+    Raises:
+      ValueError: If the processes cannot share the batch equally.
+    """
+    num_processes = jax.process_count()
+    if size < 1 or size % num_processes:
+        raise ValueError(
+            f"batch size must be a positive multiple of the {num_processes} processes,"
+            f" got {size}"
+        )
+    num_local = size // num_processes
+    first = num_local * jax.process_index()
+    return slice(first, first + num_local)
+
+
+def epoch_rows(key: Key, num_examples: int, size: int) -> Callable[[int], np.ndarray]:
+    """Which examples are in the batch of a step: every one exactly once an epoch.
+
+    The stream of examples is one permutation after the other, epoch `e` in the order of
+    `fold_in(key, e)`, and the batch of step `s` is its places `s * size` to
+    `(s + 1) * size`. Nothing is dropped: where `size` does not divide `num_examples`
+    batches straddle epochs, and only such a batch can hold an example twice.
+
+    Args:
+      key: The order is a function of this key.
+      num_examples: Size of the data set.
+      size: Global batch size.
+
+    Returns:
+      `rows(step) -> [size]`, int64: rows of the data set, the whole global batch. It
+      takes `process_rows(size)` to have those of one process.
+
+    Raises:
+      ValueError: If there are no examples, a batch is empty, or a step is negative.
+    """
+    for name, number in (("num_examples", num_examples), ("size", size)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+
+    @functools.lru_cache(maxsize=2)  # a batch seldom needs more than two epochs
+    def permutation(epoch: int) -> np.ndarray:
+        epoch_key = jax.random.fold_in(key, epoch)
+        return np.asarray(jax.random.permutation(epoch_key, num_examples))
+
+    def rows(step: int) -> np.ndarray:
+        step = int(step)
+        if step < 0:
+            raise ValueError(f"step must not be negative, got {step}")
+        epochs, offsets = np.divmod(step * size + np.arange(size), num_examples)
+        chosen = np.empty_like(offsets)
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            is_here = epochs == epoch
+            chosen[is_here] = permutation(epoch)[offsets[is_here]]
+        return chosen
+
+    return rows
+
+
+def _row_keys(key: Key, num_rows: int, first_row: int) -> Key:
+    """One key for each row of the global batch, whichever process holds it."""
+    rows = first_row + jnp.arange(num_rows, dtype=jnp.uint32)
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+
+
+@functools.partial(jax.jit, static_argnames="num_levels")
+def _dequantize(key, images, num_levels, first_row):
+    def one_image(key, image):
+        # 16 random bits at the middle of their cells, so that 256 levels and the noise
+        # fit in the 24 bits of a float32. With the usual 23 bits the sum rounds up to
+        # the next level now and then, and a white pixel to exactly 1.
+        bits = jax.random.bits(key, image.shape) >> 16
+        uniform = (bits.astype(jnp.float32) + 0.5) * 2.0**-16
+        centred = image.astype(jnp.float32) - 0.5 * num_levels
+        return (centred + uniform) * (2.0 / num_levels)
+
+    keys = _row_keys(key, images.shape[0], first_row)
+    return jax.vmap(one_image)(keys, images)
+
+
+def dequantize(
+    key: Key, images: np.ndarray | Array, num_levels: int, first_row: int = 0
+) -> Array:
+    """Uniform dequantisation, scaled to [-1, 1]: `2 (x + u) / num_levels - 1`.
+
+    `u` is uniform on (0, 1), fresh for every pixel. Level `k` fills the open cell from
+    `2 k / num_levels - 1` to `2 (k + 1) / num_levels - 1`; float32 rounding never
+    carries a value to an edge, so `quantize` gives back the very integers. A density of
+    the result in nats bounds that of the integers: add `log(2 / num_levels)` a pixel.
+
+    Args:
+      key: Key of one step, for instance `fold_in(key, step)`.
+      images: `[n, ...]`, integers from 0 to `num_levels - 1`.
+      num_levels: At most 256.
+      first_row: Place of the first image in the global batch. The noise of an image
+        depends on the key and its place there, not on which process holds it.
+
+    Returns:
+      `[n, ...]`, float32, in (-1, 1).
+
+    Raises:
+      ValueError: If `num_levels` is not from 1 to 256.
+      TypeError: If the images are not integers.
+    """
+    if not 1 <= num_levels <= 256:
+        raise ValueError(f"num_levels must be from 1 to 256, got {num_levels}")
+    if not jnp.issubdtype(images.dtype, jnp.integer):
+        raise TypeError(f"images must be integers, got {images.dtype}")
+    return _dequantize(key, images, num_levels, first_row)
+
+
+def quantize(x: np.ndarray | Array, num_levels: int) -> np.ndarray:
+    """The level whose cell each value of [-1, 1] lies in: `dequantize` undone.
+
+    Values outside the range, as samples may have, go to the nearest level.
+
+    Returns:
+      The same shape, uint8, from 0 to `num_levels - 1`.
+    """
+    if not 1 <= num_levels <= 256:
+        raise ValueError(f"num_levels must be from 1 to 256, got {num_levels}")
+    # In float64: adding 1 to a float32 would round over a cell's edge.
+    levels = np.floor((np.asarray(x, np.float64) + 1) * (num_levels / 2))
+    return np.clip(levels, 0, num_levels - 1).astype(np.uint8)
+
+
+@jax.jit
+def add_noise(key: Key, x: Array, noise_scale: float, first_row: int = 0) -> Array:
+    """`x + noise_scale * n`, `n` standard normal; keyed by row as `dequantize` is."""
+    keys = _row_keys(key, x.shape[0], first_row)
+    noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
+    return x + noise_scale * noise
+
+
+def image_batches(
+    key: Key,
+    images: np.ndarray,
+    size: int,
+    *,
+    num_levels: int,
+    noise_scale: float = 0.0,
+) -> Callable[[int], Array]:
+    """Batches of dequantised images, as a function of the step.
+
+    The order is `epoch_rows`; the dequantisation is drawn anew at every step. Neither
+    depends on the number of processes.
+
+    Args:
+      key: The stream of data; the same for all processes.
+      images: `[n, height, width, channels]`, uint8, held by reference.
+      size: Global batch size.
+      num_levels: See `dequantize`.
+      noise_scale: Standard deviation of normal noise added on top, in units of the
+        scaled data. Values may then leave [-1, 1]; nothing is clipped.
+
+    Returns:
+      `batch(step) -> [size / processes, height, width, channels]`, float32: this
+      process's rows of the global batch.
+    """
+    if noise_scale < 0:
+        raise ValueError(f"noise_scale must not be negative, got {noise_scale}")
+    order_key, dequantize_key, noise_key = jax.random.split(key, 3)
+    rows = epoch_rows(order_key, len(images), size)
+    local = process_rows(size)
+
+    def batch(step):
+        step_key = jax.random.fold_in(dequantize_key, step)
+        x = dequantize(step_key, images[rows(step)[local]], num_levels, local.start)
+        if noise_scale:
+            step_key = jax.random.fold_in(noise_key, step)
+            x = add_noise(step_key, x, noise_scale, local.start)
+        return x
+
+    return batch

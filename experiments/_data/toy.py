@@ -1,0 +1,53 @@
+"""Two-dimensional targets: fresh, exact draws at every step."""
+
+from collections.abc import Callable
+
+import jax
+
+from ebmjax import targets
+from ebmjax.types import Array, Key
+from experiments._data.arrays import process_rows
+
+__all__ = ["TARGETS", "target_batches"]
+
+TARGETS = {
+    factory.__name__: factory
+    for factory in (
+        targets.checkerboard,
+        targets.eight_gaussians,
+        targets.gaussian_mixture,
+        targets.rings,
+        targets.swiss_roll,
+        targets.twenty_five_gaussians,
+        targets.two_moons,
+    )
+}
+
+
+def target_batches(
+    key: Key, target: targets.Target, size: int
+) -> Callable[[int], Array]:
+    """Batches of fresh draws from a target, as a function of the step.
+
+    No draw is ever seen twice. Every process draws the global batch of
+    `fold_in(key, step)` and takes its own rows, so that the numbers do not depend on
+    the number of processes.
+
+    Args:
+      key: The stream of data; the same for all processes.
+      target: What `ebmjax.targets` makes: `target.sample(key, num) -> [num, *event]`.
+      size: Global batch size.
+
+    Returns:
+      `batch(step) -> [size / processes, *event]`: this process's rows.
+    """
+    local = process_rows(size)
+
+    @jax.jit
+    def draw(step_key):
+        return target.sample(step_key, size)[local]
+
+    def batch(step):
+        return draw(jax.random.fold_in(key, step))
+
+    return batch

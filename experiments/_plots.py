@@ -1,0 +1,118 @@
+"""Figures: image grids, densities in the plane, curves. The only user of matplotlib."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def _pyplot():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("figures need matplotlib: pip install matplotlib") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _save(plt, figure, path: pathlib.Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+    plt.close(figure)
+    os.replace(temporary, path)
+
+
+def _tile(images: np.ndarray, columns: int) -> np.ndarray:
+    """`[n, H, W, C]` in [-1, 1] to one picture in [0, 1], a pixel of border between."""
+    images = np.clip((np.asarray(images, np.float32) + 1) / 2, 0, 1)
+    num, height, width, channels = images.shape
+    rows = -(-num // columns)
+    picture = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, channels))
+    for index, image in enumerate(images):
+        top = index // columns * (height + 1) + 1
+        left = index % columns * (width + 1) + 1
+        picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def image_grid(
+    path: pathlib.Path, images: np.ndarray, *, columns: int, title: str = ""
+) -> None:
+    """A grid of images `[n, H, W, C]` in [-1, 1], row by row."""
+    image_panels(path, {title: images}, columns=columns)
+
+
+def image_panels(
+    path: pathlib.Path, panels: Mapping[str, np.ndarray], *, columns: int
+) -> None:
+    """Grids of images one below another, each under its title."""
+    plt = _pyplot()
+    pictures = {title: _tile(images, columns) for title, images in panels.items()}
+    heights = [picture.shape[0] / picture.shape[1] for picture in pictures.values()]
+    width = 8.0
+    figure, axes = plt.subplots(
+        len(pictures),
+        1,
+        figsize=(width, width * sum(heights) + 0.35 * len(pictures)),
+        gridspec_kw={"height_ratios": heights},
+        squeeze=False,
+    )
+    for axis, (title, picture) in zip(axes[:, 0], pictures.items(), strict=True):
+        axis.imshow(
+            picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
+        )
+        axis.set_title(title, fontsize=9, loc="left")
+        axis.axis("off")
+    _save(plt, figure, path)
+
+
+def densities(
+    path: pathlib.Path, panels: Mapping[str, np.ndarray], *, bounds: Sequence[float]
+) -> None:
+    """Densities on one square grid side by side.
+
+    Args:
+      path: Of the PNG.
+      panels: Title -> `[n, n]` with the first coordinate along the first axis.
+      bounds: `(low, high)` of both coordinates.
+    """
+    plt = _pyplot()
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(3 * len(panels), 3.3), squeeze=False
+    )
+    for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
+        axis.imshow(
+            np.asarray(values).T,
+            origin="lower",
+            extent=[*bounds, *bounds],
+            cmap="magma",
+        )
+        axis.set_title(title, fontsize=9)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    _save(plt, figure, path)
+
+
+def curves(
+    path: pathlib.Path,
+    panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
+    *,
+    x_label: str,
+) -> None:
+    """Line plots side by side: title -> label -> (x, y)."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(4 * len(panels), 3), squeeze=False
+    )
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for label, (x, y) in lines.items():
+            axis.plot(x, y, label=label, linewidth=1)
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel(x_label, fontsize=8)
+        axis.tick_params(labelsize=7)
+        if len(lines) > 1:
+            axis.legend(fontsize=7)
+    _save(plt, figure, path)

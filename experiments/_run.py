@@ -1,0 +1,559 @@
+"""The loop, the log, the config guard and the command line; knows no method.
+
+The same command starts, resumes and evaluates: see `run`.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from ml_collections import ConfigDict
+
+from ebmjax import training
+from ebmjax.types import Array, Key
+from experiments._checkpoint import CONFIG, Checkpoints
+
+METRICS = "metrics.jsonl"
+
+
+class Keys(NamedTuple):
+    """Streams of randomness; a new draw in one moves no other."""
+
+    params: Key
+    train: Key
+    data: Key
+    evaluation: Key
+
+
+class Experiment(NamedTuple):
+    """What a paper's file hands to the loop.
+
+    Attributes:
+      players: Player name -> `training.Player`.
+      params: Network name -> initial parameters.
+      batch: `batch(step) -> [rows, *event]`, this process's rows for all microbatches
+        of the step, `data.batch_size` of all processes together for each.
+      evaluate: `evaluate(state, key, directory) -> scalars`; `state` holds numpy
+        arrays (and no key), figures go to `directory`.
+      model_state: `"<network>_state"` -> mutable collections.
+    """
+
+    players: Mapping[str, training.Player]
+    params: dict[str, Any]
+    batch: Callable[[int], np.ndarray | Array]
+    evaluate: Callable[[training.TrainState, Key, pathlib.Path], dict[str, float]]
+    model_state: dict[str, Any] = {}
+
+
+def make_keys(seed: int) -> Keys:
+    return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
+
+
+def construct(section: Mapping[str, Any], constructors: Mapping[str, Callable], *args):
+    """Calls the constructor that `section.name` names with the section's other keys.
+
+    Raises:
+      ValueError: If the name is unknown, or the section does not fit the constructor.
+    """
+    options = dict(section)
+    name = options.pop("name")
+    if name not in constructors:
+        raise ValueError(f"name must be one of {sorted(constructors)}, got {name!r}")
+    try:
+        return constructors[name](*args, **options)
+    except TypeError as error:
+        raise ValueError(f"section {name!r} does not fit: {error}") from error
+
+
+def schedule(
+    *,
+    start: float,
+    final: float | None = None,
+    warmup_steps: int = 0,
+    decay: str = "cosine",
+    decay_start: int = 0,
+    decay_steps: int = 0,
+) -> optax.Schedule:
+    """A number as a function of the update count.
+
+    Rises linearly from 0 to `start` in `warmup_steps`, stays, and from `decay_start` on
+    falls to `final` in `decay_steps`, where it remains. All lengths are given in
+    updates, none is derived from the run's length: a longer run goes on as it was.
+
+    Args:
+      start: The value before the decay.
+      final: The value after it; `start` by default.
+      warmup_steps: Length of the rise; 0 for none.
+      decay: `"cosine"`, `"linear"` or `"exponential"`.
+      decay_start: Count at which the decay begins.
+      decay_steps: Its length; 0 for no decay.
+    """
+    if decay not in ("cosine", "linear", "exponential"):
+        raise ValueError(
+            f"decay must be 'cosine', 'linear' or 'exponential', got {decay!r}"
+        )
+    for name, value in (
+        ("warmup_steps", warmup_steps),
+        ("decay_start", decay_start),
+        ("decay_steps", decay_steps),
+    ):
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+    final = start if final is None else final
+    if decay == "exponential" and not (start > 0 and final > 0):
+        raise ValueError(f"exponential decay needs positive ends, got {start}, {final}")
+
+    def value(count):
+        progress = jnp.clip((count - decay_start) / max(decay_steps, 1), 0.0, 1.0)
+        if decay_steps == 0:
+            level = jnp.float32(start)
+        elif decay == "exponential":
+            level = start * (final / start) ** progress
+        else:
+            if decay == "cosine":
+                progress = 0.5 * (1.0 - jnp.cos(jnp.pi * progress))
+            level = start + (final - start) * progress
+        return level * jnp.minimum(1.0, (count + 1) / (warmup_steps + 1))
+
+    return value
+
+
+def make_optimizer(section: Mapping[str, Any]) -> optax.GradientTransformation:
+    """An optimizer from a config section.
+
+    Keys: `name` ("adam" or "sgd"), `learning_rate` (a section of `schedule`),
+    `gradient_clip` (largest global norm of the gradient; 0 for none), and what the
+    optax constructor of that name takes.
+    """
+    options = dict(section)
+    rate = schedule(**options.pop("learning_rate"))
+    clip = options.pop("gradient_clip", 0.0)
+    if not clip >= 0:
+        raise ValueError(f"gradient_clip must not be negative, got {clip}")
+    optimizers = {"adam": optax.adam, "adamw": optax.adamw, "sgd": optax.sgd}
+    optimizer = construct(options, optimizers, rate)
+    if clip > 0:
+        optimizer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
+    return optimizer
+
+
+# --- workdir -----------------------------------------------------------------------
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def guard_config(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Claims an empty workdir; refuses one that holds another run.
+
+    Only `train.num_steps` may change between two starts of one run.
+
+    Raises:
+      ValueError: With every difference, old -> new.
+    """
+    path = workdir / CONFIG
+    text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    if path.is_file():
+        old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+        missing = "(absent)"
+        changed = [
+            f"  {key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}"
+            for key in sorted(set(old) | set(new))
+            if old.get(key, missing) != new.get(key, missing)
+            and key != "train.num_steps"
+        ]
+        if changed:
+            raise ValueError("\n".join([f"{workdir} holds another run:", *changed]))
+    if jax.process_index() == 0:
+        write_atomically(path, text)
+
+
+class _Log:
+    """`metrics.jsonl`, a line of progress, and TensorBoard's event files."""
+
+    def __init__(self, workdir: pathlib.Path, num_steps: int):
+        self._path = workdir / METRICS
+        self._num_steps = num_steps
+        self._is_first = jax.process_index() == 0
+        self._events = None
+        self._workdir = workdir
+
+    def rewind(self, step: int) -> list[dict]:
+        """Drops what is after `step`, and a torn last line; returns what stays.
+
+        A killed run has written lines of steps that are now trained again.
+        """
+        lines = []
+        if self._path.is_file():
+            for text in self._path.read_text().splitlines():
+                try:
+                    lines.append(json.loads(text))
+                except json.JSONDecodeError:
+                    continue  # the process was killed while it wrote this line
+        lines = [line for line in lines if line["step"] <= step]
+        if self._is_first:
+            self._rewrite(lines)
+            self._open_events(step)
+        return lines
+
+    def _rewrite(self, lines: list[dict]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(self._path, text)
+
+    def _open_events(self, step: int) -> None:
+        try:
+            from tensorboardX import SummaryWriter
+        except ImportError:
+            logging.warning("no TensorBoard event files: pip install tensorboardX")
+            return
+        folder = str(self._workdir / "tensorboard")
+        self._events = SummaryWriter(folder, purge_step=step + 1)
+
+    def write(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
+        if not self._is_first:
+            return
+        line = {"kind": kind, "step": step, **scalars}
+        with self._path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._events is not None:
+            for name, value in scalars.items():
+                self._events.add_scalar(f"{kind}/{name}", value, step)
+
+    def replace_evaluation(self, step: int) -> None:
+        """Drops an earlier evaluation of this step, which is about to be repeated."""
+        if self._is_first and self._path.is_file():
+            lines = [json.loads(text) for text in self._path.read_text().splitlines()]
+            kept = [x for x in lines if (x["kind"], x["step"]) != ("eval", step)]
+            self._rewrite(kept)
+
+    def progress(self, step: int, scalars: Mapping[str, float]) -> None:
+        if not self._is_first:
+            return
+        parts = [f"step {step}/{self._num_steps}"]
+        parts += [f"{k} {v:.4g}" for k, v in scalars.items() if k.endswith("/loss")]
+        if rate := scalars.get("steps_per_second"):
+            minutes, seconds = divmod(int((self._num_steps - step) / rate), 60)
+            parts.append(f"{rate:.2f} steps/s  {minutes}:{seconds:02d} left")
+        print("  ".join(parts), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._events.close()
+
+
+def _fetch(tree) -> dict[str, float]:
+    return {name: float(value) for name, value in jax.device_get(tree).items()}
+
+
+def _check_finite(step: int, scalars: Mapping[str, float]) -> None:
+    for name, value in scalars.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"step {step}: {name} is {value}; the last good checkpoint is kept"
+            )
+
+
+# --- the loop ----------------------------------------------------------------------
+
+
+def _is_due(step: int, every: int, num_steps: int) -> bool:
+    return step == num_steps or (every > 0 and step % every == 0)
+
+
+def _check(config: ConfigDict) -> None:
+    """What no constructor would find before work is lost."""
+    for name in ("num_steps", "log_every", "eval_every", "checkpoint_every"):
+        value = config.train[name]
+        if not isinstance(value, int) or value < 0:
+            raise ValueError(f"train.{name} must be a whole number >= 0, got {value!r}")
+    if config.train.keep < 1:
+        raise ValueError(f"train.keep must be at least 1, got {config.train.keep}")
+    size, num_devices = config.data.batch_size, jax.device_count()
+    if size < 1 or size % num_devices:
+        raise ValueError(
+            f"data.batch_size must be a positive multiple of the {num_devices} devices,"
+            f" got {size}"
+        )
+
+
+def _lay_out(batch, num_local: int, num_microbatches: int):
+    """`[rows, *event]` to `[devices, microbatches, size, *event]`."""
+    size = batch.shape[0] // (num_local * num_microbatches)
+    batch = batch.reshape(num_microbatches, num_local, size, *batch.shape[1:])
+    return batch.swapaxes(0, 1)
+
+
+_SIGNALS = []
+"""Signals received in the current run. A handler has no other way to speak."""
+
+
+@contextlib.contextmanager
+def _catching_sigterm():
+    """Turns SIGTERM into an entry of `_SIGNALS`, so that the step is finished."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or jax.process_count() > 1:
+        yield
+        return
+    _SIGNALS.clear()
+    handler = lambda number, frame: _SIGNALS.append(number)  # noqa: E731
+    previous = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _stop_requested() -> Callable[[int], bool]:
+    """A function of the step: whether the machine is about to be taken away."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        # All processes must stop at the same step, which only JAX can arrange.
+        return multihost_utils.reached_preemption_sync_point
+    return lambda step: bool(_SIGNALS)
+
+
+def run(
+    build: Callable[[ConfigDict, Keys], Experiment],
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    evaluate_only: bool = False,
+) -> dict[str, float]:
+    """Starts, resumes, or (when all is trained) only evaluates a run.
+
+    Randomness and data are functions of the step, so that a run that was stopped
+    anywhere and started again ends bitwise where it would have ended.
+
+    Args:
+      build: Makes the `Experiment`; called once.
+      config: With `seed`, `data.batch_size` (of all devices), `ema_decay` and `train`:
+        `num_steps`, `log_every`, `eval_every`, `checkpoint_every` (in steps; 0 for
+        never, the last step saves and evaluates all the same), `keep` (newest
+        checkpoints), `best` (the evaluation's scalar whose lowest checkpoint is kept
+        too; "" for none).
+      workdir: Made if missing. Holds one run.
+      evaluate_only: Trains nothing; evaluates the newest checkpoint.
+
+    Returns:
+      The scalars of the last evaluation; empty if the run was preempted.
+
+    Raises:
+      ValueError: If `workdir` holds another run or the config cannot work.
+      FloatingPointError: When a metric is not finite, after it is written.
+      FileNotFoundError: If there is nothing to evaluate.
+    """
+    workdir = pathlib.Path(workdir)
+    _check(config)
+    num_devices, num_local = jax.device_count(), jax.local_device_count()
+    keys = make_keys(config.seed)
+    experiment = build(config, keys)
+    if evaluate_only and not (workdir / CONFIG).is_file():
+        raise FileNotFoundError(f"{workdir} holds no run to evaluate")
+    workdir.mkdir(parents=True, exist_ok=True)
+    guard_config(config, workdir)
+    figures = workdir / "figures"
+    figures.mkdir(exist_ok=True)
+
+    ema_decay = config.ema_decay or None
+    state = training.init_state(
+        experiment.players,
+        experiment.params,
+        keys.train,
+        num_devices,
+        model_state=experiment.model_state,
+        ema_decay=ema_decay,
+    )
+    checkpoints = Checkpoints(workdir, keep=config.train.keep)
+    restored = checkpoints.restore(state, num_devices)
+    if evaluate_only and restored is None:
+        raise FileNotFoundError(f"{workdir} holds no checkpoint to evaluate")
+    state = state if restored is None else restored
+    step, num_steps = int(state.step), config.train.num_steps
+    log = _Log(workdir, num_steps)
+    try:
+        lines = log.rewind(step)
+        evaluated = {line["step"]: line for line in lines if line["kind"] == "eval"}
+
+        def evaluate(step, state):
+            start = time.perf_counter()
+            key = jax.random.fold_in(keys.evaluation, step)
+            on_host = jax.device_get(state._replace(key=None))
+            # Every process evaluates, so that none waits long in a collective; the
+            # first one's figures are kept.
+            with tempfile.TemporaryDirectory() as elsewhere:
+                is_first = jax.process_index() == 0
+                directory = figures if is_first else pathlib.Path(elsewhere)
+                scalars = experiment.evaluate(on_host, key, directory)
+            scalars = {name: float(value) for name, value in scalars.items()}
+            log.replace_evaluation(step)
+            seconds = {"evaluation_seconds": time.perf_counter() - start}
+            log.write("eval", step, scalars | seconds)
+            _check_finite(step, scalars)
+            evaluated[step] = scalars
+            return scalars
+
+        def best():
+            name = config.train.best
+            known = {k: v[name] for k, v in evaluated.items() if name in v}
+            return min(known, key=known.get) if known else None
+
+        if evaluate_only or step >= num_steps:
+            return evaluate(step, state)
+        if 0 < step and _is_due(step, config.train.eval_every, num_steps):
+            if step not in evaluated:  # killed between the checkpoint and this
+                evaluate(step, state)
+        with _catching_sigterm():
+            return _train(
+                experiment, config, state, num_local, checkpoints, log, evaluate, best
+            )
+    finally:
+        log.close()
+        checkpoints.close()
+
+
+def _train(experiment, config, state, num_local, checkpoints, log, evaluate, best):
+    train, players = config.train, experiment.players
+    update = training.pmap_update(players, ema_decay=config.ema_decay or None)
+    num_microbatches = sum(player.num_updates for player in players.values())
+    rows = config.data.batch_size // jax.process_count() * num_microbatches
+    is_cpu = jax.default_backend() == "cpu"
+    is_stopping = _stop_requested()
+
+    def fetch_batch(step):
+        batch = experiment.batch(step)
+        if batch.shape[0] != rows:
+            raise ValueError(
+                f"batch({step}) must have {rows} rows, got {batch.shape[0]}"
+            )
+        return _lay_out(batch, num_local, num_microbatches)
+
+    step = int(state.step)
+    batch = fetch_batch(step)
+    last_time, last_step, scalars, result = None, step, {}, {}
+    while step < train.num_steps:
+        state, scalars = update(state, batch)
+        step += 1
+        if step < train.num_steps:
+            batch = fetch_batch(step)  # while the devices work
+        if is_cpu:
+            # Forced host devices deadlock when steps are issued without waiting.
+            jax.block_until_ready(state.step)
+        if last_time is None:  # the first step compiles
+            jax.block_until_ready(state.step)
+            last_time, last_step = time.perf_counter(), step
+        is_last = step == train.num_steps
+        stops = is_stopping(step)
+        is_saving = stops or _is_due(step, train.checkpoint_every, train.num_steps)
+        is_logging = _is_due(step, train.log_every, train.num_steps)
+        if is_saving or is_logging:
+            values = _fetch(scalars)
+            if is_logging or not all(map(math.isfinite, values.values())):
+                now = time.perf_counter()
+                clock = {}
+                if step > last_step:
+                    rate = (step - last_step) / (now - last_time)
+                    examples = rate * config.data.batch_size * num_microbatches
+                    clock = {"steps_per_second": rate, "examples_per_second": examples}
+                log.write("train", step, values | clock)
+                log.progress(step, values | clock)
+                last_time, last_step = now, step
+            _check_finite(step, values)
+        if is_saving:
+            checkpoints.save(step, state)
+        if stops and not is_last:
+            checkpoints.wait()
+            logging.warning("preempted: saved step %d; the same command goes on", step)
+            return {}
+        if _is_due(step, train.eval_every, train.num_steps):
+            if is_last:
+                checkpoints.wait()
+            result = evaluate(step, state)
+            last_time = time.perf_counter()  # evaluation is not training time
+            last_step = step
+        if is_saving:
+            checkpoints.prune(best())
+    checkpoints.wait()
+    return result
+
+
+# --- command line ------------------------------------------------------------------
+
+
+def main(build: Callable[[ConfigDict, Keys], Experiment], file: str) -> None:
+    """The command line of an experiment's file.
+
+    Flags: `--workdir`, `--config=file.py:preset` with dotted overrides,
+    `--evaluate_only`, and `--distributed` for several processes.
+    """
+    # XLA reads it when it makes its first client: see tests/conftest.py.
+    os.environ.setdefault("PJRT_NPROC", "32")
+    from absl import app, flags
+    from ml_collections import config_flags
+
+    # Inside a function: config_flags imports the experiment's file a second time.
+    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    flags.DEFINE_bool("evaluate_only", False, "Evaluate the newest checkpoint.")
+    flags.DEFINE_string(
+        "distributed",
+        None,
+        "Several processes: 'auto' where the cluster tells, or"
+        " 'host:port,num_processes,process_id'.",
+    )
+    config_flags.DEFINE_config_file("config", os.path.abspath(file), lock_config=True)
+
+    def start(argv):
+        if len(argv) > 1:
+            raise app.UsageError(f"unknown argument: {argv[1:]}")
+        values = flags.FLAGS
+        logging.set_verbosity(logging.WARNING)
+        if values.distributed:
+            _join(values.distributed)
+        scalars = run(
+            build, values.config, values.workdir, evaluate_only=values.evaluate_only
+        )
+        for name, value in scalars.items():
+            print(f"{name}: {value:.6g}")
+
+    app.run(start)
+
+
+def _join(where: str) -> None:
+    if where == "auto":
+        jax.distributed.initialize()
+        return
+    parts = where.split(",")
+    if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
+        sys.exit(
+            "--distributed must be 'auto' or 'host:port,num_processes,process_id',"
+            f" got {where!r}"
+        )
+    jax.distributed.initialize(parts[0], int(parts[1]), int(parts[2]))

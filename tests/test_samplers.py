@@ -1,0 +1,534 @@
+"""Samplers: their laws are wrong, or exact, by exactly what theory says."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from cases import NOT_SAMPLERS, SAMPLERS, STANDARD
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from ebmjax import energies, samplers
+from ebmjax.samplers import base
+
+partial = functools.partial
+
+
+def test_every_public_sampler_has_a_case():
+    factories = {name for name in samplers.__all__ if name.islower()}
+    assert factories - NOT_SAMPLERS == set(SAMPLERS)
+
+
+# --- laws --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.25])
+@pytest.mark.parametrize("step_size", [0.1, 0.8])
+def test_langevin_is_biased_exactly_as_theory_says(step_size, temperature):
+    """On x^2 / 2 the move is an AR(1): x' = (1 - h) x + sqrt(2 h T) n.
+
+    Its stationary variance is T / (1 - h / 2), not T. A test that only asked for "about
+    T" would pass with a wrong factor of two in the noise at small h.
+    """
+    num_chains, num_steps = 20_000, 100  # (1 - h)^100 < 3e-5
+    sampler = samplers.langevin(step_size=step_size, temperature=temperature)
+    state, _ = samplers.sample_chains(
+        sampler, STANDARD, jax.random.key(0), jnp.zeros(num_chains), num_steps
+    )
+    expected = temperature / (1.0 - step_size / 2.0)
+    # A sample variance of N normals has relative standard error sqrt(2 / N).
+    np.testing.assert_allclose(
+        jnp.var(state.position), expected, rtol=5.0 * (2.0 / num_chains) ** 0.5
+    )
+
+
+def test_langevin_follows_its_transient_move_by_move():
+    """The two-constant form x - a grad E + b n by the documented conversion.
+
+    On E = (x - 1)^2 * 0.4 with a = 0.5, b = 0.3 the mean after k moves from 0 is
+    1 - 0.6^k and the variance b^2 (1 - 0.36^k) / (1 - 0.36).
+    """
+    a, b, num_chains = 0.5, 0.3, 20_000
+    sampler = samplers.langevin(step_size=a, temperature=b**2 / (2 * a))
+    energy_fn = partial(energies.gaussian, {"mean": 1.0, "precision": 0.8})
+    _, positions = samplers.sample_chains(
+        sampler,
+        energy_fn,
+        jax.random.key(1),
+        jnp.zeros(num_chains),
+        4,
+        collect=lambda state, info: state.position,
+    )
+    k = np.arange(1, 5)
+    variances = b**2 * (1 - 0.36**k) / (1 - 0.36)
+    errors = 5 * np.sqrt(variances / num_chains)
+    assert (np.abs(positions.mean(1) - (1 - 0.6**k)) < errors).all()
+    np.testing.assert_allclose(
+        positions.var(1), variances, rtol=5 * (2 / num_chains) ** 0.5
+    )
+
+
+def test_langevin_without_temperature_is_gradient_descent():
+    sampler = samplers.langevin(step_size=0.25, temperature=0.0)
+    state, info = samplers.sample_chain(
+        sampler, STANDARD, jax.random.key(0), jnp.array([16.0, -16.0]), 2
+    )
+    np.testing.assert_allclose(state.position, [9.0, -9.0])
+    np.testing.assert_allclose(info.energy, [144.0, 81.0])
+    np.testing.assert_allclose(
+        info.gradient_norm, np.sqrt(2) * np.array([12.0, 9.0]), rtol=1e-6
+    )
+
+
+def test_clips_are_elementwise_and_projection_comes_last():
+    options = {"step_size": 1.0, "temperature": 0.0}
+    x = jnp.array([5.0, 0.3, -5.0])
+
+    def after_one_move(**more):
+        sampler = samplers.langevin(**options, **more)
+        state, _ = samplers.sample_chain(sampler, STANDARD, jax.random.key(0), x, 1)
+        return state
+
+    clipped = after_one_move(gradient_clip=1.0)
+    np.testing.assert_allclose(clipped.position, [4.0, 0.0, -4.0])
+    np.testing.assert_allclose(clipped.gradient, clipped.position)  # cached unclipped
+    within = after_one_move(gradient_clip=1.0, position_clip=2.0)
+    np.testing.assert_allclose(within.position, [2.0, 0.0, -2.0])
+    pair = after_one_move(gradient_clip=1.0, position_clip=(-1.0, 3.0))
+    np.testing.assert_allclose(pair.position, [3.0, 0.0, -1.0])
+    projected = after_one_move(
+        gradient_clip=1.0, position_clip=2.0, project=lambda x: 10 * x
+    )
+    np.testing.assert_allclose(projected.position, [20.0, 0.0, -20.0])
+
+
+@pytest.mark.parametrize(
+    "dimension, step_size", [(2, 0.5), (2, 1.3), (8, 0.6), (128, 0.2)]
+)
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_mala_is_exact_and_accepts_as_theory_says(dimension, step_size, temperature):
+    """On a standard normal the log ratio is (h / 4) (|x|^2 - |y|^2) / T.
+
+    That is a difference of two independent chi-squares with weights the eigenvalues of
+    [[1 - a^2, -a b], [-a b, -b^2]], a = 1 - h, b^2 = 2 h, of trace -h^2 and determinant
+    -2 h. A reversible move accepts with twice the probability that the ratio exceeds 1,
+    which is a tail of Fisher's F with (d, d) degrees of freedom.
+    """
+    num_chains, num_steps = 4_000, 30
+    h = step_size
+    root = np.sqrt(h**4 + 8 * h)
+    expected = 2 * scipy.stats.f(dimension, dimension).sf((root + h**2) / (root - h**2))
+
+    sampler = samplers.mala(step_size=step_size, temperature=temperature)
+    start_key, key = jax.random.split(jax.random.key(2))
+    # Begun in equilibrium, so that nothing but an error of the move can show.
+    x = temperature**0.5 * jax.random.normal(start_key, (num_chains, dimension))
+    state, info = samplers.sample_chains(sampler, STANDARD, key, x, num_steps)
+
+    # Chains are independent; their mean acceptances give the standard error.
+    rates = info.acceptance_rate.mean(0)
+    error = 5 * rates.std() / num_chains**0.5
+    np.testing.assert_allclose(rates.mean(), expected, atol=error)
+    accepted = info.is_accepted.mean(0)
+    error = 5 * accepted.std() / num_chains**0.5
+    np.testing.assert_allclose(accepted.mean(), expected, atol=error)
+    # |x|^2 / T is chi-square with d degrees of freedom: mean d, variance 2 d; its mean
+    # over chains has the standard error below, its variance about sqrt(2 + 12/d) / N^.5.
+    squares = np.asarray((state.position**2).sum(1) / temperature)
+    error = 5 * (2 * dimension / num_chains) ** 0.5
+    np.testing.assert_allclose(squares.mean(), dimension, atol=error)
+    error = 5 * ((2 + 12 / dimension) / num_chains) ** 0.5
+    np.testing.assert_allclose(squares.var(), 2 * dimension, rtol=error)
+
+
+def test_mala_forgets_a_start_far_away_and_matches_a_skewed_law():
+    """E(x) = exp(x) - x, whose exp is a log-gamma law: mean digamma(1), var pi^2 / 6."""
+    num_chains = 10_000
+    sampler = samplers.mala(step_size=0.7)
+    state, info = samplers.sample_chains(
+        sampler,
+        lambda x: jnp.exp(x) - x,
+        jax.random.key(3),
+        jnp.full(num_chains, 2.0),
+        400,
+    )
+    assert 0.2 < info.is_accepted.mean() < 0.9
+    # Kolmogorov-Smirnov against the exact law: a wrong one fails far below this.
+    p_value = scipy.stats.kstest(np.asarray(state.position), "loggamma", (1.0,)).pvalue
+    assert p_value > 1e-4
+
+
+def test_mala_refuses_infinite_energy_and_shows_nan():
+    """Outside of |x| < 1 the first energy is infinite, the second NaN."""
+    sampler = samplers.mala(step_size=4.0)
+    x = jnp.zeros(500)
+
+    def run(outside):
+        energy_fn = lambda x: jnp.where(jnp.abs(x) < 1, 0.0, outside)  # noqa: E731
+        return samplers.sample_chains(sampler, energy_fn, jax.random.key(0), x, 5)
+
+    state, info = run(jnp.inf)
+    assert (jnp.abs(state.position) < 1).all()
+    assert (info.acceptance_rate == info.is_accepted).all()  # 0 or 1 on a flat energy
+    state, info = run(jnp.nan)
+    assert (jnp.abs(state.position) < 1).all()
+    assert jnp.isnan(info.acceptance_rate).any()
+    assert (~info.is_accepted[jnp.isnan(info.acceptance_rate)]).all()
+
+
+def test_langevin_shows_a_nan_in_its_own_chain_only():
+    energy_fn = lambda x: jnp.where(x > 100, jnp.nan, 0.5) * x**2  # noqa: E731
+    sampler = samplers.langevin(step_size=0.1)
+    x = jnp.array([0.0, 1000.0, 0.0])
+    state, info = samplers.sample_chains(sampler, energy_fn, jax.random.key(0), x, 3)
+    np.testing.assert_array_equal(jnp.isnan(state.position), [False, True, False])
+    np.testing.assert_array_equal(jnp.isnan(info.energy[-1]), [False, True, False])
+
+
+# --- contract ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_the_state_caches_belongs_to_where_the_state_is(name):
+    sampler = SAMPLERS[name]()
+    x = jax.random.normal(jax.random.key(1), (200, 3))
+    state, info = samplers.sample_chains(sampler, STANDARD, jax.random.key(0), x, 5)
+    fresh = jax.vmap(partial(sampler.init, STANDARD))(state.position)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    close(state.energy, fresh.energy)
+    close(state.gradient, fresh.gradient)
+    if hasattr(info, "is_accepted"):  # both branches were really taken
+        assert 0.05 < info.is_accepted.mean() < 0.95
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_move_costs_one_gradient_and_the_start_one(name):
+    """Counted at run time, by a callback in the energy's gradient."""
+    count = []
+
+    @jax.custom_vjp
+    def energy_fn(x):
+        return 0.5 * jnp.sum(x**2)
+
+    def backward(x, g):
+        jax.debug.callback(lambda: count.append(1))
+        return (g * x,)
+
+    energy_fn.defvjp(lambda x: (energy_fn(x), x), backward)
+    sampler = SAMPLERS[name]()
+    state, _ = samplers.sample_chain(
+        sampler, energy_fn, jax.random.key(0), jnp.ones(3), 7
+    )
+    jax.block_until_ready(state)
+    jax.effects_barrier()
+    assert len(count) == 8
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_energy_is_traced_twice_and_not_again_for_new_parameters(name):
+    traces = []
+
+    def energy(params, x):
+        traces.append(1)
+        return 0.5 * jnp.sum(params * x**2)
+
+    sampler, x = SAMPLERS[name](), jnp.ones((10, 3))
+    for scale in (1.0, 2.0):
+        energy_fn = partial(energy, jnp.full(3, scale))
+        samplers.sample_chains(sampler, energy_fn, jax.random.key(0), x, 5)
+    assert len(traces) == 2  # once in init, once in step
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_new_parameters_are_really_used(name):
+    sampler, x = SAMPLERS[name](), jnp.ones((10, 3))
+    energy = lambda params, x: 0.5 * jnp.sum(params * x**2)  # noqa: E731
+    ends = [
+        samplers.sample_chains(
+            sampler, partial(energy, jnp.full(3, scale)), jax.random.key(0), x, 1
+        )[0]
+        for scale in (1.0, 2.0)
+    ]
+    np.testing.assert_allclose(
+        ends[1].energy, (ends[1].position ** 2).sum(1), rtol=1e-6
+    )
+    assert (ends[0].position != ends[1].position).any()
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_no_key_is_used_twice(name):
+    with jax.debug_key_reuse(True):
+        samplers.sample_chains(
+            SAMPLERS[name](), STANDARD, jax.random.key(0), jnp.ones((5, 2)), 3
+        )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_chain_and_every_move_has_noise_of_its_own(name):
+    """From one point, accepted displacements are all distinct."""
+    sampler = SAMPLERS[name]()
+    _, positions = samplers.sample_chains(
+        sampler,
+        lambda x: 0.0 * x,
+        jax.random.key(0),
+        jnp.zeros(300),
+        4,
+        collect=lambda state, info: state.position,
+    )
+    steps = np.diff(np.concatenate([np.zeros((1, 300)), positions]), axis=0)
+    assert len(np.unique(steps)) == steps.size
+
+
+# --- sample_chains -----------------------------------------------------------------
+
+
+def test_sample_chain_is_the_sampler_move_by_move():
+    sampler, key, x = samplers.langevin(step_size=0.2), jax.random.key(4), jnp.ones(3)
+    state, infos = samplers.sample_chain(sampler, STANDARD, key, x, 3)
+    expected = sampler.init(STANDARD, x)
+    for step in range(3):
+        step_key = jax.random.fold_in(key, step)
+        expected, info = sampler.step(STANDARD, step_key, expected)
+    np.testing.assert_allclose(state.position, expected.position, rtol=1e-6)
+    np.testing.assert_allclose(infos.energy[-1], info.energy, rtol=1e-6)
+
+
+def test_numbers_depend_on_nothing_but_key_chain_and_move():
+    """Fewer chains, thinning, burn-in and collecting change no number."""
+    sampler, key = samplers.mala(step_size=0.9), jax.random.key(5)
+    x = jax.random.normal(jax.random.key(6), (3 * base.BLOCK + 5, 2))
+    run = partial(samplers.sample_chains, sampler, STANDARD, key)
+    collect = lambda state, info: state.position  # noqa: E731
+    state, positions = run(x, 11, collect=collect)
+    fewer, _ = run(x[:70], 11)
+    np.testing.assert_array_equal(state.position[:70], fewer.position)
+    same, kept = run(x, 11, num_burn_in=2, thin=4, collect=collect)
+    np.testing.assert_array_equal(state.position, same.position)
+    np.testing.assert_array_equal(positions[jnp.array([5, 9])], kept)
+    last, means = run(x, 11, num_burn_in=2, thin=4, collect=None)
+    np.testing.assert_array_equal(state.position, last.position)
+    _, infos = run(x, 11)
+    np.testing.assert_allclose(
+        means.acceptance_rate, infos.acceptance_rate[jnp.array([5, 9])].mean(0), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("num_devices", [2, 8])
+def test_numbers_are_the_same_on_any_number_of_devices(num_devices):
+    sampler, key = samplers.mala(step_size=0.9), jax.random.key(7)
+    x = jax.random.normal(jax.random.key(8), (8 * 24, 5))
+    alone, info = samplers.sample_chains(sampler, STANDARD, key, x, 10)
+    mesh = Mesh(jax.devices()[:num_devices], ("chains",))
+    sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("chains")))
+    state, spread = samplers.sample_chains(sampler, STANDARD, key, sharded, 10)
+    assert len(state.position.sharding.device_set) == num_devices
+    np.testing.assert_array_equal(alone.position, state.position)
+    np.testing.assert_array_equal(info.is_accepted, spread.is_accepted)
+
+
+def test_no_moves_leave_the_start_and_collect_nothing():
+    x = jnp.arange(6.0).reshape(3, 2)
+    run = partial(
+        samplers.sample_chains, SAMPLERS["langevin"](), STANDARD, jax.random.key(0), x, 0
+    )
+    state, infos = run()
+    np.testing.assert_array_equal(state.position, x)
+    assert infos.energy.shape == (0, 3)
+
+
+def test_the_streaming_mean_loses_nothing_in_long_runs():
+    """20,000 equal terms: a float32 sum would have lost the last digits."""
+    sampler = samplers.langevin(step_size=1e-3, temperature=0.0)
+    _, means = samplers.sample_chains(
+        sampler,
+        lambda x: jnp.float32(16.1) + 0.0 * x,
+        jax.random.key(0),
+        jnp.zeros(2),
+        20_000,
+        collect=None,
+    )
+    np.testing.assert_allclose(means.energy, 16.1, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_steps": -1}, "num_steps must be at least 0, got -1"),
+        ({"thin": 0}, "thin must be at least 1, got 0"),
+        ({"num_burn_in": 9}, "num_burn_in must be at most num_steps = 5, got 9"),
+        ({"x": jnp.zeros(())}, r"x must be floating-point \[chains"),
+        ({"x": jnp.zeros((4, 2), int)}, "x must be floating-point.*int32"),
+        ({"key": jax.random.PRNGKey(0)}, "key must be a typed key.*uint32"),
+        ({"energy_fn": lambda x: x}, r"must return a scalar.*\(2,\).*got shape \(2,\)"),
+    ],
+)
+def test_sample_chains_names_what_is_wrong(options, message):
+    arguments = {
+        "sampler": SAMPLERS["langevin"](),
+        "energy_fn": STANDARD,
+        "key": jax.random.key(0),
+        "x": jnp.zeros((4, 2)),
+        "num_steps": 5,
+    }
+    with pytest.raises(ValueError, match=message):
+        samplers.sample_chains(**arguments | options)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: samplers.langevin(step_size=0.0), "step_size must be positive, got 0"),
+        (lambda: samplers.langevin(step_size=float("nan")), "step_size must be positive"),
+        (
+            lambda: samplers.langevin(step_size=1.0, temperature=-1.0),
+            "temperature must not be negative, got -1",
+        ),
+        (
+            lambda: samplers.langevin(step_size=1.0, position_clip=(1.0, -1.0)),
+            "position_clip must be",
+        ),
+        (
+            lambda: samplers.langevin(step_size=1.0, gradient_clip=-1.0),
+            "gradient_clip must be positive",
+        ),
+        (lambda: samplers.mala(step_size=-1.0), "step_size must be positive"),
+        (
+            lambda: samplers.mala(step_size=1.0, temperature=0.0),
+            "temperature must be positive",
+        ),
+    ],
+)
+def test_samplers_refuse_hyper_parameters_that_make_no_sense(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+# --- the chain as a generator ------------------------------------------------------
+
+
+def _network_energy(activation):
+    """Two random layers; piecewise linear for a leaky ReLU."""
+    w1 = jax.random.normal(jax.random.key(10), (6, 16)) / 6**0.5
+    w2 = jax.random.normal(jax.random.key(11), (16, 16)) / 4
+    w3 = jax.random.normal(jax.random.key(12), (16,)) / 4
+
+    def energy_fn(x):
+        return activation(activation(x @ w1) @ w2) @ w3
+
+    return energy_fn
+
+
+LEAKY = _network_energy(partial(jax.nn.leaky_relu, negative_slope=0.2))
+SMOOTH = _network_energy(jax.nn.silu)
+
+
+def test_the_chain_of_a_piecewise_linear_energy_has_the_identity_for_jacobian():
+    """Every move is x + constant + noise where the energy is linear; 0.35 is typical of
+    a smooth activation."""
+    sampler = samplers.langevin(step_size=0.1, temperature=5e-5)
+    z = jax.random.uniform(jax.random.key(1), (6,), minval=-1.0)
+
+    def jacobian(energy_fn, kind):
+        generate = samplers.chain_generator(sampler, energy_fn, 20, jacobian=kind)
+        return jax.jacrev(partial(generate, jax.random.key(0)))(z)
+
+    np.testing.assert_allclose(jacobian(LEAKY, "autodiff"), np.eye(6), atol=1e-6)
+    np.testing.assert_array_equal(jacobian(LEAKY, "identity"), np.eye(6))
+    np.testing.assert_array_equal(jacobian(SMOOTH, "identity"), np.eye(6))
+    assert np.abs(jacobian(SMOOTH, "autodiff") - np.eye(6)).max() > 0.05
+
+
+def test_a_generator_is_the_chain_with_the_same_key():
+    sampler = samplers.langevin(step_size=0.1)
+    z, key = jnp.ones(6), jax.random.key(3)
+    expected, _ = samplers.sample_chain(sampler, SMOOTH, key, z, 9)
+    for kind in ("autodiff", "identity"):
+        generate = samplers.chain_generator(sampler, SMOOTH, 9, jacobian=kind)
+        np.testing.assert_allclose(generate(key, z), expected.position, rtol=1e-5)
+
+
+def test_the_jacobian_of_a_linear_chain_is_this_number():
+    """On |x|^2 / 2 a move multiplies by 1 - h: dx/dz = 0.9^5."""
+    generate = samplers.chain_generator(samplers.langevin(step_size=0.1), STANDARD, 5)
+    got = jax.jacrev(partial(generate, jax.random.key(0)))(jnp.ones(2))
+    np.testing.assert_allclose(got, 0.9**5 * np.eye(2), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["autodiff", "identity"])
+def test_inversion_finds_the_beginning_of_what_a_chain_made(kind):
+    """A linear energy shifts z by a constant and by noise: the residual halves a step."""
+    energy_fn = lambda x: x @ jnp.arange(6.0)  # noqa: E731
+    sampler = samplers.langevin(step_size=0.05, temperature=1.0)
+    generate = samplers.chain_generator(sampler, energy_fn, 10, jacobian=kind)
+    key = jax.random.key(5)
+    truth = jax.random.uniform(jax.random.key(6), (4, 6), minval=-1.0)
+    target = jax.vmap(generate)(jax.random.split(key, 4), truth)
+    z, losses = samplers.invert_chain(
+        generate, key, jnp.zeros((4, 6)), target, num_iterations=30, step_size=0.25
+    )
+    np.testing.assert_allclose(z, truth, atol=1e-5)
+    # Down to float32's resolution of positions of order 1: 1e-14 for a square.
+    np.testing.assert_allclose(losses[1:9], losses[:8] / 4, rtol=1e-2)
+
+
+def test_inversion_returns_the_best_beginning_it_visited():
+    """On a piecewise linear energy the loss jumps; the last step is not the best."""
+    sampler = samplers.langevin(step_size=0.5, temperature=5e-5)
+    generate = samplers.chain_generator(sampler, LEAKY, 10, jacobian="identity")
+    key, target = jax.random.key(5), jnp.full((32, 6), 0.3)
+    z, losses = samplers.invert_chain(
+        generate, key, jnp.zeros((32, 6)), target, num_iterations=40, step_size=0.4
+    )
+    ends = jax.vmap(generate)(jax.random.split(key, 32), z)
+    reached = ((ends - target) ** 2).sum(1)
+    np.testing.assert_allclose(reached, losses.min(0), rtol=1e-4, atol=1e-9)
+    assert (reached < losses[-1]).any()
+
+
+def test_inversion_of_a_linear_chain_contracts_as_theory_says():
+    """x = c z without noise: the residual shrinks by 1 - 2 eta c^2 a step."""
+    sampler = samplers.langevin(step_size=0.1, temperature=0.0)
+    generate = samplers.chain_generator(sampler, STANDARD, 5)
+    c, eta = 0.9**5, 0.3
+    _, losses = samplers.invert_chain(
+        generate,
+        jax.random.key(0),
+        jnp.zeros((1, 2)),
+        jnp.ones((1, 2)),
+        num_iterations=6,
+        step_size=eta,
+    )
+    expected = 2.0 * (1 - 2 * eta * c**2) ** (2 * np.arange(6))
+    np.testing.assert_allclose(losses[:, 0], expected, rtol=1e-4)
+
+
+def test_inversion_moves_only_what_is_observed():
+    sampler = samplers.langevin(step_size=0.05, temperature=5e-5)
+    generate = samplers.chain_generator(sampler, LEAKY, 3, jacobian="identity")
+    mask = jnp.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    z0 = jax.random.uniform(jax.random.key(1), (2, 6), minval=-1.0)
+    z, losses = samplers.invert_chain(
+        generate,
+        jax.random.key(0),
+        z0,
+        0.5 * jnp.stack([mask, mask]),
+        num_iterations=30,
+        step_size=0.25,
+        observe=lambda x: x * mask,
+        project=lambda z: jnp.clip(z, -1, 1),
+    )
+    np.testing.assert_array_equal(z[:, 3:], z0[:, 3:])
+    assert (losses[-1] < 1e-3).all()
+
+
+def test_inversion_names_what_is_wrong():
+    generate = samplers.chain_generator(SAMPLERS["langevin"](), STANDARD, 2)
+    run = partial(samplers.invert_chain, generate, jax.random.key(0), jnp.zeros((2, 3)))
+    with pytest.raises(ValueError, match=r"\(2, 3\), got \(2, 4\)"):
+        run(jnp.zeros((2, 4)), num_iterations=1, step_size=0.1)
+    with pytest.raises(ValueError, match="step_size must be positive"):
+        run(jnp.zeros((2, 3)), num_iterations=1, step_size=0.0)
+    with pytest.raises(ValueError, match="jacobian must be.*'exact'"):
+        samplers.chain_generator(SAMPLERS["langevin"](), STANDARD, 2, jacobian="exact")

@@ -1,0 +1,330 @@
+"""The one update: players, devices, memories, averages."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from cases import GAUSSIAN_PARAMS, OBJECTIVES
+
+from ebmjax import training
+from ebmjax.objectives import Aux, Objective, stateless
+from ebmjax.training import AXES, Player
+from ebmjax.types import DEVICE
+
+
+def quadratic(params, key, batch):
+    """Mean of (w - x)^2 / 2: gradient w - mean x."""
+    return 0.5 * jnp.mean((params["energy"]["w"] - batch) ** 2), {"seen": batch.mean()}
+
+
+def one_player(loss=quadratic, rate=1.0, **options):
+    return {"energy": Player(("energy",), stateless(loss), optax.sgd(rate), **options)}
+
+
+def w(value):
+    return {"energy": {"w": jnp.array(value)}}
+
+
+def under_vmap(players, **options):
+    """The same update without pmap: refuses what is not replicated."""
+    return jax.vmap(
+        training.make_update(players, **options),
+        axis_name=DEVICE,
+        in_axes=(AXES, 0),
+        out_axes=(AXES, None),
+    )
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 8])
+def test_a_step_is_gradient_descent_on_the_mean_over_all_devices(num_devices):
+    """From w = 10 with rate 1 one step lands on the mean of all rows."""
+    rows = jnp.arange(16.0) ** 2  # unequal means on the devices
+    players = one_player()
+    state = training.init_state(players, w(10.0), jax.random.key(0), num_devices)
+    state, scalars = training.pmap_update(players)(
+        state, rows.reshape(num_devices, 1, -1)
+    )
+    np.testing.assert_allclose(state.params["energy"]["w"], rows.mean(), rtol=1e-6)
+    np.testing.assert_allclose(scalars["energy/seen"], rows.mean(), rtol=1e-6)
+    np.testing.assert_allclose(
+        scalars["energy/params_gradient_norm"], rows.mean() - 10.0, rtol=1e-6
+    )
+    assert state.params["energy"]["w"].shape == ()  # no device axis
+    assert int(state.step) == 1
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_replicated_state_stays_replicated(name):
+    """vmap refuses an unmapped output that depends on the mapped axis; pmap does not: it
+    would return one device's value and let the others drift. A forgotten pmean fails
+    here."""
+    players = {"energy": Player(("energy",), OBJECTIVES[name](), optax.adam(0.1))}
+    state = training.init_state(
+        players, GAUSSIAN_PARAMS, jax.random.key(0), 8, ema_decay=0.9
+    )
+    update = under_vmap(players, ema_decay=0.9)
+    jax.eval_shape(update, state, jnp.ones((8, 1, 4, 2)))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_devices_copy_of_the_parameters_is_the_same(name):
+    players = {"energy": Player(("energy",), OBJECTIVES[name](), optax.adam(0.1))}
+    state = training.init_state(players, GAUSSIAN_PARAMS, jax.random.key(0), 8)
+    update = training.pmap_update(players)
+    for step in range(3):
+        batch = jax.random.normal(jax.random.key(step), (8, 1, 4, 2))
+        state, _ = update(state, batch)
+        jax.block_until_ready(state.step)
+    for leaf in jax.tree.leaves((state.params, state.opt_state)):
+        copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(copies) == 8
+        for copy in copies:
+            np.testing.assert_array_equal(copy, copies[0])
+
+
+def test_vmap_and_pmap_give_the_same_numbers():
+    """Another number of devices would not: each has a key of its own."""
+    players = {
+        "energy": Player(
+            ("energy",), OBJECTIVES["contrastive_divergence, replay"](), optax.sgd(0.1)
+        )
+    }
+    batch = jax.random.normal(jax.random.key(3), (4, 1, 8, 2))
+    ends = []
+    for update in (training.pmap_update(players), jax.jit(under_vmap(players))):
+        state = training.init_state(players, GAUSSIAN_PARAMS, jax.random.key(0), 4)
+        for _ in range(3):
+            state, scalars = update(state, batch)
+            jax.block_until_ready(state.step)
+        ends.append((jax.device_get(state._replace(key=None)), scalars))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *ends)
+
+
+def keys_seen(num_devices, num_steps):
+    """The key that each inner update of each player saw, through a metric."""
+    seen = []
+
+    def spy(params, key, batch, carry):
+        jax.debug.callback(lambda data: seen.append(tuple(data)), jax.random.key_data(key))
+        loss = sum(jnp.sum(p["w"]) for p in params.values())
+        return loss, Aux(carry)
+
+    objective = Objective(lambda key: (), spy)
+    players = {
+        "a": Player(("a",), objective, optax.sgd(0.1), num_updates=3),
+        "b": Player(("b",), objective, optax.sgd(0.1)),
+    }
+    params = {name: {"w": jnp.zeros(2)} for name in "ab"}
+    state = training.init_state(players, params, jax.random.key(0), num_devices)
+    update = training.pmap_update(players)
+    for _ in range(num_steps):
+        state, _ = update(state, jnp.zeros((num_devices, 4, 2)))
+        jax.block_until_ready(state.step)
+    jax.effects_barrier()
+    return seen
+
+
+def test_every_device_step_player_and_inner_update_has_a_key_of_its_own():
+    seen = keys_seen(num_devices=2, num_steps=3)
+    assert len(seen) == 2 * 3 * 4
+    assert len(set(seen)) == len(seen)
+
+
+def test_players_take_turns_and_see_each_others_moves():
+    """a moves first to its batch's mean, twice; b then follows where a is."""
+
+    def follow(params, key, batch):
+        target = jax.lax.stop_gradient(params["a"]["w"])
+        return 0.5 * (params["b"]["w"] - target) ** 2 + 0.0 * batch.sum(), {}
+
+    def to_data(params, key, batch):
+        return 0.5 * jnp.mean((params["a"]["w"] - batch) ** 2), {}
+
+    players = {
+        "a": Player(("a",), stateless(to_data), optax.sgd(0.5), num_updates=2),
+        "b": Player(("b",), stateless(follow), optax.sgd(1.0)),
+    }
+    params = {name: {"w": jnp.array(0.0)} for name in "ab"}
+    state = training.init_state(players, params, jax.random.key(0), 1)
+    batch = jnp.array([4.0, 8.0, 1000.0])[:, None] * jnp.ones(5)  # b's is not a's
+    state, scalars = training.pmap_update(players)(state, batch[None])
+    np.testing.assert_allclose(state.params["a"]["w"], 5.0)  # 0 -> 2 -> 5
+    np.testing.assert_allclose(state.params["b"]["w"], 5.0)
+    # Mean over the inner updates: 4^2 / 2 and 6^2 / 2.
+    np.testing.assert_allclose(scalars["a/loss"], 13.0)
+
+
+def test_a_player_leaves_the_others_networks_alone():
+    def both(params, key, batch):
+        return params["a"]["w"] * params["b"]["w"], {}
+
+    players = {"a": Player(("a",), stateless(both), optax.sgd(1.0))}
+    params = {name: {"w": jnp.array(2.0)} for name in "ab"}
+    state = training.init_state(players, params, jax.random.key(0), 1)
+    state, _ = training.pmap_update(players)(state, jnp.zeros((1, 1, 1)))
+    assert float(state.params["a"]["w"]) == 0.0
+    assert float(state.params["b"]["w"]) == 2.0
+
+
+def test_a_warm_up_with_fewer_players_keeps_the_others_state():
+    players = one_player() | {
+        "late": Player(("late",), stateless(lambda p, k, b: (0.0, {})), optax.adam(1.0))
+    }
+    params = w(1.0) | {"late": {"w": jnp.array(3.0)}}
+    state = training.init_state(players, params, jax.random.key(0), 1)
+    warm_up = training.pmap_update({"energy": players["energy"]})
+    state, _ = warm_up(state, jnp.zeros((1, 1, 4)))
+    assert set(state.opt_state) == set(state.carry) == {"energy", "late"}
+    assert float(state.params["late"]["w"]) == 3.0
+
+
+def test_the_moving_average_is_this_number():
+    """w goes 8 -> 4 -> 2 with decay 0.5: average 8 -> 6 -> 4."""
+    players = one_player(rate=0.5)
+    for given in (0.5, None):  # begun by init_state, or by the first update
+        state = training.init_state(
+            players, w(8.0), jax.random.key(0), 1, ema_decay=given
+        )
+        update = training.pmap_update(players, ema_decay=0.5)
+        for expected in (6.0, 4.0):
+            state, _ = update(state, jnp.zeros((1, 1, 4)))
+            assert float(state.ema_params["energy"]["w"]) == expected
+    state = training.init_state(players, w(8.0), jax.random.key(0), 1)
+    state, _ = training.pmap_update(players)(state, jnp.zeros((1, 1, 4)))
+    assert state.ema_params is None
+
+
+def test_memories_have_a_device_axis_and_differ_between_devices():
+    objective = OBJECTIVES["contrastive_divergence, replay"]()
+    players = {"energy": Player(("energy",), objective, optax.sgd(0.1))}
+    state = training.init_state(players, GAUSSIAN_PARAMS, jax.random.key(0), 8)
+    memory = state.carry["energy"].memory
+    assert memory.shape == (8, 32, 2)
+    assert len(np.unique(memory)) == memory.size
+    assert len(memory.sharding.device_set) == 8
+
+
+def test_the_callers_parameters_survive_donation():
+    params, players = w(3.0), one_player()
+    state = training.init_state(players, params, jax.random.key(0), 2, ema_decay=0.5)
+    first = state
+    training.pmap_update(players, ema_decay=0.5)(state, jnp.zeros((2, 1, 4)))
+    assert float(params["energy"]["w"]) == 3.0
+    assert first.params["energy"]["w"].is_deleted()  # and the state was donated
+
+
+class BatchNormed(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        h = nn.Dense(4, use_bias=False)(x)
+        norm = nn.BatchNorm(use_running_average=not train, axis_name=("batch", DEVICE))
+        return nn.Dense(1)(norm(h))[0]
+
+
+def test_model_state_is_renewed_and_does_not_depend_on_the_number_of_devices():
+    """Batch statistics are over the batch of all devices together."""
+    module = BatchNormed()
+    variables = module.init(jax.random.key(0), jnp.zeros(3))
+    params = {"energy": variables["params"]}
+    model_state = {"energy_state": {"batch_stats": variables["batch_stats"]}}
+
+    def loss(params, key, batch, carry):
+        def one(x):
+            found = {"params": params["energy"], **params["energy_state"]}
+            return module.apply(found, x, train=True, mutable="batch_stats")
+
+        value, state = jax.vmap(one, axis_name="batch", out_axes=(0, None))(batch)
+        return (value**2).mean(), Aux(carry, {}, {"energy_state": state})
+
+    objective = Objective(lambda key: (), loss)
+    players = {"energy": Player(("energy",), objective, optax.sgd(0.1), num_updates=2)}
+    rows = jax.random.normal(jax.random.key(1), (2, 32, 3))
+    ends = []
+    for num_devices in (1, 2, 8):
+        state = training.init_state(
+            players, params, jax.random.key(0), num_devices, model_state=model_state
+        )
+        batch = rows.reshape(2, num_devices, -1, 3).swapaxes(0, 1)
+        state, _ = training.pmap_update(players)(state, batch)
+        ends.append(jax.device_get((state.params, state.model_state)))
+        under_vmap(players)  # and it traces: nothing unreplicated
+    for end in ends[1:]:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ends[0], end)
+    # Two updates with momentum 0.99 of the layer's input, whose kernel moves little.
+    kernel = variables["params"]["Dense_0"]["kernel"]
+    mean = np.asarray((rows[0] @ kernel).mean(0))
+    stats = ends[0][1]["energy_state"]["batch_stats"]["BatchNorm_0"]["mean"]
+    second = (stats - 0.99 * 0.01 * mean) / 0.01
+    np.testing.assert_allclose(second, (rows[1] @ kernel).mean(0), atol=0.15)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: training.init_state(
+                {"energy": Player(("energy", "log_partition"), None, None)},
+                w(0.0),
+                jax.random.key(0),
+                1,
+            ),
+            r"player 'energy' trains \['log_partition'\], which params lacks",
+        ),
+        (
+            lambda: training.init_state(
+                one_player(num_updates=0), w(0.0), jax.random.key(0), 1
+            ),
+            "num_updates of at least 1, got 0",
+        ),
+        (
+            lambda: training.init_state(one_player(), w(0.0), jax.random.key(0), 0),
+            "num_devices must be a positive multiple of the 1 processes, got 0",
+        ),
+        (
+            lambda: training.init_state(
+                one_player(), w(0.0), jax.random.key(0), 1, model_state=w(0.0)
+            ),
+            r"\['energy'\] are in both params and model_state",
+        ),
+        (lambda: training.make_update(one_player(), ema_decay=1.0), r"in \[0, 1\)"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def run_once(players, batch, **options):
+    state = training.init_state(players, w(0.0), jax.random.key(0), 1, **options)
+    return training.pmap_update(players)(state, batch)
+
+
+def test_what_cannot_work_at_trace_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"2 microbatches for players \['energy'\].*\(3, 4\)"):
+        run_once(one_player(num_updates=2), jnp.zeros((1, 3, 4)))
+    with pytest.raises(ValueError, match="ema_params, but the update has no ema_decay"):
+        run_once(one_player(), jnp.zeros((1, 1, 4)), ema_decay=0.5)
+    vector = lambda params, key, batch: (0.0 * batch.sum(), {"v": batch})  # noqa: E731
+    with pytest.raises(ValueError, match=r"metric 'v' must be a scalar, got shape \(4,\)"):
+        run_once(one_player(vector), jnp.zeros((1, 1, 4)))
+
+    def renews(params, key, batch, carry):
+        return 0.0 * batch.sum(), Aux(carry, {}, {"energy_state": {"v": batch.sum()}})
+
+    players = {"energy": Player(("energy",), Objective(lambda k: (), renews), optax.sgd(1))}
+    with pytest.raises(ValueError, match=r"renews model state 'energy_state'.*has \[\]"):
+        run_once(players, jnp.zeros((1, 1, 4)))
+    with pytest.raises(ValueError, match="with another structure"):
+        run_once(
+            players, jnp.zeros((1, 1, 4)), model_state={"energy_state": {"u": jnp.zeros(())}}
+        )
+
+
+def test_a_nan_reaches_the_metrics():
+    state, scalars = run_once(one_player(), jnp.full((1, 1, 4), jnp.nan))
+    assert np.isnan(scalars["energy/loss"])
+    assert np.isnan(scalars["energy/params_gradient_norm"])

@@ -227,7 +227,9 @@ def _rebuild(where, items, template, num_devices) -> training.TrainState:
     def like(name, wanted):
         saved = _by_name(items.get(name, {}))
         _match(f"{where}/{name}", saved, _by_name(wanted))
-        return jax.tree_util.tree_map_with_path(lambda path, _: saved[_name(path)], wanted)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: saved[_name(path)], wanted
+        )
 
     saved = items["training"]
     num_local = num_devices // jax.process_count()

@@ -161,14 +161,15 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested sections as one dict: dotted path -> value."""
+    found = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
 def guard_config(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -182,7 +183,7 @@ def guard_config(config: ConfigDict, workdir: pathlib.Path) -> None:
     path = workdir / CONFIG
     text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
     if path.is_file():
-        old, new = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+        old, new = flat(json.loads(path.read_text())), flat(json.loads(text))
         missing = "(absent)"
         changed = [
             f"  {key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}"
@@ -508,12 +509,40 @@ def _train(experiment, config, state, num_local, checkpoints, log, evaluate, bes
 # --- command line ------------------------------------------------------------------
 
 
-def main(build: Callable[[ConfigDict, Keys], Experiment], file: str) -> None:
-    """The command line of an experiment's file.
+def main(
+    build: Callable[[ConfigDict, Keys], Experiment], file: str, sweep=None
+) -> None:
+    """The command line of a paper's file.
 
     Flags: `--workdir`, `--config=file.py:preset` with dotted overrides,
-    `--evaluate_only`, and `--distributed` for several processes.
+    `--evaluate_only`, `--sweep`, and `--distributed` for several processes.
+
+    Args:
+      build: As for `run`.
+      file: The paper's `__file__`, which has `get_config`.
+      sweep: `sweep(build, config, workdir)`, what `--sweep` runs; None refuses it.
     """
+    from absl import app, flags
+
+    flags.DEFINE_bool("evaluate_only", False, "Evaluate the newest checkpoint.")
+    flags.DEFINE_bool("sweep", False, "Run the file's table of small runs instead.")
+
+    def start(config, workdir):
+        values = flags.FLAGS
+        if values.sweep:
+            if sweep is None:
+                raise app.UsageError(f"{file} has no sweep")
+            sweep(build, config, workdir)
+            return
+        scalars = run(build, config, workdir, evaluate_only=values.evaluate_only)
+        for name, value in scalars.items():
+            print(f"{name}: {value:.6g}")
+
+    command_line(start, file)
+
+
+def command_line(start: Callable[[ConfigDict, str], Any], file: str) -> None:
+    """Parses `--workdir`, `--config` and `--distributed`; calls `start`."""
     # XLA reads it when it makes its first client: see tests/conftest.py.
     os.environ.setdefault("PJRT_NPROC", "32")
     from absl import app, flags
@@ -521,7 +550,6 @@ def main(build: Callable[[ConfigDict, Keys], Experiment], file: str) -> None:
 
     # Inside a function: config_flags imports the experiment's file a second time.
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    flags.DEFINE_bool("evaluate_only", False, "Evaluate the newest checkpoint.")
     flags.DEFINE_string(
         "distributed",
         None,
@@ -530,20 +558,15 @@ def main(build: Callable[[ConfigDict, Keys], Experiment], file: str) -> None:
     )
     config_flags.DEFINE_config_file("config", os.path.abspath(file), lock_config=True)
 
-    def start(argv):
+    def begin(argv):
         if len(argv) > 1:
             raise app.UsageError(f"unknown argument: {argv[1:]}")
-        values = flags.FLAGS
         logging.set_verbosity(logging.WARNING)
-        if values.distributed:
-            _join(values.distributed)
-        scalars = run(
-            build, values.config, values.workdir, evaluate_only=values.evaluate_only
-        )
-        for name, value in scalars.items():
-            print(f"{name}: {value:.6g}")
+        if flags.FLAGS.distributed:
+            _join(flags.FLAGS.distributed)
+        start(flags.FLAGS.config, flags.FLAGS.workdir)
 
-    app.run(start)
+    app.run(begin)
 
 
 def _join(where: str) -> None:

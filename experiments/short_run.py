@@ -26,7 +26,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ebmjax import networks, objectives, samplers, starts, targets, training
-from experiments import _classifier, _data, _plots, _run
+from experiments import (
+    _classifier,
+    _data,
+    _detection,
+    _plane,
+    _plots,
+    _run,
+    _sweep,
+)
 
 NETWORKS = {
     "short_run": networks.short_run_energy,
@@ -51,7 +59,10 @@ SWEEP = {
         for num_steps, noise in ((5, 0.05), (10, 0.025), (20, 0.01), (40, 0.01))
     },
     **{
-        f"noise={noise}": {"data_noise.final": noise, "data_noise.start": max(noise, 0.1)}
+        f"noise={noise}": {
+            "data_noise.final": noise,
+            "data_noise.start": max(noise, 0.1),
+        }
         for noise in (0.4, 0.2, 0.1, 0.05, 0.01)
     },
     **{f"width={width}": {"network.width": width} for width in (8, 16, 32, 64)},
@@ -322,7 +333,7 @@ STARTS = {
 }
 
 
-def _model(config: ConfigDict, event_shape: tuple[int, ...]):
+def make_model(config: ConfigDict, event_shape: tuple[int, ...]):
     """Network, sampler and the law of the noise: all that sampling needs."""
     network = _run.construct(config.network, NETWORKS, event_shape)
     sampler = _run.construct(config.sampler, SAMPLERS)
@@ -342,10 +353,8 @@ def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
         batch = _data.image_batches(
             keys.data, data.train, config.data.batch_size, num_levels=data.num_levels
         )
-    network, sampler, draw_noise = _model(config, event_shape)
-    start_section = {
-        k: v for k, v in config.start.items() if k not in ("law", "scale")
-    }
+    network, sampler, draw_noise = make_model(config, event_shape)
+    start_section = {k: v for k, v in config.start.items() if k not in ("law", "scale")}
     objective = objectives.contrastive_divergence(
         network,
         sampler=sampler,
@@ -401,72 +410,49 @@ def _evaluated(state: training.TrainState):
 def _evaluate_toy(config, target, network, sampler, draw_noise, evaluation_key):
     """Short-run samples, long-run samples and `exp(-E / temperature)` against data."""
     del evaluation_key
-    section = config.evaluation
-    low, high, num_bins = -section.bound, section.bound, section.num_bins
-    # Four cells of the grid a bin and side, for the integral over a bin.
-    edges = np.linspace(low, high, num_bins + 1)
-    fine = np.linspace(low, high, 4 * num_bins, endpoint=False) + (high - low) / (
-        8 * num_bins
-    )
-    points = jnp.stack(jnp.meshgrid(fine, fine, indexing="ij"), -1).reshape(-1, 2)
-    temperature = config.sampler.temperature
-
-    def binned(density):
-        density = np.asarray(density, np.float64).reshape(num_bins, 4, num_bins, 4)
-        return density.sum((1, 3)) / density.sum()
-
-    def histogram(x):
-        counts, _, _ = np.histogram2d(*np.asarray(x).T, bins=(edges, edges))
-        return counts / len(x)  # what lies outside is missing from the sum
-
-    def distance(a, b):
-        """Total variation, mass outside of the grid counted as misplaced."""
-        return 0.5 * (np.abs(a - b).sum() + abs(a.sum() - b.sum()))
-
-    @jax.jit
-    def normalized(params):
-        energies = jax.vmap(functools.partial(network.apply, params))(points)
-        return jax.nn.softmax(-energies / temperature)
-
-    truth = np.asarray(jax.nn.softmax(-jax.vmap(target.energy_fn)(points)))
+    section, temperature = config.evaluation, config.sampler.temperature
+    grid = _plane.plane(section.bound, section.num_bins)
+    truth = grid.probabilities(target.energy_fn)
 
     def evaluate(state, key, directory):
-        params = _evaluated(state)
-        data_key, start_key, sample_key, long_key = jax.random.split(key, 4)
-        energy_fn = functools.partial(network.apply, params)
+        data_key, start_key, short_key, long_key = jax.random.split(key, 4)
+        energy_fn = functools.partial(network.apply, _evaluated(state))
 
         def chains(key, num, num_steps):
             z = draw_noise(jax.random.fold_in(start_key, num_steps), (num, 2))
-            return samplers.sample_chains(
+            state, _ = samplers.sample_chains(
                 sampler, energy_fn, key, z, num_steps, collect=None
-            )[0].position
+            )
+            return grid.histogram(state.position)
 
-        short = chains(sample_key, section.num_samples, section.num_steps)
-        density = np.asarray(normalized(params), np.float64)
+        density = grid.probabilities(lambda x: energy_fn(x) / temperature)
         draws = target.sample(data_key, section.num_samples)
         panels = {
-            "data": binned(truth),
-            f"{section.num_steps} moves": histogram(short),
-            "exp(-E / T) / Z": binned(density),
+            "data": grid.binned(truth),
+            f"{section.num_steps} moves": chains(
+                short_key, section.num_samples, section.num_steps
+            ),
+            "exp(-E / T) / Z": grid.binned(density),
+            f"{section.long_run_steps} moves": chains(
+                long_key, section.num_long_run, section.long_run_steps
+            ),
         }
-        if section.long_run_steps:
-            long = chains(long_key, section.num_long_run, section.long_run_steps)
-            panels[f"{section.long_run_steps} moves"] = histogram(long)
-        _plots.densities(directory / "densities.png", panels, bounds=(low, high))
-        log_ratio = np.log(np.maximum(truth, 1e-300)) - np.log(
-            np.maximum(density, 1e-300)
+        _plots.densities(
+            directory / "densities.png", panels, bounds=(-section.bound, section.bound)
         )
-        scalars = {
-            "samples_total_variation": distance(histogram(short), binned(truth)),
-            "data_total_variation": distance(histogram(draws), binned(truth)),
-            "density_total_variation": distance(binned(density), binned(truth)),
-            "density_kl": float((truth * log_ratio).sum()),  # nats, KL(data || model)
+        data, short, model, long = panels.values()
+        return {
+            "samples_total_variation": _plane.total_variation(short, data),
+            "density_total_variation": _plane.total_variation(model, data),
+            "long_run_total_variation": _plane.total_variation(long, data),
+            # What as many exact draws would have, for comparison.
+            "data_total_variation": _plane.total_variation(grid.histogram(draws), data),
+            # Nats, KL(data || density), with the density kept off zero by one part in
+            # 1e12 of the grid: a cold one underflows, and infinity would stop the run.
+            "density_kl": _plane.kl_divergence(
+                truth, (density + 1e-12) / (1 + 1e-12 * density.size)
+            ),
         }
-        if section.long_run_steps:
-            scalars["long_run_total_variation"] = distance(
-                histogram(long), binned(truth)
-            )
-        return scalars
 
     return evaluate
 
@@ -516,9 +502,13 @@ def _evaluate_images(config, data, network, sampler, draw_noise, evaluation_key)
             num_steps=section.classifier_steps,
         )
 
-    @functools.cache
-    def out_of_distribution():
-        return _out_of_distribution(config, data, train, reference_key)
+    foreign = _detection.foreign_images(
+        reference_key,
+        section.out_of_distribution,
+        train,
+        data_dir=config.data.get("data_dir") or None,
+        download=config.data.get("download", False),
+    )
 
     def generator(params):
         energy_fn = functools.partial(network.apply, params)
@@ -566,6 +556,16 @@ def _evaluate_images(config, data, network, sampler, draw_noise, evaluation_key)
         keys = jax.random.split(noise_key, len(z))
         return jax.vmap(generate)(keys, z), losses.mean(1)
 
+    @jax.jit
+    def batched_energy(params, x):
+        return jax.vmap(functools.partial(network.apply, params))(x)
+
+    def energies_in_chunks(params, x):
+        chunks = np.split(
+            np.asarray(x), range(section.chunk_size, len(x), section.chunk_size)
+        )
+        return np.concatenate([np.asarray(batched_energy(params, x)) for x in chunks])
+
     def evaluate(state, key, directory):
         params = _evaluated(state)
         energy_fn = functools.partial(network.apply, params)
@@ -586,9 +586,13 @@ def _evaluate_images(config, data, network, sampler, draw_noise, evaluation_key)
 
         # Samples, in chunks that fit.
         samples, infos = [], []
-        num_chunks = -(-max(section.num_samples, section.num_shown) // section.chunk_size)
+        num_chunks = -(
+            -max(section.num_samples, section.num_shown) // section.chunk_size
+        )
         for chunk in range(num_chunks):
-            chunk_keys = [jax.random.fold_in(keys[k], chunk) for k in ("start", "samples")]
+            chunk_keys = [
+                jax.random.fold_in(keys[k], chunk) for k in ("start", "samples")
+            ]
             z = draw_noise(chunk_keys[0], (section.chunk_size, *shape))
             final, info = samplers.sample_chains(
                 sampler, energy_fn, chunk_keys[1], z, num_steps, collect=None
@@ -602,13 +606,12 @@ def _evaluate_images(config, data, network, sampler, draw_noise, evaluation_key)
             columns=int(np.ceil(section.num_shown**0.5)),
             title=f"samples after {num_steps} moves from noise",
         )
-        batched_energy = jax.jit(jax.vmap(energy_fn))
-        energies_data = np.asarray(batched_energy(held_out[: section.chunk_size]))
-        energies_model = np.asarray(batched_energy(samples[: section.chunk_size]))
+        energies = functools.partial(energies_in_chunks, params)
+        energy_data, energy_model = energies(held_out).mean(), energies(samples).mean()
         scalars |= {
-            "energy_data": energies_data.mean(),
-            "energy_model": energies_model.mean(),
-            "energy_difference": energies_data.mean() - energies_model.mean(),
+            "energy_data": energy_data,
+            "energy_model": energy_model,
+            "energy_difference": energy_data - energy_model,
             "gradient_norm": np.mean(infos),
             "gradient_norm_times_steps": num_steps * np.mean(infos),
             "samples_abs_max": np.abs(samples).max(),
@@ -648,13 +651,20 @@ def _evaluate_images(config, data, network, sampler, draw_noise, evaluation_key)
             errors = np.asarray((jnp.clip(found, -1, 1) - images) ** 2)
             mean_errors = np.asarray((mean_image - images) ** 2)
             if task == "inpainting":
-                errors, mean_errors = errors[:, is_known == 0], mean_errors[:, is_known == 0]
+                errors, mean_errors = (
+                    errors[:, is_known == 0],
+                    mean_errors[:, is_known == 0],
+                )
             scalars[f"{task}_mse"] = errors.mean()
             scalars[f"{task}_mse_of_mean_image"] = mean_errors.mean()
-            seen = images * is_known - (1 - is_known) if task == "inpainting" else images
+            seen = (
+                images * is_known - (1 - is_known) if task == "inpainting" else images
+            )
             if task == "super_resolution":
                 seen = jax.vmap(_block_mean)(images)
-                seen = jnp.repeat(jnp.repeat(seen, 2, 1), 2, 2)[:, : shape[0], : shape[1]]
+                seen = jnp.repeat(jnp.repeat(seen, 2, 1), 2, 2)[
+                    :, : shape[0], : shape[1]
+                ]
             _plots.image_panels(
                 directory / f"{task}.png",
                 {"observed": seen[:16], task.replace("_", "-"): found[:16]}
@@ -672,9 +682,7 @@ def _evaluate_images(config, data, network, sampler, draw_noise, evaluation_key)
 
         if section.long_run_steps:
             scalars |= _long_run(chains, config, directory)
-        scalars |= _detection(
-            batched_energy, held_out, out_of_distribution(), section.chunk_size
-        )
+        scalars |= _detection.area_under_roc(energies, held_out, foreign)
         if section.classifier_steps and section.num_samples:
             rows = _classifier.reference_table(
                 reference_key,
@@ -724,52 +732,10 @@ def _long_run(chains, config, directory: pathlib.Path) -> dict[str, float]:
     }
 
 
-def _out_of_distribution(config, data, train, key) -> dict[str, jax.Array]:
-    """Images that are not of this data set, dequantised alike, by name."""
-    found = {}
-    flat = train.reshape(len(train), -1)
-    for index, name in enumerate(config.evaluation.out_of_distribution):
-        name_key = jax.random.fold_in(key, index)
-        if name == "uniform":
-            images = jax.random.uniform(
-                name_key, (2_000, *data.image_shape), minval=-1.0
-            )
-        elif name == "gaussian":
-            mean, covariance = flat.mean(0), np.cov(flat, rowvar=False)
-            values, vectors = np.linalg.eigh(covariance)
-            root = vectors * np.sqrt(np.maximum(values, 0.0))
-            noise = jax.random.normal(name_key, (2_000, flat.shape[1]))
-            images = mean.astype(np.float32) + noise @ root.T.astype(np.float32)
-            images = jnp.clip(images, -1, 1).reshape(-1, *data.image_shape)
-        else:
-            pixels, _ = _data.read_split(
-                name,
-                "test",
-                data_dir=config.data.data_dir or None,
-                size=data.image_shape[0],
-                download=config.data.download,
-            )
-            images = _data.dequantize(name_key, pixels[:10_000], 256)
-        found[name] = images
-    return found
-
-
-def _detection(batched_energy, held_out, others, chunk_size) -> dict[str, float]:
-    """Area under the ROC curve of the energy as a score of what is foreign."""
-    from sklearn.metrics import roc_auc_score
-
-    def energies(images):
-        chunks = np.split(np.asarray(images), range(chunk_size, len(images), chunk_size))
-        return np.concatenate([np.asarray(batched_energy(chunk)) for chunk in chunks])
-
-    known, scalars = energies(held_out), {}
-    for name, images in others.items():
-        foreign = energies(images)
-        is_foreign = np.r_[np.zeros(len(known)), np.ones(len(foreign))]
-        scores = np.r_[known, foreign]
-        scalars[f"auroc_{name}"] = float(roc_auc_score(is_foreign, scores))
-    return scalars
+def sweep(build, config, workdir):
+    """The paper's table over K, data noise and width, in small."""
+    return _sweep.sweep(build, config, workdir, SWEEP, SWEEP_COLUMNS)
 
 
 if __name__ == "__main__":
-    _run.main(build, __file__)
+    _run.main(build, __file__, sweep)

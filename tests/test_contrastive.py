@@ -59,7 +59,9 @@ def quantiles(num, mean, variance):
     return jnp.asarray(mean + variance**0.5 * x / x.std(), jnp.float32)
 
 
-def train(num_steps, batch, num_updates, rate, *, draw=uniform, start=None, energy=None):
+def train(
+    num_steps, batch, num_updates, rate, *, draw=uniform, start=None, energy=None
+):
     """Training through the real objective and update; the last half's average."""
     objective = objectives.contrastive_divergence(
         energy or linear_energy,
@@ -89,7 +91,7 @@ def test_training_ends_at_the_exact_fixed_point(num_steps):
     wandering puts some back: five of one batch's standard errors are allowed.
     """
     n = 2048
-    params = train(num_steps, quantiles(n, 0.5, 0.04), 1200, 0.02)
+    params = train(num_steps, quantiles(n, 0.5, 0.04), 1200, 0.005)
     mean, variance = law(params, num_steps)
     np.testing.assert_allclose(mean, 0.5, atol=5 * 0.2 / n**0.5)
     np.testing.assert_allclose(variance, 0.04, rtol=5 * (2 / n) ** 0.5)
@@ -124,9 +126,9 @@ def test_the_gradient_vanishes_at_the_fixed_point_and_nowhere_near(num_steps):
     errors = 5 * np.sqrt(np.array([0.04, 0.0432]) / n)
     # The six digits of the table move the moments by at most 1e-4.
     assert (np.abs(gradient(params)) < errors + 1e-4).all()
-    mean, variance = law(params * 1.05, num_steps)
+    mean, variance = law(params * 1.2, num_steps)
     expected = [mean - 0.5, variance + mean**2 - 0.04 - 0.25]
-    np.testing.assert_allclose(gradient(params * 1.05), expected, atol=3e-3)
+    np.testing.assert_allclose(gradient(params * 1.2), expected, atol=3e-3)
     assert np.abs(expected).max() > 5e-3
 
 
@@ -164,7 +166,7 @@ def test_the_chain_can_be_right_where_the_density_does_not_exist():
     """A start narrower than the data makes t2 positive: exp(-E) cannot be normalised."""
     n = 2048
     draw = lambda key, shape: 0.001**0.5 * jax.random.normal(key, shape)  # noqa: E731
-    params = train(5, quantiles(n, 0.5, 0.16), 1200, 0.01, draw=draw)
+    params = train(5, quantiles(n, 0.5, 0.16), 1200, 0.005, draw=draw)
     mean, variance = law(params, 5, start_variance=0.001)
     np.testing.assert_allclose(mean, 0.5, atol=5 * 0.4 / n**0.5)
     np.testing.assert_allclose(variance, 0.16, rtol=5 * (2 / n) ** 0.5)
@@ -190,9 +192,7 @@ def test_divergence_to_the_chains_own_law_falls_with_every_move():
     shift = (means - stationary_mean) ** 2 / stationary_variance
     divergence = 0.5 * (ratio + shift - 1 - np.log(ratio))
     # d KL = (ratio - 1) / 2 dvar/var + shift^.5 dmean / std; five standard errors.
-    error = 5 * (
-        np.abs(ratio - 1) / 2 * (2 / n) ** 0.5 + np.sqrt(shift * ratio / n)
-    )
+    error = 5 * (np.abs(ratio - 1) / 2 * (2 / n) ** 0.5 + np.sqrt(shift * ratio / n))
     assert (np.abs(divergence - expected[1:]) < error + 0.006).all()  # table's digits
     assert (np.diff(np.r_[expected[0], divergence]) < 0).all()
 
@@ -251,10 +251,14 @@ def test_persistent_chains_learn_the_maximum_likelihood():
 
     objective = objectives.contrastive_divergence(
         double_well,
-        sampler=samplers.mala(step_size=0.2),
+        # Begun within reach: far out a quartic's drift overshoots and is refused.
+        sampler=samplers.mala(step_size=0.1),
         num_steps=5,
         start=starts.replay(
-            jax.random.normal, event_shape=(), capacity=4096, reinit_prob=0.0
+            lambda key, shape: 1.5 * uniform(key, shape),
+            event_shape=(),
+            capacity=4096,
+            reinit_prob=0.0,
         ),
     )
     rate = optax.cosine_decay_schedule(0.02, 1500, alpha=0.02)
@@ -304,7 +308,9 @@ def test_contrastive_divergence_of_a_quadratic_is_this_number():
         energy_penalty=0.1,
     )
     batch = jnp.array([1.0, 3.0])
-    value, aux, gradient = loss_and_gradient(objective, {"energy": jnp.array(4.0)}, batch)
+    value, aux, gradient = loss_and_gradient(
+        objective, {"energy": jnp.array(4.0)}, batch
+    )
     # Energies 2 and 18 of data, 8 of samples: penalty 0.1 (164 + 64).
     np.testing.assert_allclose(value, 4.0 * 0.5 + 0.1 * 228, rtol=1e-6)
     np.testing.assert_allclose(gradient, 0.5 + 0.1 * 2 * 228 / 4.0, rtol=1e-6)
@@ -380,7 +386,9 @@ def test_entropy_term_is_the_log_distance_to_the_nearest_other_sample():
         entropy_weight=0.6,
     )
     batch, theta = jnp.array([0.0, 1.0, 3.0]), 2.0
-    value, _, gradient = loss_and_gradient(objective, {"energy": jnp.array(theta)}, batch)
+    value, _, gradient = loss_and_gradient(
+        objective, {"energy": jnp.array(theta)}, batch
+    )
     contrast = theta * h * theta  # E(x) - E(x + h theta) = h theta^2
     entropy = np.log(2.0) / 3
     np.testing.assert_allclose(value, contrast - 0.6 * entropy, rtol=1e-6)
@@ -402,7 +410,7 @@ def test_samples_that_coincide_leave_the_entropy_term_finite():
     )
     # log sqrt(tiny): about -43.7 for float32; energies are all zero.
     np.testing.assert_allclose(value, 43.67, rtol=1e-3)
-    np.testing.assert_array_equal(gradient, np.zeros(2))
+    np.testing.assert_allclose(gradient, np.zeros(2), atol=1e-20)
 
 
 def test_data_noise_has_its_scale_and_follows_its_schedule():

@@ -53,7 +53,11 @@ def test_gaussian_is_this_number():
 def test_gaussian_takes_images_and_scalars():
     """2x2 ones at precision 3 have energy 3 * 4 / 2; so has a matrix that says it."""
     image = jnp.ones((2, 2))
-    for precision in (3.0, 3.0 * jnp.ones((2, 2)), 3.0 * jnp.eye(4).reshape(2, 2, 2, 2)):
+    for precision in (
+        3.0,
+        3.0 * jnp.ones((2, 2)),
+        3.0 * jnp.eye(4).reshape(2, 2, 2, 2),
+    ):
         params = {"mean": jnp.zeros((2, 2)), "precision": precision}
         np.testing.assert_allclose(energies.gaussian(params, image), 6.0, rtol=1e-6)
     params = {"mean": 1.0, "precision": 4.0}
@@ -87,7 +91,11 @@ def test_mixture_components_carry_their_own_normalisers():
 
 def test_mixture_is_finite_and_sloped_far_away():
     """At distance 1000 the density underflows; the score still points home."""
-    params = {"means": jnp.zeros((2, 2)), "precisions": 4.0, "log_weights": jnp.zeros(2)}
+    params = {
+        "means": jnp.zeros((2, 2)),
+        "precisions": 4.0,
+        "log_weights": jnp.zeros(2),
+    }
     score = energies.score(energies.gaussian_mixture)
     np.testing.assert_allclose(
         score(params, jnp.array([1000.0, 0.0])), [-4000.0, 0.0], rtol=1e-6
@@ -101,7 +109,11 @@ def test_mixture_weights_need_not_sum_to_one():
 
 
 def test_mixture_refuses_means_of_another_shape():
-    params = {"means": jnp.zeros((4, 3)), "precisions": 1.0, "log_weights": jnp.zeros(4)}
+    params = {
+        "means": jnp.zeros((4, 3)),
+        "precisions": 1.0,
+        "log_weights": jnp.zeros(4),
+    }
     with pytest.raises(ValueError, match=r"\(4, 3\).*\(2,\)"):
         energies.gaussian_mixture(params, jnp.zeros(2))
 

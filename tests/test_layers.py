@@ -6,7 +6,15 @@ import pathlib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-EBMJAX = {"types", "energies", "targets", "starts", "networks", "samplers", "objectives"}
+EBMJAX = {
+    "types",
+    "energies",
+    "targets",
+    "starts",
+    "networks",
+    "samplers",
+    "objectives",
+}
 EBMJAX |= {"training", "metrics"}
 
 MAY_IMPORT = {
@@ -50,7 +58,9 @@ def files(folder):
     return sorted((ROOT / folder).rglob("*.py"))
 
 
-@pytest.mark.parametrize("path", files("ebmjax"), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", files("ebmjax"), ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_the_library_imports_only_what_the_table_allows(path):
     room = path.relative_to(ROOT / "ebmjax").parts[0].removesuffix(".py")
     for name in imports(path):
@@ -63,7 +73,9 @@ def test_the_library_imports_only_what_the_table_allows(path):
 
 def test_every_room_is_in_the_table():
     rooms = {p.relative_to(ROOT / "ebmjax").parts[0] for p in files("ebmjax")}
-    assert {room.removesuffix(".py") for room in rooms} - {"__init__"} == set(MAY_IMPORT)
+    assert {room.removesuffix(".py") for room in rooms} - {"__init__"} == set(
+        MAY_IMPORT
+    )
 
 
 def test_papers_never_import_papers():
@@ -87,7 +99,9 @@ def test_pmap_is_named_in_one_function():
 
 
 @pytest.mark.parametrize(
-    "path", files("experiments") + files("ebmjax"), ids=lambda p: str(p.relative_to(ROOT))
+    "path",
+    files("experiments") + files("ebmjax"),
+    ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_heavy_packages_are_imported_where_they_are_used(path):
     """So that everything imports where they are not installed."""

@@ -311,7 +311,9 @@ def test_numbers_depend_on_nothing_but_key_chain_and_move():
     np.testing.assert_array_equal(state.position, last.position)
     _, infos = run(x, 11)
     np.testing.assert_allclose(
-        means.acceptance_rate, infos.acceptance_rate[jnp.array([5, 9])].mean(0), rtol=1e-6
+        means.acceptance_rate,
+        infos.acceptance_rate[jnp.array([5, 9])].mean(0),
+        rtol=1e-6,
     )
 
 
@@ -331,7 +333,12 @@ def test_numbers_are_the_same_on_any_number_of_devices(num_devices):
 def test_no_moves_leave_the_start_and_collect_nothing():
     x = jnp.arange(6.0).reshape(3, 2)
     run = partial(
-        samplers.sample_chains, SAMPLERS["langevin"](), STANDARD, jax.random.key(0), x, 0
+        samplers.sample_chains,
+        SAMPLERS["langevin"](),
+        STANDARD,
+        jax.random.key(0),
+        x,
+        0,
     )
     state, infos = run()
     np.testing.assert_array_equal(state.position, x)
@@ -380,7 +387,10 @@ def test_sample_chains_names_what_is_wrong(options, message):
     "make, message",
     [
         (lambda: samplers.langevin(step_size=0.0), "step_size must be positive, got 0"),
-        (lambda: samplers.langevin(step_size=float("nan")), "step_size must be positive"),
+        (
+            lambda: samplers.langevin(step_size=float("nan")),
+            "step_size must be positive",
+        ),
         (
             lambda: samplers.langevin(step_size=1.0, temperature=-1.0),
             "temperature must not be negative, got -1",

@@ -39,7 +39,7 @@ def test_data_begins_at_the_batch():
 
 def test_replay_draws_distinct_rows_of_its_memory_and_new_ones_at_the_given_rate():
     start = replay()
-    memory = 1.0 + jnp.arange(64.0)[:, None] * jnp.ones(3)
+    memory = 1.0 + jnp.arange(64.0)[:, None] * jnp.ones((1, 3))
     batch = jnp.zeros((48, 3))
 
     def fresh(key):

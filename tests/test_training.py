@@ -109,7 +109,10 @@ def keys_seen(num_devices, num_steps):
     seen = []
 
     def spy(params, key, batch, carry):
-        jax.debug.callback(lambda data: seen.append(tuple(data)), jax.random.key_data(key))
+        jax.debug.callback(
+            lambda data: seen.append(tuple(np.asarray(data).tolist())),
+            jax.random.key_data(key),
+        )
         loss = sum(jnp.sum(p["w"]) for p in params.values())
         return loss, Aux(carry)
 
@@ -150,7 +153,7 @@ def test_players_take_turns_and_see_each_others_moves():
     }
     params = {name: {"w": jnp.array(0.0)} for name in "ab"}
     state = training.init_state(players, params, jax.random.key(0), 1)
-    batch = jnp.array([4.0, 8.0, 1000.0])[:, None] * jnp.ones(5)  # b's is not a's
+    batch = jnp.array([[4.0] * 5, [8.0] * 5, [1000.0] * 5])  # b's is not a's
     state, scalars = training.pmap_update(players)(state, batch[None])
     np.testing.assert_allclose(state.params["a"]["w"], 5.0)  # 0 -> 2 -> 5
     np.testing.assert_allclose(state.params["b"]["w"], 5.0)
@@ -253,7 +256,9 @@ def test_model_state_is_renewed_and_does_not_depend_on_the_number_of_devices():
         ends.append(jax.device_get((state.params, state.model_state)))
         under_vmap(players)  # and it traces: nothing unreplicated
     for end in ends[1:]:
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ends[0], end)
+        jax.tree.map(
+            partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ends[0], end
+        )
     # Two updates with momentum 0.99 of the layer's input, whose kernel moves little.
     kernel = variables["params"]["Dense_0"]["kernel"]
     mean = np.asarray((rows[0] @ kernel).mean(0))
@@ -304,23 +309,33 @@ def run_once(players, batch, **options):
 
 
 def test_what_cannot_work_at_trace_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"2 microbatches for players \['energy'\].*\(3, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"2 microbatches for players \['energy'\].*\(3, 4\)"
+    ):
         run_once(one_player(num_updates=2), jnp.zeros((1, 3, 4)))
     with pytest.raises(ValueError, match="ema_params, but the update has no ema_decay"):
         run_once(one_player(), jnp.zeros((1, 1, 4)), ema_decay=0.5)
     vector = lambda params, key, batch: (0.0 * batch.sum(), {"v": batch})  # noqa: E731
-    with pytest.raises(ValueError, match=r"metric 'v' must be a scalar, got shape \(4,\)"):
+    with pytest.raises(
+        ValueError, match=r"metric 'v' must be a scalar, got shape \(4,\)"
+    ):
         run_once(one_player(vector), jnp.zeros((1, 1, 4)))
 
     def renews(params, key, batch, carry):
         return 0.0 * batch.sum(), Aux(carry, {}, {"energy_state": {"v": batch.sum()}})
 
-    players = {"energy": Player(("energy",), Objective(lambda k: (), renews), optax.sgd(1))}
-    with pytest.raises(ValueError, match=r"renews model state 'energy_state'.*has \[\]"):
+    players = {
+        "energy": Player(("energy",), Objective(lambda k: (), renews), optax.sgd(1))
+    }
+    with pytest.raises(
+        ValueError, match=r"renews model state 'energy_state'.*has \[\]"
+    ):
         run_once(players, jnp.zeros((1, 1, 4)))
     with pytest.raises(ValueError, match="with another structure"):
         run_once(
-            players, jnp.zeros((1, 1, 4)), model_state={"energy_state": {"u": jnp.zeros(())}}
+            players,
+            jnp.zeros((1, 1, 4)),
+            model_state={"energy_state": {"u": jnp.zeros(())}},
         )
 
 

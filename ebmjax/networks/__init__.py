@@ -3,6 +3,14 @@
 from ebmjax.networks.base import from_module
 from ebmjax.networks.convolution import convolution
 from ebmjax.networks.mlp import mlp_energy
+from ebmjax.networks.resnet import resnet_energy, wide_resnet_energy
 from ebmjax.networks.short_run import short_run_energy
 
-__all__ = ["convolution", "from_module", "mlp_energy", "short_run_energy"]
+__all__ = [
+    "convolution",
+    "from_module",
+    "mlp_energy",
+    "resnet_energy",
+    "short_run_energy",
+    "wide_resnet_energy",
+]

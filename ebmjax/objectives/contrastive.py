@@ -30,7 +30,7 @@ def _nearest_distance(x: Array) -> Array:
     others = jax.lax.stop_gradient(rows)
 
     def one(row, index):
-        squares = jnp.sum((row - others) ** 2, axis=1)
+        squares = jnp.sum((row[None] - others) ** 2, axis=1)
         nearest = jnp.min(jnp.where(jnp.arange(len(others)) == index, jnp.inf, squares))
         # Samples that coincide are this far apart: log and its gradient stay finite.
         return jnp.sqrt(jnp.maximum(nearest, jnp.finfo(rows.dtype).tiny))
@@ -138,7 +138,9 @@ def contrastive_divergence(
         batch = add_noise(noise_key, batch, count)
         x, slots = start.draw(start_key, memory, batch)
         if entropy_weight > 0 and x.shape[0] < 2:
-            raise ValueError("entropy_weight needs a batch of at least 2 examples, got 1")
+            raise ValueError(
+                "entropy_weight needs a batch of at least 2 examples, got 1"
+            )
 
         trained = params["energy"]
         frozen = partial(energy, jax.lax.stop_gradient(trained))

@@ -39,9 +39,7 @@ def chain_generator(
       ValueError: For another `jacobian`.
     """
     if jacobian not in ("autodiff", "identity"):
-        raise ValueError(
-            f"jacobian must be 'autodiff' or 'identity', got {jacobian!r}"
-        )
+        raise ValueError(f"jacobian must be 'autodiff' or 'identity', got {jacobian!r}")
 
     def run(key, z):
         # The same numbers as `sample_chain`, with every move recomputed backwards.

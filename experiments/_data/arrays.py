@@ -125,11 +125,11 @@ def _row_keys(key: Key, num_rows: int, first_row: int) -> Key:
 @functools.partial(jax.jit, static_argnames="num_levels")
 def _dequantize(key, images, num_levels, first_row):
     def one_image(key, image):
-        # 16 random bits at the middle of their cells, so that 256 levels and the noise
-        # fit in the 24 bits of a float32. With the usual 23 bits the sum rounds up to
-        # the next level now and then, and a white pixel to exactly 1.
-        bits = jax.random.bits(key, image.shape) >> 16
-        uniform = (bits.astype(jnp.float32) + 0.5) * 2.0**-16
+        # 14 random bits, at the middle of their cells. A level, these and the rounding
+        # of the scaling fit in the 24 bits of a float32; with the usual 23 random bits
+        # the sum now and then rounds up to the next level, and white to exactly 1.
+        bits = jax.random.bits(key, image.shape) >> 18
+        uniform = (bits.astype(jnp.float32) + 0.5) * 2.0**-14
         centred = image.astype(jnp.float32) - 0.5 * num_levels
         return (centred + uniform) * (2.0 / num_levels)
 

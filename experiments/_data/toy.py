@@ -45,9 +45,7 @@ def target_batches(
 
     @jax.jit
     def draw(step_key):
-        return target.sample(step_key, size)[local]
+        return target.sample(step_key, size)
 
-    def batch(step):
-        return draw(jax.random.fold_in(key, step))
-
-    return batch
+    # The slice stays outside: inside jit it could change the last bits.
+    return lambda step: draw(jax.random.fold_in(key, step))[local]

@@ -1,0 +1,41 @@
+# Each target makes or reuses .venv by itself. PYTHON chooses the interpreter: 3.11 or newer.
+PYTHON ?= $(shell for p in python3.12 python3.13 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; exit; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKDIR ?= runs/digits
+BENCH_WORKDIR ?= runs/bench
+
+.PHONY: demo test lint bench clean
+
+demo: $(VENV)/runtime
+	$(BIN)/python -m experiments.short_run --workdir=$(WORKDIR)
+	@echo "Pictures are in $(WORKDIR)/figures."
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2 --dist=worksteal
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/dev
+	$(BIN)/python -m experiments.sampler_throughput --workdir=$(BENCH_WORKDIR) \
+		$(if $(SMALL),--config=experiments/sampler_throughput.py:small)
+
+# A file in the environment says that an installation is complete.
+$(VENV)/created:
+	@test -n "$(PYTHON)" || { echo "ebmjax needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/runtime: requirements.txt $(VENV)/created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/dev: requirements-dev.txt requirements.txt $(VENV)/created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@ $(VENV)/runtime
+
+clean:
+	rm -rf $(VENV)

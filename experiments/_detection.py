@@ -1,0 +1,78 @@
+"""Out-of-distribution detection: is the energy higher on what is foreign?"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ebmjax.types import Array, Key
+from experiments import _data
+
+__all__ = ["area_under_roc", "foreign_images"]
+
+NUM_NOISE = 2_000
+MAX_IMAGES = 10_000
+
+
+def foreign_images(
+    key: Key,
+    names: Sequence[str],
+    train: np.ndarray,
+    *,
+    data_dir: str | None = None,
+    download: bool = False,
+) -> dict[str, Array]:
+    """Images that are not of the training data, by name, in [-1, 1].
+
+    Args:
+      key: Of noise and dequantisation.
+      names: "uniform" (pixels on [-1, 1]), "gaussian" (a full-covariance normal fitted
+        to `train`, clipped), or data sets of `_data`, whose test split is taken.
+      train: `[n, height, width, channels]` in [-1, 1].
+      data_dir: Where the data sets are.
+      download: Whether they may be fetched.
+    """
+    shape, found = train.shape[1:], {}
+    for index, name in enumerate(names):
+        name_key = jax.random.fold_in(key, index)
+        if name == "uniform":
+            noise = jax.random.uniform(name_key, (NUM_NOISE, *shape), minval=-1.0)
+            found[name] = noise
+        elif name == "gaussian":
+            found[name] = _gaussian(name_key, train)
+        else:
+            pixels, _ = _data.read_split(
+                name, "test", data_dir=data_dir, size=shape[0], download=download
+            )
+            found[name] = _data.dequantize(name_key, pixels[:MAX_IMAGES], 256)
+        if found[name].shape[1:] != shape:
+            raise ValueError(
+                f"foreign images {name!r} are {found[name].shape[1:]}, the model's"
+                f" {shape}"
+            )
+    return found
+
+
+def _gaussian(key: Key, train: np.ndarray) -> Array:
+    flat = train.reshape(len(train), -1).astype(np.float64)
+    values, vectors = np.linalg.eigh(np.cov(flat, rowvar=False))
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    noise = np.asarray(jax.random.normal(key, (NUM_NOISE, flat.shape[1])))
+    images = flat.mean(0) + noise @ root.T
+    return jnp.asarray(images.clip(-1, 1).reshape(-1, *train.shape[1:]), jnp.float32)
+
+
+def area_under_roc(
+    energies: Callable[[Array], np.ndarray], known: Array, foreign: dict[str, Array]
+) -> dict[str, float]:
+    """Probability that a foreign image has a higher energy than a known one, by name."""
+    from sklearn.metrics import roc_auc_score
+
+    of_known, scalars = energies(known), {}
+    for name, images in foreign.items():
+        of_foreign = energies(images)
+        is_foreign = np.r_[np.zeros(len(of_known)), np.ones(len(of_foreign))]
+        scores = np.r_[of_known, of_foreign]
+        scalars[f"auroc_{name}"] = float(roc_auc_score(is_foreign, scores))
+    return scalars

@@ -1,0 +1,74 @@
+"""A persistent chain on a Gaussian: a whole experiment in seconds, for the loop's tests.
+
+python tests/small_experiment.py --workdir=DIR
+"""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ebmjax import energies, objectives, samplers, starts, training
+from experiments import _run
+
+
+def get_config(preset: str = "small") -> ConfigDict:
+    del preset
+    return ConfigDict(
+        {
+            "seed": 0,
+            "data": {"batch_size": 16, "std": 2.0},
+            "capacity": 64,
+            "learning_rate": 0.01,
+            "ema_decay": 0.9,
+            "nan_at": -1,  # step whose data are not a number
+            "train": {
+                "num_steps": 40,
+                "log_every": 5,
+                "eval_every": 20,
+                "checkpoint_every": 5,
+                "keep": 2,
+                "best": "precision",
+            },
+        }
+    ).lock()
+
+
+def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
+    objective = objectives.contrastive_divergence(
+        energies.gaussian,
+        sampler=samplers.langevin(step_size=0.1),
+        num_steps=2,
+        start=starts.replay(
+            jax.random.normal,
+            event_shape=(2,),
+            capacity=config.capacity // jax.device_count(),
+            reinit_prob=0.1,
+        ),
+    )
+    optimizer = _run.make_optimizer(
+        {"name": "adam", "learning_rate": {"start": config.learning_rate}}
+    )
+    params = {"energy": {"mean": np.ones(2, np.float32), "precision": np.float32(1.0)}}
+    rows = config.data.batch_size // jax.process_count()
+
+    def batch(step):
+        key = jax.random.fold_in(keys.data, step)
+        x = config.data.std * jax.random.normal(key, (config.data.batch_size, 2))
+        first = jax.process_index() * rows
+        return x[first : first + rows] * (np.nan if step == config.nan_at else 1.0)
+
+    def evaluate(state, key, directory):
+        (directory / "seen.txt").write_text(str(int(state.step)))
+        draw = float(jax.random.normal(key))
+        return {"precision": state.params["energy"]["precision"], "draw": draw}
+
+    return _run.Experiment(
+        players={"energy": training.Player(("energy",), objective, optimizer)},
+        params=params,
+        batch=batch,
+        evaluate=evaluate,
+    )
+
+
+if __name__ == "__main__":
+    _run.main(build, __file__)

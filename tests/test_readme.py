@@ -1,0 +1,70 @@
+"""The README's programs run as pasted."""
+
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import _run, short_run
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def block(word):
+    (found,) = [text for text in BLOCKS if word in text]
+    return found
+
+
+@pytest.mark.slow
+def test_the_quickstart_prints_what_it_promises(capsys, monkeypatch):
+    # Programs of users run without the tests' strictness about shapes.
+    monkeypatch.setattr(jax.config, "jax_numpy_rank_promotion", "allow", raising=False)
+    exec(compile(block("two_moons"), "README.md", "exec"), {})
+    printed = float(capsys.readouterr().out.split()[-1])
+    assert printed > 1.0
+
+
+@pytest.mark.slow
+def test_a_trained_energy_is_loaded_scored_and_sampled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = short_run.get_config().unlock()
+    config.train.num_steps = 2
+    config.network.width = 4
+    config.evaluation.update(
+        num_samples=16,
+        chunk_size=16,
+        num_shown=4,
+        num_inverted=4,
+        num_iterations=2,
+        long_run_steps=0,
+        classifier_steps=0,
+    )
+    _run.run(short_run.build, config.lock(), "runs/digits")
+    found = {}
+    exec(compile(block("_checkpoint.load"), "README.md", "exec"), found)
+    assert found["images"].shape == (100, 8, 8, 1)
+    assert np.abs(found["images"]).max() <= 1.0
+    # The chain has moved from where it was scored.
+    assert (found["state"].position != found["x"]).mean() > 0.99
+    energies = jax.vmap(found["energy_fn"])(found["x"])
+    np.testing.assert_array_equal(found["scores"], -energies)
+
+
+def test_every_public_command_of_the_readme_names_a_file_that_is_there():
+    for module in set(re.findall(r"python -m (experiments[.\w]*)", README)):
+        path = ROOT / (module.replace(".", "/") + ".py")
+        assert path.is_file(), module
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/[a-z]*.py")))
+def test_every_experiments_docstring_has_its_own_command(path):
+    assert f"python -m experiments.{path.stem} --workdir=" in path.read_text()
+
+
+def test_the_results_have_their_commands():
+    results = README.split("## Results")[1].split("## ")[0]
+    assert "python -m experiments." in results or "make demo" in results

@@ -1,0 +1,307 @@
+"""The loop: it resumes bitwise, guards its folder, and stops by name."""
+
+import json
+import os
+import pathlib
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import small_experiment
+from small_experiment import build, get_config
+
+from experiments import _checkpoint, _run
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def config(**changes):
+    found = get_config().unlock()
+    for name, value in changes.items():
+        section, _, key = name.rpartition("__")
+        (found[section] if section else found)[key] = value
+    return found.lock()
+
+
+def lines(workdir, *, without_clock=True):
+    found = [json.loads(x) for x in (workdir / _run.METRICS).read_text().splitlines()]
+    if without_clock:
+        clock = ("seconds", "_per_second")
+        found = [{k: v for k, v in x.items() if not k.endswith(clock)} for x in found]
+    return found
+
+
+def state_of(workdir, num_devices=None):
+    """The newest checkpoint, whole, on the host."""
+    num_devices = num_devices or jax.device_count()
+    settings = _checkpoint.read_config(workdir)
+    keys = _run.make_keys(settings.seed)
+    experiment = build(settings, keys)
+    template = _run.training.init_state(
+        experiment.players,
+        experiment.params,
+        keys.train,
+        num_devices,
+        ema_decay=settings.ema_decay,
+    )
+    checkpoints = _checkpoint.Checkpoints(workdir)
+    try:
+        state = checkpoints.restore(template, num_devices)
+    finally:
+        checkpoints.close()
+    return jax.device_get(state._replace(key=None))
+
+
+def assert_same_run(one, other):
+    jax.tree.map(np.testing.assert_array_equal, state_of(one), state_of(other))
+    assert lines(one) == lines(other)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """An uninterrupted run."""
+    workdir = tmp_path_factory.mktemp("straight")
+    _run.run(build, config(), workdir)
+    return workdir
+
+
+def test_a_run_leaves_its_config_metrics_checkpoints_and_figures(straight):
+    assert json.loads((straight / "config.json").read_text()) == config().to_dict()
+    found = lines(straight, without_clock=False)
+    train = [x for x in found if x["kind"] == "train"]
+    assert [x["step"] for x in train] == list(range(5, 41, 5))
+    assert [x["step"] for x in found if x["kind"] == "eval"] == [20, 40]
+    assert {"energy/loss", "energy/chain_energy", "steps_per_second"} <= set(train[-1])
+    assert (straight / "figures" / "seen.txt").read_text() == "40"
+    assert list((straight / "tensorboard").iterdir())
+
+
+def test_the_newest_checkpoints_are_kept_and_the_best(straight):
+    """The precision falls from 1 to 1/4, so the last evaluation is the best one."""
+    kept = {int(p.name) for p in (straight / "checkpoints").iterdir()}
+    values = {x["step"]: x["precision"] for x in lines(straight) if x["kind"] == "eval"}
+    assert kept == {35, 40, min(values, key=values.get)}
+
+
+def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
+    """Learning backwards from the data's precision: the first evaluation is best."""
+    settings = config(data__std=0.2, train__num_steps=60)  # precision grows
+    _run.run(build, settings, tmp_path)
+    assert {int(p.name) for p in (tmp_path / "checkpoints").iterdir()} == {20, 55, 60}
+
+
+def test_a_stopped_run_goes_on_where_it_was_bitwise(straight, tmp_path):
+    """Stopped after 15 steps by its length, which alone may change."""
+    _run.run(build, config(train__num_steps=15), tmp_path)
+    _run.run(build, config(), tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, state_of(straight), state_of(tmp_path))
+    kept = [x for x in lines(tmp_path) if (x["kind"], x["step"]) != ("eval", 15)]
+    assert kept == lines(straight)
+
+
+def test_a_finished_run_trains_nothing_and_evaluates_again(straight):
+    before = lines(straight), state_of(straight)
+    scalars = _run.run(build, config(), straight)
+    assert scalars["draw"] == before[0][-1]["draw"]
+    assert lines(straight) == before[0]
+    jax.tree.map(np.testing.assert_array_equal, before[1], state_of(straight))
+    again = _run.run(build, config(), straight, evaluate_only=True)
+    assert again == scalars
+
+
+def test_an_evaluation_that_was_missed_is_made_up_for(straight, tmp_path):
+    """Killed between the checkpoint of step 20 and its evaluation."""
+    _run.run(build, config(train__num_steps=20), tmp_path)
+    path = tmp_path / _run.METRICS
+    kept = [x for x in path.read_text().splitlines() if '"eval"' not in x]
+    path.write_text("\n".join([*kept, '{"kind": "eval", "st']))  # and a torn line
+    _run.run(build, config(), tmp_path)
+    assert_same_run(straight, tmp_path)
+
+
+def test_another_config_is_refused_with_every_difference(straight):
+    before = (straight / "config.json").read_text()
+    with pytest.raises(ValueError, match="holds another run") as error:
+        _run.run(build, config(learning_rate=0.5, data__std=3.0), straight)
+    assert "learning_rate: 0.01 -> 0.5" in str(error.value)
+    assert "data.std: 2.0 -> 3.0" in str(error.value)
+    assert (straight / "config.json").read_text() == before
+
+
+def test_a_nan_stops_the_run_by_name_and_keeps_the_last_good_checkpoint(tmp_path):
+    with pytest.raises(FloatingPointError, match="step 15: energy/.* is nan"):
+        _run.run(build, config(nan_at=12), tmp_path)
+    last = lines(tmp_path)[-1]
+    assert last["step"] == 15 and np.isnan(last["energy/loss"])
+    assert int(state_of(tmp_path).step) == 10
+    # The same command stops again, and overwrites nothing.
+    with pytest.raises(FloatingPointError, match="step 15"):
+        _run.run(build, config(nan_at=12), tmp_path)
+    assert int(state_of(tmp_path).step) == 10
+
+
+def test_a_nan_between_logs_is_not_saved(tmp_path):
+    """Checkpoints come every step here, logs never."""
+    settings = config(nan_at=7, train__log_every=0, train__checkpoint_every=1)
+    with pytest.raises(FloatingPointError, match="step 8: energy/.* is nan"):
+        _run.run(build, settings, tmp_path)
+    assert int(state_of(tmp_path).step) == 7
+
+
+def test_cadences_of_zero_mean_never_but_for_the_end(tmp_path):
+    settings = config(
+        train__log_every=0, train__eval_every=0, train__checkpoint_every=0
+    )
+    _run.run(build, settings, tmp_path)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["40"]
+    assert [(x["kind"], x["step"]) for x in lines(tmp_path)] == [
+        ("train", 40),
+        ("eval", 40),
+    ]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"train__num_steps": -1},
+            "train.num_steps must be a whole number >= 0, got -1",
+        ),
+        ({"train__keep": 0}, "train.keep must be at least 1, got 0"),
+        ({"data__batch_size": 12}, "multiple of the 8 devices, got 12"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused_before_anything_is_made(
+    changes, message, tmp_path
+):
+    with pytest.raises(ValueError, match=message):
+        _run.run(build, config(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluating_nothing_is_refused_and_makes_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        _run.run(build, config(), tmp_path / "run", evaluate_only=True)
+    assert not (tmp_path / "run").exists()
+
+
+# --- processes ---------------------------------------------------------------------
+
+
+def start(workdir, *options, devices=8):
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    environment["XLA_FLAGS"] = flag
+    command = [sys.executable, "tests/small_experiment.py", f"--workdir={workdir}"]
+    return subprocess.Popen(
+        [*command, *options],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process, seconds=240):
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == 0, err
+    return out, err
+
+
+LONG = "--config.train.num_steps=4000", "--config.train.log_every=20"
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_bitwise_as_if_it_had_not_been(tmp_path):
+    """kill -9 after some steps, five times; saving every 5 steps, so within saves too."""
+    moments = random.Random(0)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    length = "--config.train.num_steps=600"
+    for _ in range(5):
+        process = start(killed, length, devices=2)
+        for _ in range(moments.randrange(2, 14)):  # progress lines come every 5 steps
+            if not process.stderr.readline():
+                break
+        time.sleep(moments.random() * 0.05)
+        process.kill()
+        process.communicate()
+    finish(start(killed, length, devices=2))
+    finish(start(whole, length, devices=2))
+    one, other = state_of(killed, 2), state_of(whole, 2)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    assert int(one.step) == 600
+    assert lines(killed) == lines(whole)
+    leftovers = [p.name for p in (killed / "checkpoints").iterdir()]
+    assert all(name.isdigit() for name in leftovers), leftovers
+
+
+@pytest.mark.slow
+def test_sigterm_finishes_the_step_saves_and_exits_zero(tmp_path):
+    process = start(tmp_path, *LONG, "--config.train.checkpoint_every=0", devices=1)
+    process.stderr.readline()  # training has begun
+    process.send_signal(signal.SIGTERM)
+    _, err = finish(process)
+    assert "preempted" in err
+    saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
+    assert len(saved) == 1 and 0 < saved[0] < 4000
+
+
+@pytest.mark.slow
+def test_the_command_line_names_a_typo_and_a_missing_workdir(tmp_path):
+    process = start(tmp_path, "--config.train.num_step=5")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0 and "num_steps" in err  # did you mean
+    command = [sys.executable, "tests/small_experiment.py"]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode != 0 and "workdir" in done.stdout + done.stderr
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def both_processes(workdir, *options):
+    address = f"127.0.0.1:{free_port()}"
+    pair = [
+        start(workdir, f"--distributed={address},2,{index}", *options, devices=2)
+        for index in range(2)
+    ]
+    return [finish(process) for process in pair]
+
+
+@pytest.mark.slow
+def test_two_processes_train_save_and_resume_as_one_does(tmp_path):
+    """2 processes of 2 devices, stopped and resumed, against 1 process of 4."""
+    both, one = tmp_path / "both", tmp_path / "one"
+    both_processes(both, "--config.train.num_steps=15")
+    both_processes(both)
+    finish(start(one, devices=4))
+    pair, alone = state_of(both, 4), state_of(one, 4)
+    assert int(pair.step) == 40
+    # Reductions over processes may add in another order.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), pair, alone
+    )
+    assert pair.carry["energy"].memory.shape == (4, 16, 2)
+    # And what two processes saved, one process on one device goes on from.
+    finish(start(both, "--config.train.num_steps=45", devices=1))
+    assert int(state_of(both, 1).step) == 45
+
+
+def test_small_experiment_learns(straight):
+    """So that the tests above are about something: it moves towards 1 / 4 and 0."""
+    params = state_of(straight).params["energy"]
+    assert params["precision"] < 0.8 and (params["mean"] < 0.9).all()
+    assert small_experiment.__doc__.count("python") == 1

@@ -39,8 +39,8 @@ def noise(draw_noise: Callable[[Key, tuple[int, ...]], Array]) -> Start:
     """Every chain begins at fresh noise: short-run learning.
 
     Args:
-      draw_noise: `draw_noise(key, shape) -> x`, for instance `jax.random.normal`; called
-        with the batch's shape `[n, *event]`.
+      draw_noise: `draw_noise(key, shape) -> x`, for instance `jax.random.normal`;
+        called with the batch's shape `[n, *event]`.
     """
     return Start(
         init=lambda key: (),
@@ -79,8 +79,8 @@ def replay(
         persistent chain.
 
     Raises:
-      ValueError: If `capacity` is not positive or `reinit_prob` is not in [0, 1]; when a
-        batch is larger than the capacity or its examples have another shape.
+      ValueError: If `capacity` is not positive or `reinit_prob` is not in [0, 1]; when
+        a batch is larger than the capacity or its examples have another shape.
     """
     if capacity < 1:
         raise ValueError(f"capacity must be at least 1, got {capacity}")

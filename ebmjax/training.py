@@ -191,8 +191,8 @@ def make_update(
       `update(state, batch) -> (state, scalars)` with `batch: [microbatches, size,
       *event]` (or a pytree of such), `microbatches` being the sum of all `num_updates`.
       Scalars are `"<player>/<metric>"` and `"<player>/loss"`, means over devices and
-      inner updates, the same on every device; `"<player>/params_gradient_norm"` is the norm of
-      the mean gradient.
+      inner updates, the same on every device; `"<player>/params_gradient_norm"` is the
+      norm of the mean gradient.
 
     Raises:
       ValueError: At trace, for a batch with another number of microbatches, an
@@ -218,7 +218,7 @@ def make_update(
 
             (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
             _check_aux(name, aux, model_state)
-            # The only place where devices meet: gradients, renewed model state, metrics.
+            # The only place where devices meet.
             metrics = jax.tree.map(jnp.float32, {"loss": value, **aux.metrics})
             gradient, renewed, metrics = jax.tree.map(
                 lambda x: jax.lax.pmean(x, DEVICE).astype(x.dtype),

@@ -286,10 +286,45 @@ def read_config(workdir: str | pathlib.Path) -> ConfigDict:
     return ConfigDict(json.loads(path.read_text())).lock()
 
 
+def read(
+    workdir: str | pathlib.Path, *, step: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """A checkpoint as it lies on disk: its items as dicts of numpy arrays.
+
+    Args:
+      workdir: The run's folder.
+      step: Which checkpoint; the newest readable one by default.
+
+    Raises:
+      FileNotFoundError: If there is no checkpoint, or not this step.
+      RuntimeError: If there are checkpoints and none can be read.
+    """
+    folder = pathlib.Path(workdir).absolute() / FOLDER
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{workdir} has no checkpoint yet: {folder} is missing")
+    options = ocp.CheckpointManagerOptions(create=False)
+    manager = ocp.CheckpointManager(folder, item_names=_ITEMS, options=options)
+    try:
+        steps = sorted(manager.all_steps(), reverse=True)
+        if not steps:
+            raise FileNotFoundError(f"{folder} holds no checkpoint")
+        if step is not None and step not in steps:
+            raise FileNotFoundError(f"{folder} holds steps {steps[::-1]}, not {step}")
+        tried = steps if step is None else [step]
+        for candidate in tried:
+            try:
+                return _read(manager, folder / str(candidate), candidate)
+            except Exception as error:
+                logging.error("%s: unreadable: %s", folder / str(candidate), error)
+        raise RuntimeError(f"{folder}: none of {tried} can be read")
+    finally:
+        manager.close()
+
+
 def load(
     workdir: str | pathlib.Path, *, step: int | None = None, ema: bool = False
 ) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
-    """A trained model, for scoring and sampling; reads and writes nothing else.
+    """A trained model, for scoring and sampling.
 
     Args:
       workdir: The run's folder.
@@ -306,29 +341,7 @@ def load(
       RuntimeError: If there are checkpoints and none can be read.
     """
     config = read_config(workdir)
-    folder = pathlib.Path(workdir).absolute() / FOLDER
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{workdir} has no checkpoint yet: {folder} is missing")
-    options = ocp.CheckpointManagerOptions(create=False)
-    manager = ocp.CheckpointManager(folder, item_names=_ITEMS, options=options)
-    try:
-        steps = sorted(manager.all_steps(), reverse=True)
-        if not steps:
-            raise FileNotFoundError(f"{folder} holds no checkpoint")
-        if step is not None and step not in steps:
-            raise FileNotFoundError(f"{folder} holds steps {steps[::-1]}, not {step}")
-        items = None
-        for candidate in steps if step is None else [step]:
-            try:
-                items = _read(manager, folder / str(candidate), candidate)
-                break
-            except Exception as error:
-                logging.error("%s: unreadable: %s", folder / str(candidate), error)
-        if items is None:
-            tried = steps if step is None else [step]
-            raise RuntimeError(f"{folder}: none of {tried} can be read")
-    finally:
-        manager.close()
+    items = read(workdir, step=step)
     if ema and "ema_params" not in items:
         raise ValueError(f"{workdir} keeps no moving average: use ema=False")
     params = items["ema_params" if ema else "params"]

@@ -66,7 +66,7 @@ def _gaussian(key: Key, train: np.ndarray) -> Array:
 def area_under_roc(
     energies: Callable[[Array], np.ndarray], known: Array, foreign: dict[str, Array]
 ) -> dict[str, float]:
-    """Probability that a foreign image has a higher energy than a known one, by name."""
+    """Probability, by name, that a foreign image has more energy than a known one."""
     from sklearn.metrics import roc_auc_score
 
     of_known, scalars = energies(known), {}

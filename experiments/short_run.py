@@ -12,8 +12,8 @@ fitted to them, while `exp(-E)` need not.
     python -m experiments.short_run --workdir=runs/sweep --sweep
 
 Presets: `digits` (embedded 8x8 images, minutes on two CPU cores), `mnist`,
-`fashion_mnist`, `cifar10`, `celeb_a`, `celeb_a_128` (the paper's scale, for GPU or TPU),
-`toy_convergent` and `toy_nonconvergent` (two dimensions, minutes on a CPU).
+`fashion_mnist`, `cifar10`, `celeb_a`, `celeb_a_128` (the paper's scale, for GPU or
+TPU), `toy_convergent` and `toy_nonconvergent` (two dimensions, minutes on a CPU).
 """
 
 import functools
@@ -53,7 +53,7 @@ TARGETS = {
 }
 
 SWEEP = {
-    # The paper's table: K with the data noise that each K needs, then noise, then width.
+    # The paper's table: K with the data noise that each K needs, noise, width.
     **{
         f"K={num_steps}": {"objective.num_steps": num_steps, "data_noise.final": noise}
         for num_steps, noise in ((5, 0.05), (10, 0.025), (20, 0.01), (40, 0.01))

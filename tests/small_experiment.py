@@ -1,4 +1,4 @@
-"""A persistent chain on a Gaussian: a whole experiment in seconds, for the loop's tests.
+"""A persistent chain on a Gaussian: a whole experiment in seconds, to test the loop.
 
 python tests/small_experiment.py --workdir=DIR
 """

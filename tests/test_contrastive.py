@@ -25,8 +25,8 @@ from ebmjax import energies, objectives, samplers, starts, training
 S = 0.1
 SAMPLER = samplers.langevin(step_size=1.0, temperature=S**2 / 2)
 
-# K -> t1, t2, by solving the two equations above for data of mean 0.5, variance 0.04 and
-# a start of variance 1/3.
+# K -> t1, t2, by solving the two equations above for data of mean 0.5, variance 0.04
+# and a start of variance 1/3.
 FIXED_POINTS = {
     1: (0.5, -0.35),
     5: (0.164245, -0.125559),
@@ -163,7 +163,7 @@ def test_another_number_of_moves_gives_another_law(
 
 
 def test_the_chain_can_be_right_where_the_density_does_not_exist():
-    """A start narrower than the data makes t2 positive: exp(-E) cannot be normalised."""
+    """A start narrower than the data makes t2 positive: exp(-E) has no integral."""
     n = 2048
     draw = lambda key, shape: 0.001**0.5 * jax.random.normal(key, shape)  # noqa: E731
     params = train(5, quantiles(n, 0.5, 0.16), 1200, 0.005, draw=draw)

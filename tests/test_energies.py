@@ -71,7 +71,7 @@ def test_gaussian_refuses_a_precision_of_another_shape():
 
 
 def test_mixture_components_carry_their_own_normalisers():
-    """A wide and a narrow component of equal weight have equal mass, not equal height."""
+    """Components of equal weight have equal mass, not equal height."""
     means, precisions = np.array([-3.0, 3.0]), np.array([0.25, 25.0])
     params = {
         "means": means,

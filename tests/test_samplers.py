@@ -134,8 +134,8 @@ def test_mala_is_exact_and_accepts_as_theory_says(dimension, step_size, temperat
     accepted = info.is_accepted.mean(0)
     error = 5 * accepted.std() / num_chains**0.5
     np.testing.assert_allclose(accepted.mean(), expected, atol=error)
-    # |x|^2 / T is chi-square with d degrees of freedom: mean d, variance 2 d; its mean
-    # over chains has the standard error below, its variance about sqrt(2 + 12/d) / N^.5.
+    # |x|^2 / T is chi-square with d degrees of freedom: mean d, variance 2 d, and a
+    # sample variance of relative standard error sqrt((2 + 12 / d) / N).
     squares = np.asarray((state.position**2).sum(1) / temperature)
     error = 5 * (2 * dimension / num_chains) ** 0.5
     np.testing.assert_allclose(squares.mean(), dimension, atol=error)
@@ -144,7 +144,7 @@ def test_mala_is_exact_and_accepts_as_theory_says(dimension, step_size, temperat
 
 
 def test_mala_forgets_a_start_far_away_and_matches_a_skewed_law():
-    """E(x) = exp(x) - x, whose exp is a log-gamma law: mean digamma(1), var pi^2 / 6."""
+    """E(x) = exp(x) - x: the log-gamma law of shape 1."""
     num_chains = 10_000
     sampler = samplers.mala(step_size=0.7)
     state, info = samplers.sample_chains(
@@ -468,7 +468,7 @@ def test_the_jacobian_of_a_linear_chain_is_this_number():
 
 @pytest.mark.parametrize("kind", ["autodiff", "identity"])
 def test_inversion_finds_the_beginning_of_what_a_chain_made(kind):
-    """A linear energy shifts z by a constant and by noise: the residual halves a step."""
+    """A linear energy shifts z by a constant and noise: the residual halves a step."""
     energy_fn = lambda x: x @ jnp.arange(6.0)  # noqa: E731
     sampler = samplers.langevin(step_size=0.05, temperature=1.0)
     generate = samplers.chain_generator(sampler, energy_fn, 10, jacobian=kind)

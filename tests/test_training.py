@@ -59,9 +59,11 @@ def test_a_step_is_gradient_descent_on_the_mean_over_all_devices(num_devices):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_replicated_state_stays_replicated(name):
-    """vmap refuses an unmapped output that depends on the mapped axis; pmap does not: it
-    would return one device's value and let the others drift. A forgotten pmean fails
-    here."""
+    """vmap refuses an unmapped output that depends on the mapped axis.
+
+    pmap does not: it would return one device's value and let the others drift. A
+    forgotten pmean fails here.
+    """
     players = {"energy": Player(("energy",), OBJECTIVES[name](), optax.adam(0.1))}
     state = training.init_state(
         players, GAUSSIAN_PARAMS, jax.random.key(0), 8, ema_decay=0.9

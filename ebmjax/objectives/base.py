@@ -38,7 +38,11 @@ class Objective(NamedTuple):
 def stateless(
     loss: Callable[[Params, Key, Array], tuple[Array, dict[str, Array]]],
 ) -> Objective:
-    """An objective without a memory, from `loss(params, key, batch) -> (scalar, metrics)`."""
+    """An objective without a memory.
+
+    Args:
+      loss: `loss(params, key, batch) -> (scalar, metrics)`.
+    """
 
     def with_carry(params, key, batch, carry):
         value, metrics = loss(params, key, batch)

@@ -1,4 +1,4 @@
-"""Markov chain samplers: `(init, step)` pairs on one example, run by `sample_chains`."""
+"""Samplers: `(init, step)` pairs on one example, which `sample_chains` runs."""
 
 from ebmjax.samplers.base import Sampler, sample_chain, sample_chains
 from ebmjax.samplers.inversion import chain_generator, invert_chain

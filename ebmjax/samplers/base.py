@@ -101,9 +101,10 @@ def sample_chains(
         chain. None keeps nothing but the mean of the infos, in constant memory.
 
     Returns:
-      `(state, collected)`: the last states `[chains, ...]`, and what `collect` returned,
-      stacked `[kept_steps, chains, ...]` with `kept_steps = (num_steps - num_burn_in)
-      // thin`; with `collect=None` the infos' means over the kept moves, `[chains]`.
+      `(state, collected)`: the last states `[chains, ...]`, and what `collect`
+      returned, stacked `[kept_steps, chains, ...]` with `kept_steps = (num_steps -
+      num_burn_in) // thin`; with `collect=None` the infos' means over the kept moves,
+      `[chains]`.
 
     Raises:
       ValueError: If a count is negative, `thin` is not positive, the burn-in is longer

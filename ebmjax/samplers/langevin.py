@@ -80,8 +80,8 @@ def langevin(
       to start.
 
     Raises:
-      ValueError: If `step_size` is not positive, `temperature` is negative, or a clip is
-        not an interval.
+      ValueError: If `step_size` is not positive, `temperature` is negative, or a clip
+        is not an interval.
 
     Source:
       Roberts & Tweedie (1996), "Exponential convergence of Langevin distributions and

@@ -45,7 +45,8 @@ def mala(*, step_size: float, temperature: float = 1.0) -> Sampler:
       temperature: As in `langevin`. Positive.
 
     Returns:
-      A `Sampler` with `MALAState` and `MALAInfo`: one gradient a move, and one to start.
+      A `Sampler` with `MALAState` and `MALAInfo`: one gradient a move, and one to
+      start.
 
     Raises:
       ValueError: If `step_size` or `temperature` is not positive.

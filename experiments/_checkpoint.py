@@ -254,6 +254,7 @@ def _rebuild(where, items, template, num_devices) -> training.TrainState:
         "key": jax.random.key_data(template.key),
         "opt_state": template.opt_state,
     }
+    params = like("params", template.params)  # first: its names say the most
     is_carry = {name for name in saved if name.split("/")[0] == "carry"}
     plain = {name: leaf for name, leaf in saved.items() if name not in is_carry}
     _match(f"{where}/training", plain, _by_name(rest))
@@ -261,7 +262,7 @@ def _rebuild(where, items, template, num_devices) -> training.TrainState:
         raise ValueError(f"{where}: was trained with another root key (seed)")
     state = template._replace(
         step=plain["step"],
-        params=like("params", template.params),
+        params=params,
         model_state=like("model_state", template.model_state),
         ema_params=like("ema_params", template.ema_params),
         opt_state=jax.tree_util.tree_map_with_path(

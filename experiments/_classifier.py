@@ -21,7 +21,14 @@ from ebmjax import metrics
 from ebmjax.types import Array, Key
 from experiments import _data
 
-__all__ = ["Classifier", "accuracy", "reference_table", "sample_quality", "train"]
+__all__ = [
+    "Classifier",
+    "accuracy",
+    "gaussian_draws",
+    "reference_table",
+    "sample_quality",
+    "train",
+]
 
 NUM_FEATURES = 64
 CONFIDENT = 0.9
@@ -221,7 +228,7 @@ def sample_quality(
     } | {f"class_share_{k}": float(share) for k, share in enumerate(shares)}
 
 
-def _gaussian_draws(key: Key, data: np.ndarray, num: int) -> np.ndarray:
+def gaussian_draws(key: Key, data: np.ndarray, num: int) -> np.ndarray:
     """Draws from the normal distribution with the data's mean and full covariance."""
     flat = data.reshape(len(data), -1).astype(np.float64)
     mean = flat.mean(0)
@@ -273,7 +280,7 @@ def reference_table(
     uniform = jax.random.uniform(uniform_key, other.shape, minval=low, maxval=high)
     references = {
         "data": other,
-        "gaussian": _gaussian_draws(gaussian_key, data, num).clip(low, high),
+        "gaussian": gaussian_draws(gaussian_key, data, num).clip(low, high),
         "uniform": np.asarray(uniform),
     }
     taken = sorted(references.keys() & samples.keys())

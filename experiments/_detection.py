@@ -3,11 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ebmjax.types import Array, Key
-from experiments import _data
+from experiments import _classifier, _data
 
 __all__ = ["area_under_roc", "foreign_images"]
 
@@ -40,7 +39,9 @@ def foreign_images(
             noise = jax.random.uniform(name_key, (NUM_NOISE, *shape), minval=-1.0)
             found[name] = noise
         elif name == "gaussian":
-            found[name] = _gaussian(name_key, train)
+            found[name] = _classifier.gaussian_draws(name_key, train, NUM_NOISE).clip(
+                -1, 1
+            )
         else:
             pixels, _ = _data.read_split(
                 name, "test", data_dir=data_dir, size=shape[0], download=download
@@ -52,15 +53,6 @@ def foreign_images(
                 f" {shape}"
             )
     return found
-
-
-def _gaussian(key: Key, train: np.ndarray) -> Array:
-    flat = train.reshape(len(train), -1).astype(np.float64)
-    values, vectors = np.linalg.eigh(np.cov(flat, rowvar=False))
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
-    noise = np.asarray(jax.random.normal(key, (NUM_NOISE, flat.shape[1])))
-    images = flat.mean(0) + noise @ root.T
-    return jnp.asarray(images.clip(-1, 1).reshape(-1, *train.shape[1:]), jnp.float32)
 
 
 def area_under_roc(

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -161,6 +161,18 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     os.replace(temporary, path)
 
 
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table of rows with the same keys; numbers to four digits."""
+
+    def cell(value):
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    head = list(rows[0])
+    lines = [head, ["---"] * len(head)]
+    lines += [[cell(row[name]) for name in head] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as one dict: dotted path -> value."""
     found = {}
@@ -274,11 +286,20 @@ def _fetch(tree) -> dict[str, float]:
     return {name: float(value) for name, value in jax.device_get(tree).items()}
 
 
-def _check_finite(step: int, scalars: Mapping[str, float]) -> None:
+def _is_sound(value: float, limit: float) -> bool:
+    return math.isfinite(value) and (limit == 0 or abs(value) <= limit)
+
+
+def _check_sound(step: int, scalars: Mapping[str, float], limit: float = 0) -> None:
+    """Raises for what is not finite, or larger than a limit (0 for none), by name."""
     for name, value in scalars.items():
-        if not math.isfinite(value):
+        if not _is_sound(value, limit):
+            above = (
+                f", above train.abort_above = {limit}" if math.isfinite(value) else ""
+            )
             raise FloatingPointError(
-                f"step {step}: {name} is {value}; the last good checkpoint is kept"
+                f"step {step}: {name} is {value}{above};"
+                " the last good checkpoint is kept"
             )
 
 
@@ -360,7 +381,8 @@ def run(
         `num_steps`, `log_every`, `eval_every`, `checkpoint_every` (in steps; 0 for
         never, the last step saves and evaluates all the same), `keep` (newest
         checkpoints), `best` (the evaluation's scalar whose lowest checkpoint is kept
-        too; "" for none).
+        too; "" for none), `abort_above` (a training metric of larger size stops the run
+        as one that is not finite does: training that diverges; 0 for no limit).
       workdir: Made if missing. Holds one run.
       evaluate_only: Trains nothing; evaluates the newest checkpoint.
 
@@ -369,7 +391,8 @@ def run(
 
     Raises:
       ValueError: If `workdir` holds another run or the config cannot work.
-      FloatingPointError: When a metric is not finite, after it is written.
+      FloatingPointError: When a metric is not finite, or a training metric is above
+        `abort_above`, after it is written.
       FileNotFoundError: If there is nothing to evaluate.
     """
     workdir = pathlib.Path(workdir)
@@ -418,7 +441,7 @@ def run(
             log.replace_evaluation(step)
             seconds = {"evaluation_seconds": time.perf_counter() - start}
             log.write("eval", step, scalars | seconds)
-            _check_finite(step, scalars)
+            _check_sound(step, scalars)
             evaluated[step] = scalars
             return scalars
 
@@ -477,7 +500,8 @@ def _train(experiment, config, state, num_local, checkpoints, log, evaluate, bes
         is_logging = _is_due(step, train.log_every, train.num_steps)
         if is_saving or is_logging:
             values = _fetch(scalars)
-            if is_logging or not all(map(math.isfinite, values.values())):
+            is_sound = all(_is_sound(x, train.abort_above) for x in values.values())
+            if is_logging or not is_sound:
                 now = time.perf_counter()
                 clock = {}
                 if step > last_step:
@@ -487,7 +511,7 @@ def _train(experiment, config, state, num_local, checkpoints, log, evaluate, bes
                 log.write("train", step, values | clock)
                 log.progress(step, values | clock)
                 last_time, last_step = now, step
-            _check_finite(step, values)
+            _check_sound(step, values, train.abort_above)
         if is_saving:
             checkpoints.save(step, state)
         if stops and not is_last:
@@ -543,8 +567,9 @@ def main(
 
 def command_line(start: Callable[[ConfigDict, str], Any], file: str) -> None:
     """Parses `--workdir`, `--config` and `--distributed`; calls `start`."""
-    # XLA reads it when it makes its first client: see tests/conftest.py.
-    os.environ.setdefault("PJRT_NPROC", "32")
+    if "force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        # Read when XLA makes its first client: see tests/conftest.py.
+        os.environ.setdefault("PJRT_NPROC", "32")
     from absl import app, flags
     from ml_collections import config_flags
 

@@ -49,8 +49,8 @@ def sweep(
                 raise SystemExit(0)  # preempted; the same command goes on
         if missing := sorted(set(columns) - set(scalars)):
             raise ValueError(f"cell {name} has no {missing}; it has {sorted(scalars)}")
-        rows.append([name, *(f"{scalars[column]:.4g}" for column in columns)])
-        table = _format([["cell", *columns], *rows])
+        rows.append({"cell": name} | {column: scalars[column] for column in columns})
+        table = _run.format_table(rows)
         _run.write_atomically(workdir / "table.md", table)
     print(table)
     return table
@@ -79,10 +79,3 @@ def _finished(folder: pathlib.Path, config: ConfigDict) -> dict[str, float] | No
         if (line["kind"], line["step"]) == ("eval", config.train.num_steps):
             return line
     return None
-
-
-def _format(rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table."""
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
-    rule = "|" + " --- |" * len(rows[0])
-    return "\n".join([head, rule, *body]) + "\n"

@@ -17,7 +17,6 @@ TPU), `toy_convergent` and `toy_nonconvergent` (two dimensions, minutes on a CPU
 """
 
 import functools
-import json
 import pathlib
 
 import jax
@@ -135,6 +134,7 @@ def _images(name: str, **data) -> dict:
             "checkpoint_every": 5_000,
             "keep": 2,  # newest checkpoints
             "best": "samples_classifier_frechet_distance",  # kept too, where lowest
+            "abort_above": 1e5,  # a metric this large: training has diverged
         },
         "evaluation": {
             "num_samples": 10_000,
@@ -142,7 +142,7 @@ def _images(name: str, **data) -> dict:
             "num_shown": 100,  # samples in the grid
             "num_inverted": 64,  # held-out images reconstructed and inpainted
             "num_iterations": 200,  # of their gradient descent
-            "iteration_step": 0.25,
+            "iteration_step": 0.05,
             "jacobian": "identity",  # exact for leaky ReLUs; else "autodiff"
             "long_run_steps": 10_000,  # moves; 0 for none
             "num_long_run": 64,  # chains
@@ -157,10 +157,9 @@ def _digits() -> dict:
     for key in ("data_dir", "download", "size"):
         del config["data"][key]
     config["data"] |= {"num_examples": 0}
-    config["network"]["width"] = 32
-    config["sampler"]["temperature"] = 1.25e-5  # b = 0.005
+    config["network"] |= {"width": 32, "negative_slope": 0.05}
     config["objective"]["num_steps"] = 20
-    config["data_noise"] |= {"start": 0.1, "final": 0.01}
+    config["data_noise"] |= {"start": 0.1, "final": 0.03}
     config["data_noise"] |= {"decay_start": 0, "decay_steps": 2_400}
     config["optimizer"]["learning_rate"] |= {
         "start": 5e-3,
@@ -176,7 +175,7 @@ def _digits() -> dict:
         "eval_every": 0,
         "checkpoint_every": 500,
     }
-    config["evaluation"] |= {"num_samples": 2_000, "classifier_steps": 1_500}
+    config["evaluation"] |= {"num_samples": 2_000, "classifier_steps": 700}
     return config
 
 
@@ -497,8 +496,9 @@ def _evaluate_images(config, data, network, sampler, draw_noise, evaluation_key)
             classifier_key,
             data.train,
             data.labels_train,
-            data.num_classes,
+            num_classes=data.num_classes,
             num_levels=data.num_levels,
+            noise_scale=config.data_noise.final,
             num_steps=section.classifier_steps,
         )
 
@@ -684,22 +684,20 @@ def _evaluate_images(config, data, network, sampler, draw_noise, evaluation_key)
             scalars |= _long_run(chains, config, directory)
         scalars |= _detection.area_under_roc(energies, held_out, foreign)
         if section.classifier_steps and section.num_samples:
-            rows = _classifier.reference_table(
-                reference_key,
+            table = _classifier.reference_table(
                 classifier(),
-                data.train,
-                {"samples": samples[: section.num_samples]},
-                num_levels=data.num_levels,
+                reference_key,
+                np.concatenate([train, held_out])[:20_000],
+                {"samples": samples[: section.num_samples].clip(-1, 1)},
             )
-            text = _classifier.format_table(rows)
-            print(text)
-            _run.write_atomically(directory / "quality.txt", text + "\n")
-            _run.write_atomically(
-                directory / "quality.json", json.dumps(rows, indent=1) + "\n"
+            _run.write_atomically(directory / "quality.md", _run.format_table(table))
+            print(_run.format_table(table))
+            for row in table:
+                name = row.pop("name")
+                scalars |= {f"{name}_{key}": value for key, value in row.items()}
+            scalars["classifier_accuracy"] = _classifier.accuracy(
+                classifier(), held_out, data.labels_held_out[: len(held_out)]
             )
-            for row in rows:
-                values = {k: v for k, v in row.items() if k != "name"}
-                scalars |= {f"{row['name']}_{k}": v for k, v in values.items()}
         return scalars
 
     return evaluate

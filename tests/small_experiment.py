@@ -28,6 +28,7 @@ def get_config(preset: str = "small") -> ConfigDict:
                 "checkpoint_every": 5,
                 "keep": 2,
                 "best": "precision",
+                "abort_above": 0.0,
             },
         }
     ).lock()

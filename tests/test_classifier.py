@@ -114,13 +114,14 @@ def test_images_of_32_by_32_in_colour_can_be_learned():
         num_classes=3,
         num_levels=256,
         num_steps=40,
-        width=16,
+        width=8,
     )
     x = _data.dequantize(KEY, images[500:], 256)
     assert _classifier.accuracy(classifier, x, labels[500:]) > 0.95
     assert classifier.features(x).shape == (100, 64)
 
 
+@pytest.mark.slow
 def test_the_same_key_gives_the_same_classifier_and_the_data_noise_another(digits):
     def features(noise_scale):
         classifier = _classifier.train(
@@ -181,7 +182,7 @@ def test_the_gaussian_reference_has_the_mean_and_covariance_of_the_data(num_exam
     data = random.normal(size=(num_examples, 80)) @ random.normal(size=(80, 80)) + 5.0
     data = data.reshape(num_examples, 8, 10, 1)
     num = 20_000
-    draws = _classifier._gaussian_draws(KEY, data, num).reshape(num, 80)
+    draws = _classifier.gaussian_draws(KEY, data, num).reshape(num, 80)
     flat = data.reshape(num_examples, 80)
     cov, variance = np.cov(flat.T), flat.var(0)
     # Standard errors: sqrt(S_ii / n), and at most sqrt(2 S_ii S_jj / n); five of them,

@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import pathlib
+import subprocess
 import sys
 import zipfile
 
@@ -20,7 +21,7 @@ from PIL import Image
 
 from ebmjax import targets
 from experiments import _data
-from experiments._data import images, toy
+from experiments._data import images
 
 KEY = jax.random.key(0)
 
@@ -231,17 +232,8 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all():
         ValueError, match="'minst' is not one of .*did you mean 'mnist'"
     ):
         _data.load("minst")
-    with pytest.raises(
-        ValueError, match="'ring' is not one of .* did you mean 'rings'"
-    ):
-        _data.load_target("ring")
-
-
-def test_targets_are_found_by_name_with_their_arguments():
-    made = _data.load_target("eight_gaussians", radius=4.0, std=0.1)
-    expected = targets.eight_gaussians(radius=4.0, std=0.1)
-    np.testing.assert_array_equal(made.sample(KEY, 5), expected.sample(KEY, 5))
-    assert set(toy.TARGETS) == set(targets.__all__) - {"Target"}
+    with pytest.raises(ValueError, match="'minst' is not one of .*'mnist'"):
+        _data.read_split("minst", "test")
 
 
 # Images from files
@@ -340,6 +332,15 @@ def test_the_npz_files_of_the_command_stand_for_the_data_set(
     carried = _data.load("mnist", data_dir=elsewhere)
     for a, b in zip(original, carried, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_module_is_a_program_without_warnings(mnist_files):
+    """runpy warns where a package has already imported the module that it runs."""
+    command = [sys.executable, "-W", "error", "-m", "experiments._data.images"]
+    arguments = ["--name", "mnist", "--splits", "test", "--data_dir", mnist_files]
+    root = pathlib.Path(__file__).parent.parent
+    subprocess.run([*command, *arguments], check=True, cwd=root)
+    assert (mnist_files / "mnist-test-28.npz").is_file()
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(mnist_files, monkeypatch):

@@ -470,6 +470,14 @@ def test_a_checkerboard_is_flat_on_its_dark_squares_and_infinite_elsewhere():
         np.testing.assert_array_equal(gradient, np.zeros((len(x), 2)))
 
 
+def test_draws_of_a_checkerboard_are_uniform_within_their_squares():
+    # The margin that keeps them off the edges is a millionth. One key in ten thousand
+    # would fail.
+    place = np.asarray(draws("checkerboard"), np.float64) / 2 % 1
+    for coordinate in place.T:
+        assert scipy.stats.kstest(coordinate, "uniform").pvalue > 1e-4
+
+
 def test_no_draw_of_a_fine_checkerboard_is_rounded_to_a_light_square():
     # Without a margin a draw crosses an edge about once in 2^19: four times here.
     target = targets.checkerboard(num_squares=64, side=0.3)

@@ -40,8 +40,8 @@ def mlp_energy(
     Args:
       event_shape: Of one example; any rank.
       widths: Of the hidden layers, first to last. None make a linear energy.
-      activation: `"leaky_relu"`, `"swish"`, `"tanh"`, `"softplus"`, `"relu"`, `"elu"` or
-        `"gelu"`. Score matching needs a smooth one: with leaky ReLUs the energy is
+      activation: `"leaky_relu"`, `"swish"`, `"tanh"`, `"softplus"`, `"relu"`, `"elu"`
+        or `"gelu"`. Score matching needs a smooth one: with leaky ReLUs the energy is
         piecewise linear and its second derivatives are 0.
       negative_slope: Of `"leaky_relu"`.
 

@@ -2,10 +2,7 @@
 
 import difflib
 import functools
-from collections.abc import Callable, Mapping
 
-from ebmjax import targets
-from experiments._data import digits, images, toy
 from experiments._data.arrays import (
     Images,
     add_noise,
@@ -24,19 +21,11 @@ __all__ = [
     "epoch_rows",
     "image_batches",
     "load",
-    "load_target",
     "process_rows",
     "quantize",
+    "read_split",
     "target_batches",
 ]
-
-
-def _pick(kind: str, functions: Mapping[str, Callable], name: str) -> Callable:
-    if name not in functions:
-        near = difflib.get_close_matches(name, functions, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{kind} {name!r} is not one of {sorted(functions)}{hint}")
-    return functions[name]
 
 
 def load(name: str, **section) -> Images:
@@ -51,16 +40,21 @@ def load(name: str, **section) -> Images:
     Raises:
       ValueError: For a name that is not known; the message has those that are.
     """
+    # Here and not above, as `images` is also run as a program.
+    from experiments._data import digits, images
+
     loaders = {"digits": digits.load} | {
         source: functools.partial(images.load, source) for source in images.SOURCES
     }
-    return _pick("data set", loaders, name)(**section)
+    if name not in loaders:
+        near = difflib.get_close_matches(name, loaders, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"data set {name!r} is not one of {sorted(loaders)}{hint}")
+    return loaders[name](**section)
 
 
-def load_target(name: str, **section) -> targets.Target:
-    """A toy target by its name: one of `toy.TARGETS`, with its keyword arguments.
+def read_split(name: str, split: str, **section):
+    """`(images, labels)` of one split; see `images.read_split`."""
+    from experiments._data import images
 
-    Raises:
-      ValueError: For a name that is not known; the message has those that are.
-    """
-    return _pick("target", toy.TARGETS, name)(**section)
+    return images.read_split(name, split, **section)

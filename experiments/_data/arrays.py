@@ -178,7 +178,7 @@ def quantize(x: np.ndarray | Array, num_levels: int) -> np.ndarray:
     """
     if not 1 <= num_levels <= 256:
         raise ValueError(f"num_levels must be from 1 to 256, got {num_levels}")
-    # In float64: adding 1 to a float32 would round over a cell's edge.
+    # In float64, where adding 1 does not round.
     levels = np.floor((np.asarray(x, np.float64) + 1) * (num_levels / 2))
     return np.clip(levels, 0, num_levels - 1).astype(np.uint8)
 

@@ -177,7 +177,7 @@ def _directory(data_dir: str | os.PathLike | None) -> pathlib.Path:
 
 def _source(name: str) -> Source:
     if name not in SOURCES:
-        raise ValueError(f"image data set {name!r} is not one of {sorted(SOURCES)}")
+        raise ValueError(f"data set {name!r} is not one of {sorted(SOURCES)}")
     return SOURCES[name]
 
 

@@ -8,20 +8,7 @@ from ebmjax import targets
 from ebmjax.types import Array, Key
 from experiments._data.arrays import process_rows
 
-__all__ = ["TARGETS", "target_batches"]
-
-TARGETS = {
-    factory.__name__: factory
-    for factory in (
-        targets.checkerboard,
-        targets.eight_gaussians,
-        targets.gaussian_mixture,
-        targets.rings,
-        targets.swiss_roll,
-        targets.twenty_five_gaussians,
-        targets.two_moons,
-    )
-}
+__all__ = ["target_batches"]
 
 
 def target_batches(

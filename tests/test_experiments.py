@@ -1,0 +1,298 @@
+"""Every experiment and preset builds, trains, stops and resumes."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from sklearn.decomposition import PCA
+
+from experiments import _checkpoint, _data, _plane, _run, _sweep, short_run
+
+IMAGES = {
+    "mnist": ("mnist", 28, 1),
+    "fashion_mnist": ("fashion_mnist", 28, 1),
+    "cifar10": ("cifar10", 32, 3),
+    "celeb_a": ("celeb_a", 64, 3),
+    "celeb_a_128": ("celeb_a", 128, 3),
+}
+"""Preset -> data set, pixels a side, channels."""
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Small data sets of noise in the form that needs no TFDS."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name, size, channels in {*IMAGES.values(), ("kmnist", 28, 1)}:
+        for split, num in (("train", 40), ("test", 24)):
+            np.savez(
+                _data.npz_path(name, split, folder, size),
+                images=rng.integers(0, 256, (num, size, size, channels), np.uint8),
+                labels=rng.integers(0, 10, num, np.int32),
+            )
+    return folder
+
+
+def tiny(preset, data_dir=None, **changes):
+    """A preset cut to seconds; its method untouched."""
+    config = short_run.get_config(preset).unlock()
+    config.train.update(num_steps=4, log_every=1, eval_every=0, checkpoint_every=2)
+    config.data.batch_size = 16
+    if "width" in config.network:
+        config.network.width = 2
+        config.evaluation.update(
+            num_samples=16 * bool(config.evaluation.num_samples),
+            chunk_size=16,
+            num_shown=16,
+            num_inverted=16,
+            num_iterations=2,
+            long_run_steps=10 * bool(config.evaluation.long_run_steps),
+            num_long_run=8,
+            classifier_steps=2 * bool(config.evaluation.classifier_steps),
+        )
+        config.objective.num_steps = 10
+    else:
+        config.network.widths = (4,)
+        config.evaluation.update(
+            num_samples=64, num_steps=5, long_run_steps=10, num_long_run=32
+        )
+    if data_dir is not None:
+        config.data.update(data_dir=str(data_dir), download=False, num_examples=40)
+        config.evaluation.out_of_distribution = ("uniform", "kmnist")
+        if config.data.name == "cifar10" or config.data.size:
+            config.evaluation.out_of_distribution = ("uniform", "gaussian")
+    if "capacity" in config.start:
+        config.start.capacity = 64
+    for name, value in changes.items():
+        section, _, key = name.rpartition("__")
+        (config[section] if section else config)[key] = value
+    return config.lock()
+
+
+FIGURES = {
+    "samples.png",
+    "chain.png",
+    "interpolation.png",
+    "reconstruction.png",
+    "inpainting.png",
+    "super_resolution.png",
+    "inversion.png",
+    "long_run.png",
+}
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+def check_resumes(config, tmp_path):
+    """Half and then the rest is bitwise the whole."""
+    half = config.copy_and_resolve_references().unlock()
+    half.train.num_steps = 2
+    _run.run(short_run.build, half.lock(), tmp_path / "two")
+    _run.run(short_run.build, config, tmp_path / "two")
+    scalars = _run.run(short_run.build, config, tmp_path / "one")
+    one, two = (_checkpoint.read(tmp_path / name) for name in ("one", "two"))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert all(np.isfinite(value) for value in scalars.values())
+    return scalars
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["toy_convergent", "toy_nonconvergent"])
+def test_a_toy_preset_runs_stops_and_resumes(preset, tmp_path):
+    scalars = check_resumes(tiny(preset), tmp_path)
+    assert names(tmp_path / "one" / "figures") == {"densities.png"}
+    assert scalars["density_kl"] > 0
+    # Exact draws are nearer to the truth than a chain that has hardly been trained.
+    assert scalars["data_total_variation"] < scalars["samples_total_variation"]
+
+
+@pytest.mark.slow
+def test_digits_runs_stops_and_resumes_with_all_its_figures(tmp_path):
+    scalars = check_resumes(tiny("digits"), tmp_path)
+    figures = tmp_path / "one" / "figures"
+    assert names(figures) == FIGURES | {"quality.md"}
+    for path in figures.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+    table = (figures / "quality.md").read_text().splitlines()
+    assert [row.split("|")[1].strip() for row in table[2:]] == [
+        "data",
+        "gaussian",
+        "uniform",
+        "samples",
+    ]
+    assert scalars["reconstruction_mse_of_pca_of_equal_rank"] < 1e-9
+    evaluation = [
+        json.loads(line)
+        for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()
+    ][-1]
+    assert evaluation["kind"] == "eval"
+    shares = [evaluation[f"samples_class_share_{k}"] for k in range(10)]
+    np.testing.assert_allclose(sum(shares), 1.0, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", IMAGES)
+def test_a_preset_on_images_trains_from_arrays_without_tfds(preset, data_dir, tmp_path):
+    config = tiny(preset, data_dir, train__num_steps=2)
+    scalars = _run.run(short_run.build, config, tmp_path)
+    assert 0.0 <= scalars["auroc_uniform"] <= 1.0
+    has_labels = not preset.startswith("celeb_a")
+    assert ("samples_confident_share" in scalars) == has_labels
+    assert FIGURES <= names(tmp_path / "figures")
+
+
+@pytest.mark.slow
+def test_a_resnet_with_autodiff_inversion_and_replay_runs_too(tmp_path):
+    """Options that no preset takes."""
+    config = tiny("digits").unlock()
+    config.network = {"name": "resnet", "width": 2, "activation": "swish"}
+    config.start = {
+        "name": "replay",
+        "law": "uniform",
+        "scale": 1.0,
+        "capacity": 64,
+        "reinit_prob": 0.1,
+    }
+    config.evaluation.jacobian = "autodiff"
+    config.objective.last_step_gradient = True
+    scalars = _run.run(short_run.build, config.lock(), tmp_path)
+    assert np.isfinite(scalars["reconstruction_mse"])
+
+
+def test_every_preset_says_what_it_is_and_is_locked():
+    for preset in short_run.PRESETS:
+        config = short_run.get_config(preset)
+        with pytest.raises(AttributeError, match="Did you mean"):
+            config.train.num_step = 5
+    with pytest.raises(ValueError, match="preset must be one of.*got 'cifar'"):
+        short_run.get_config("cifar")
+
+
+def test_the_papers_scale_is_the_papers():
+    """Sections 1.3 and 1.4 of the method: K, step, noise, widths, data noise, Adam."""
+    config = short_run.get_config("cifar10")
+    assert config.objective.num_steps == 100 and config.network.width == 128
+    assert config.data.num_examples == 40_000
+    a, temperature = config.sampler.step_size, config.sampler.temperature
+    assert a == 1.0
+    np.testing.assert_allclose((2 * a * temperature) ** 0.5, 0.01)
+    assert config.data_noise.start == 0.03
+    assert config.optimizer.learning_rate.start == 1e-4
+    assert short_run.get_config("celeb_a").network.width == 64
+    for section in (config.data_noise, config.optimizer.learning_rate):
+        value = _run.schedule(**section)
+        assert value(0) == value(200_000) > value(225_000) > value(250_000)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"network__name": "short_ran"}, "name must be one of.*got 'short_ran'"),
+        ({"start__law": "gaussian"}, "start.law must be 'uniform' or 'normal'"),
+        ({"start__scale": 0.0}, "start.scale must be positive, got 0.0"),
+        ({"evaluation__jacobian": "none"}, "evaluation.jacobian must be"),
+        ({"data__num_examples": 10_000}, "num_examples must be at most 1500"),
+        ({"sampler__step_size": -1.0}, "step_size must be positive, got -1.0"),
+        ({"data_noise__decay": "step"}, "decay must be 'cosine'"),
+        ({"optimizer__name": "adamax"}, "name must be one of.*got 'adamax'"),
+        ({"network__negative_slope": "x"}, "negative_slope"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused_before_work(
+    changes, message, tmp_path
+):
+    with pytest.raises((ValueError, TypeError), match=message):
+        _run.run(short_run.build, tiny("digits", **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_section_that_does_not_fit_its_constructor_is_named(tmp_path):
+    config = tiny("digits").unlock()
+    config.sampler.friction = 1.0
+    with pytest.raises(ValueError, match="section 'langevin' does not fit.*friction"):
+        _run.run(short_run.build, config.lock(), tmp_path / "run")
+
+
+def test_schedules_are_these_numbers():
+    rate = _run.schedule(
+        start=1.0, final=0.1, warmup_steps=4, decay_start=10, decay_steps=20
+    )
+    np.testing.assert_allclose(rate(0), 0.2)
+    np.testing.assert_allclose(rate(4), 1.0)
+    np.testing.assert_allclose(rate(10), 1.0)
+    np.testing.assert_allclose(rate(20), 0.55, rtol=1e-6)  # half-way down a cosine
+    np.testing.assert_allclose(rate(30), 0.1, rtol=1e-6)
+    np.testing.assert_allclose(rate(1000), 0.1, rtol=1e-6)
+    line = _run.schedule(start=0.0, final=4.0, decay="linear", decay_steps=4)
+    np.testing.assert_allclose([line(k) for k in range(6)], [0, 1, 2, 3, 4, 4])
+    power = _run.schedule(start=1.0, final=0.01, decay="exponential", decay_steps=2)
+    np.testing.assert_allclose([power(k) for k in range(3)], [1.0, 0.1, 0.01], rtol=1e-5)
+    assert _run.schedule(start=0.5)(10**6) == 0.5
+
+
+def test_the_optimizer_clips_the_global_norm():
+    optimizer = _run.make_optimizer(
+        {"name": "sgd", "learning_rate": {"start": 1.0}, "gradient_clip": 1.0}
+    )
+    gradient = {"a": np.float32(3.0), "b": np.float32(4.0)}
+    change, _ = optimizer.update(gradient, optimizer.init(gradient))
+    np.testing.assert_allclose([change["a"], change["b"]], [-0.6, -0.8], rtol=1e-6)
+
+
+def test_pca_errors_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    train = rng.normal(size=(60, 2, 3, 1)) @ np.ones((1, 1)) * np.arange(1, 7).reshape(
+        2, 3, 1
+    )
+    images = rng.normal(size=(10, 2, 3, 1))
+    errors = short_run._pca_errors(train, images)
+    for rank in range(1, 7):
+        pca = PCA(rank).fit(train.reshape(60, 6))
+        flat = images.reshape(10, 6)
+        rebuilt = pca.inverse_transform(pca.transform(flat))
+        np.testing.assert_allclose(
+            errors[rank], ((rebuilt - flat) ** 2).mean(), atol=1e-12
+        )
+
+
+def test_densities_on_the_plane_are_these_numbers():
+    grid = _plane.plane(2.0, 4)
+    flat = grid.binned(grid.probabilities(lambda x: 0.0 * x.sum()))
+    np.testing.assert_allclose(flat, np.full((4, 4), 1 / 16))
+    # A point in the bin of [0, 1] x [-2, -1], one outside of the grid.
+    counted = grid.histogram(np.array([[0.5, -1.5], [9.0, 0.0]]))
+    expected = np.zeros((4, 4))
+    expected[2, 0] = 0.5
+    np.testing.assert_array_equal(counted, expected)
+    # Half of the mass is outside: |1/16 - 1/2| + 15/16, plus the missing half.
+    expected = 0.5 * (7 / 16 + 15 / 16 + 0.5)
+    np.testing.assert_allclose(_plane.total_variation(counted, flat), expected)
+    p, q = np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.25, 0.5])
+    np.testing.assert_allclose(_plane.kl_divergence(p, q), np.log(2))
+    assert _plane.kl_divergence(q, p) == np.inf
+
+
+@pytest.mark.slow
+def test_a_sweep_tabulates_its_cells_and_repeats_none(tmp_path, capsys):
+    cells = {"width=1": {"network.width": 1}, "K=2": {"objective.num_steps": 2}}
+    columns = ("reconstruction_mse", "samples_abs_max")
+    config = tiny("digits", train__num_steps=2)
+
+    def run():
+        return _sweep.sweep(short_run.build, config, tmp_path, cells, columns)
+
+    table = run()
+    assert (tmp_path / "table.md").read_text() == table
+    assert table.splitlines()[0] == "| cell | reconstruction_mse | samples_abs_max |"
+    found = _checkpoint.read_config(tmp_path / "cells" / "K=2")
+    assert found.objective.num_steps == 2 and found.network.width == 2
+    capsys.readouterr()
+    assert run() == table
+    assert "cell 1/2" not in capsys.readouterr().out  # nothing ran again
+    with pytest.raises(ValueError, match=r"config has no \['network.depth'\]"):
+        _sweep.sweep(
+            short_run.build, config, tmp_path, {"x": {"network.depth": 1}}, columns
+        )

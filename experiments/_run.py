@@ -333,34 +333,49 @@ def _lay_out(batch, num_local: int, num_microbatches: int):
     return batch.swapaxes(0, 1)
 
 
-_SIGNALS = []
-"""Signals received in the current run. A handler has no other way to speak."""
+class _Preemption:
+    """Notice that the machine is about to be taken away.
 
+    SIGTERM lets the current step finish and be saved. While nothing is unsaved, before
+    training and in evaluations, it ends the process at once. Either way it exits 0.
+    """
 
-@contextlib.contextmanager
-def _catching_sigterm():
-    """Turns SIGTERM into an entry of `_SIGNALS`, so that the step is finished."""
-    is_ours = threading.current_thread() is threading.main_thread()
-    if not is_ours or jax.process_count() > 1:
-        yield
-        return
-    _SIGNALS.clear()
-    handler = lambda number, frame: _SIGNALS.append(number)  # noqa: E731
-    previous = signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
+    def __init__(self):
+        self._is_requested = False
+        self._may_leave = True
 
+    @contextlib.contextmanager
+    def watching(self):
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or jax.process_count() > 1:
+            yield
+            return
+        previous = signal.signal(signal.SIGTERM, self._notice)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
 
-def _stop_requested() -> Callable[[int], bool]:
-    """A function of the step: whether the machine is about to be taken away."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+    def _notice(self, number, frame):
+        self._is_requested = True
+        if self._may_leave:
+            sys.exit(0)
 
-        # All processes must stop at the same step, which only JAX can arrange.
-        return multihost_utils.reached_preemption_sync_point
-    return lambda step: bool(_SIGNALS)
+    @contextlib.contextmanager
+    def holding_unsaved_work(self):
+        self._may_leave = False
+        try:
+            yield
+        finally:
+            self._may_leave = True
+
+    def must_stop(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            # All processes must stop at the same step, which only JAX can arrange.
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._is_requested
 
 
 def run(
@@ -395,7 +410,12 @@ def run(
         `abort_above`, after it is written.
       FileNotFoundError: If there is nothing to evaluate.
     """
-    workdir = pathlib.Path(workdir)
+    preemption = _Preemption()
+    with preemption.watching():
+        return _run(build, config, pathlib.Path(workdir), evaluate_only, preemption)
+
+
+def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
     _check(config)
     num_devices, num_local = jax.device_count(), jax.local_device_count()
     keys = make_keys(config.seed)
@@ -455,22 +475,38 @@ def run(
         if 0 < step and _is_due(step, config.train.eval_every, num_steps):
             if step not in evaluated:  # killed between the checkpoint and this
                 evaluate(step, state)
-        with _catching_sigterm():
-            return _train(
-                experiment, config, state, num_local, checkpoints, log, evaluate, best
-            )
+        return _train(
+            experiment,
+            config,
+            state,
+            num_local,
+            checkpoints,
+            log,
+            evaluate,
+            best,
+            preemption,
+        )
     finally:
         log.close()
         checkpoints.close()
 
 
-def _train(experiment, config, state, num_local, checkpoints, log, evaluate, best):
+def _train(
+    experiment,
+    config,
+    state,
+    num_local,
+    checkpoints,
+    log,
+    evaluate,
+    best,
+    preemption,
+) -> dict[str, float]:
     train, players = config.train, experiment.players
     update = training.pmap_update(players, ema_decay=config.ema_decay or None)
     num_microbatches = sum(player.num_updates for player in players.values())
     rows = config.data.batch_size // jax.process_count() * num_microbatches
     is_cpu = jax.default_backend() == "cpu"
-    is_stopping = _stop_requested()
 
     def fetch_batch(step):
         batch = experiment.batch(step)
@@ -482,48 +518,53 @@ def _train(experiment, config, state, num_local, checkpoints, log, evaluate, bes
 
     step = int(state.step)
     batch = fetch_batch(step)
-    last_time, last_step, scalars, result = None, step, {}, {}
+    last_time, last_step, result = None, step, {}
     while step < train.num_steps:
-        state, scalars = update(state, batch)
-        step += 1
-        if step < train.num_steps:
-            batch = fetch_batch(step)  # while the devices work
-        if is_cpu:
-            # Forced host devices deadlock when steps are issued without waiting.
-            jax.block_until_ready(state.step)
-        if last_time is None:  # the first step compiles
-            jax.block_until_ready(state.step)
-            last_time, last_step = time.perf_counter(), step
-        is_last = step == train.num_steps
-        stops = is_stopping(step)
-        is_saving = stops or _is_due(step, train.checkpoint_every, train.num_steps)
-        is_logging = _is_due(step, train.log_every, train.num_steps)
-        if is_saving or is_logging:
-            values = _fetch(scalars)
-            is_sound = all(_is_sound(x, train.abort_above) for x in values.values())
-            if is_logging or not is_sound:
-                now = time.perf_counter()
-                clock = {}
-                if step > last_step:
-                    rate = (step - last_step) / (now - last_time)
-                    examples = rate * config.data.batch_size * num_microbatches
-                    clock = {"steps_per_second": rate, "examples_per_second": examples}
-                log.write("train", step, values | clock)
-                log.progress(step, values | clock)
-                last_time, last_step = now, step
-            _check_sound(step, values, train.abort_above)
-        if is_saving:
-            checkpoints.save(step, state)
-        if stops and not is_last:
-            checkpoints.wait()
+        with preemption.holding_unsaved_work():
+            state, scalars = update(state, batch)
+            step += 1
+            if step < train.num_steps:
+                batch = fetch_batch(step)  # while the devices work
+            if is_cpu or last_time is None:
+                # Forced host devices deadlock when steps are issued without waiting.
+                jax.block_until_ready(state.step)
+            if last_time is None:  # the first step compiles, and is not timed
+                last_time, last_step = time.perf_counter(), step
+            stops = preemption.must_stop(step)
+            is_evaluating = _is_due(step, train.eval_every, train.num_steps)
+            is_saving = (
+                stops
+                or is_evaluating  # so that an evaluation has nothing to lose
+                or _is_due(step, train.checkpoint_every, train.num_steps)
+            )
+            is_logging = _is_due(step, train.log_every, train.num_steps)
+            if is_saving or is_logging:
+                values = _fetch(scalars)
+                limit = train.abort_above
+                if is_logging or not all(_is_sound(x, limit) for x in values.values()):
+                    now = time.perf_counter()
+                    clock = {}
+                    if step > last_step:
+                        rate = (step - last_step) / (now - last_time)
+                        size = config.data.batch_size * num_microbatches
+                        clock = {
+                            "steps_per_second": rate,
+                            "examples_per_second": rate * size,
+                        }
+                    log.write("train", step, values | clock)
+                    log.progress(step, values | clock)
+                    last_time, last_step = now, step
+                _check_sound(step, values, limit)
+            if is_saving:
+                checkpoints.save(step, state)
+            if stops or is_evaluating:
+                checkpoints.wait()
+        if stops and step < train.num_steps:
             logging.warning("preempted: saved step %d; the same command goes on", step)
             return {}
-        if _is_due(step, train.eval_every, train.num_steps):
-            if is_last:
-                checkpoints.wait()
+        if is_evaluating:
             result = evaluate(step, state)
-            last_time = time.perf_counter()  # evaluation is not training time
-            last_step = step
+            last_time, last_step = time.perf_counter(), step  # not training time
         if is_saving:
             checkpoints.prune(best())
     checkpoints.wait()

@@ -3,6 +3,9 @@
 python tests/small_experiment.py --workdir=DIR
 """
 
+import os
+import time
+
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -59,6 +62,9 @@ def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
         return x[first : first + rows] * (np.nan if step == config.nan_at else 1.0)
 
     def evaluate(state, key, directory):
+        print("evaluating", int(state.step), flush=True)
+        if int(state.step) == int(os.environ.get("HANG_AT", -1)):
+            time.sleep(600)
         (directory / "seen.txt").write_text(str(int(state.step)))
         draw = float(jax.random.normal(key))
         return {"precision": state.params["energy"]["precision"], "draw": draw}

@@ -71,6 +71,17 @@ def test_singular_covariances_are_measured_exactly():
     close(point, 1 + 9)
 
 
+def test_features_that_span_a_subspace_have_the_distance_within_it():
+    """Rounding gives such covariances eigenvalues of -1e-16, whose root is NaN."""
+    random = np.random.RandomState(0)
+    a, b = random.normal(size=(50, 3)), 2 * random.normal(size=(50, 3)) + 1
+    basis = np.linalg.qr(random.normal(size=(20, 20)))[0][:3]
+    inside = metrics.frechet_distance(a, b)
+    # Rounding of 1e-16 in an eigenvalue is 1e-8 in its root, in 17 directions.
+    embedded = metrics.frechet_distance(a @ basis, b @ basis)
+    np.testing.assert_allclose(embedded, inside, rtol=1e-6)
+
+
 def test_features_are_reduced_to_unbiased_moments():
     """Two points at +-1 have variance 2 with n - 1, and at 3 +- 2 variance 8."""
     a, b = np.array([[-1.0], [1.0]]), np.array([[1.0], [5.0]])

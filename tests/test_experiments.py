@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from experiments import _checkpoint, _data, _plane, _run, _sweep, short_run
+from experiments import _checkpoint, _evaluation, _plane, _run, _sweep, short_run
+from experiments._data import images
 
 IMAGES = {
     "mnist": ("mnist", 28, 1),
@@ -27,7 +28,7 @@ def data_dir(tmp_path_factory):
     for name, size, channels in {*IMAGES.values(), ("kmnist", 28, 1)}:
         for split, num in (("train", 40), ("test", 24)):
             np.savez(
-                _data.npz_path(name, split, folder, size),
+                images.npz_path(name, split, folder, size),
                 images=rng.integers(0, 256, (num, size, size, channels), np.uint8),
                 labels=rng.integers(0, 10, num, np.int32),
             )
@@ -39,7 +40,7 @@ def tiny(preset, data_dir=None, **changes):
     config = short_run.get_config(preset).unlock()
     config.train.update(num_steps=4, log_every=1, eval_every=0, checkpoint_every=2)
     config.data.batch_size = 16
-    if "width" in config.network:
+    if "jacobian" in config.evaluation:
         config.network.width = 2
         config.evaluation.update(
             num_samples=16 * bool(config.evaluation.num_samples),
@@ -60,7 +61,7 @@ def tiny(preset, data_dir=None, **changes):
     if data_dir is not None:
         config.data.update(data_dir=str(data_dir), download=False, num_examples=40)
         config.evaluation.out_of_distribution = ("uniform", "kmnist")
-        if config.data.name == "cifar10" or config.data.size:
+        if config.data.name in ("cifar10", "celeb_a"):
             config.evaluation.out_of_distribution = ("uniform", "gaussian")
     if "capacity" in config.start:
         config.start.capacity = 64
@@ -148,7 +149,7 @@ def test_a_preset_on_images_trains_from_arrays_without_tfds(preset, data_dir, tm
 def test_a_resnet_with_autodiff_inversion_and_replay_runs_too(tmp_path):
     """Options that no preset takes."""
     config = tiny("digits").unlock()
-    config.network = {"name": "resnet", "width": 2, "activation": "swish"}
+    config.network = {"name": "resnet", "widths": (2,), "activation": "swish"}
     config.start = {
         "name": "replay",
         "law": "uniform",
@@ -229,7 +230,9 @@ def test_schedules_are_these_numbers():
     line = _run.schedule(start=0.0, final=4.0, decay="linear", decay_steps=4)
     np.testing.assert_allclose([line(k) for k in range(6)], [0, 1, 2, 3, 4, 4])
     power = _run.schedule(start=1.0, final=0.01, decay="exponential", decay_steps=2)
-    np.testing.assert_allclose([power(k) for k in range(3)], [1.0, 0.1, 0.01], rtol=1e-5)
+    np.testing.assert_allclose(
+        [power(k) for k in range(3)], [1.0, 0.1, 0.01], rtol=1e-5
+    )
     assert _run.schedule(start=0.5)(10**6) == 0.5
 
 
@@ -244,14 +247,30 @@ def test_the_optimizer_clips_the_global_norm():
 
 def test_pca_errors_are_those_of_scikit_learn():
     rng = np.random.default_rng(0)
-    train = rng.normal(size=(60, 2, 3, 1)) @ np.ones((1, 1)) * np.arange(1, 7).reshape(
-        2, 3, 1
+    train = (
+        rng.normal(size=(60, 2, 3, 1))
+        @ np.ones((1, 1))
+        * np.arange(1, 7).reshape(2, 3, 1)
     )
-    images = rng.normal(size=(10, 2, 3, 1))
-    errors = short_run._pca_errors(train, images)
+    held_out = rng.normal(size=(10, 2, 3, 1))
+    errors = _evaluation._pca_errors(train, held_out)
     for rank in range(1, 7):
         pca = PCA(rank).fit(train.reshape(60, 6))
-        flat = images.reshape(10, 6)
+        flat = held_out.reshape(10, 6)
+        rebuilt = pca.inverse_transform(pca.transform(flat))
+        np.testing.assert_allclose(
+            errors[rank], ((rebuilt - flat) ** 2).mean(), atol=1e-12
+        )
+
+
+def test_pca_errors_of_few_large_images_are_those_of_scikit_learn():
+    rng = np.random.default_rng(0)
+    train, held_out = rng.normal(size=(9, 5, 5, 1)), rng.normal(size=(4, 5, 5, 1))
+    errors = _evaluation._pca_errors(train, held_out)
+    assert len(errors) == 9
+    for rank in (1, 4, 8):
+        pca = PCA(rank).fit(train.reshape(9, 25))
+        flat = held_out.reshape(4, 25)
         rebuilt = pca.inverse_transform(pca.transform(flat))
         np.testing.assert_allclose(
             errors[rank], ((rebuilt - flat) ** 2).mean(), atol=1e-12

@@ -30,20 +30,20 @@ def images(num: int, shape: tuple[int, ...] = SHAPE) -> jax.Array:
     return jax.random.uniform(jax.random.key(5), (num, *shape), minval=-1.0)
 
 
-def random_params(network: Network):
-    """Parameters away from where they start: what starts from zero hides the rest."""
-    params, _ = jax.jit(network.init)(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    random = np.random.default_rng(0)
-    noise = [random.standard_normal(leaf.shape, np.float32) for leaf in leaves]
-    return jax.tree.map(
-        lambda a, b: a + 0.1 * b, params, jax.tree.unflatten(tree, noise)
-    )
-
-
 def zero_params(network: Network):
     params, _ = jax.eval_shape(network.init, jax.random.key(0))
     return jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+
+
+def random_params(network: Network):
+    """Of the size at which parameters start, but none zero: that would hide others."""
+    random = np.random.default_rng(0)
+
+    def draw(leaf):
+        scale = max(leaf.size // leaf.shape[-1], 4) ** -0.5
+        return scale * random.standard_normal(leaf.shape, np.float32)
+
+    return jax.tree.map(draw, zero_params(network))
 
 
 def num_params(network: Network) -> int:
@@ -131,29 +131,30 @@ def derivatives(convolution, x, kernel, v, w):
 def test_convolution_has_every_derivative_of_lax(name):
     size, window, strides, padding = CONVOLUTIONS[name]
     keys = jax.random.split(jax.random.key(0), 4)
-    with jax.enable_x64(True):
-        x, v = (jax.random.normal(k, (2, *size, 2), jnp.float64) for k in keys[:2])
-        kernel, w = (
-            jax.random.normal(k, (*window, 2, 3), jnp.float64) for k in keys[2:]
-        )
-        ours, theirs = (
-            jax.jit(
-                functools.partial(
-                    derivatives,
-                    functools.partial(convolution, strides=strides, padding=padding),
-                )
-            )(x, kernel, v, w)
-            for convolution in (our_convolution, lax_convolution)
-        )
-        # Only the order of sums differs: of at most 2 * 14^2 * 3 terms of order 10^3,
-        # whose rounding errors of 1e-16 add up to less than 1e-9 at the worst.
-        for quantity in theirs:
-            for mine, other in zip(
-                jax.tree.leaves(ours[quantity]), jax.tree.leaves(theirs[quantity])
-            ):
-                np.testing.assert_allclose(
-                    mine, other, rtol=1e-10, atol=1e-9, err_msg=quantity
-                )
+    x, v = (jax.random.normal(k, (2, *size, 2)) for k in keys[:2])
+    kernel, w = (jax.random.normal(k, (*window, 2, 3)) for k in keys[2:])
+    ours, theirs = (
+        jax.jit(
+            functools.partial(
+                derivatives,
+                functools.partial(convolution, strides=strides, padding=padding),
+            )
+        )(x, kernel, v, w)
+        for convolution in (our_convolution, lax_convolution)
+    )
+    # Only the order of sums differs. Rounding errors of 6e-8 in each of 2 * 14^2 * 3
+    # terms, those of the longest, add up at the worst to 7e-5 of the largest value.
+    for quantity, expected in theirs.items():
+        for mine, other in zip(
+            jax.tree.leaves(ours[quantity]), jax.tree.leaves(expected)
+        ):
+            np.testing.assert_allclose(
+                mine,
+                other,
+                rtol=0.0,
+                atol=7e-5 * np.max(np.abs(other)),
+                err_msg=quantity,
+            )
 
 
 def test_in_a_loop_gradients_are_convolutions_of_the_kind_that_is_fast_on_a_cpu():
@@ -193,13 +194,13 @@ def test_convolution_leaves_to_lax_what_it_does_not_know():
         4, (3, 3), feature_group_count=2, conv_general_dilated=networks.convolution
     )
     for layer in (dilated, grouped):
-        variables = layer.init(jax.random.key(0), x)
+        variables = jax.jit(layer.init)(jax.random.key(0), x)
         plain = layer.copy(conv_general_dilated=None)
         np.testing.assert_array_equal(
-            layer.apply(variables, x), plain.apply(variables, x)
+            jax.jit(layer.apply)(variables, x), jax.jit(plain.apply)(variables, x)
         )
     line = nn.Conv(4, (3,), conv_general_dilated=networks.convolution)
-    variables = line.init(jax.random.key(0), x[0])
+    variables = jax.jit(line.init)(jax.random.key(0), x[0])
     plain = line.copy(conv_general_dilated=None)
     np.testing.assert_array_equal(
         line.apply(variables, x[0]), plain.apply(variables, x[0])
@@ -236,7 +237,7 @@ def test_a_batch_is_refused_with_both_shapes(name):
         jax.eval_shape(network.apply, params, jnp.zeros((1, 8, 2)))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["mlp", "short_run", "resnet"])
 def test_weights_and_biases_start_uniform_up_to_one_over_the_root_of_fan_in(name):
     """As PyTorch's layers do: see `networks.layer`. A uniform draw on [-b, b] has
     variance b^2 / 3; that of n draws has relative standard error sqrt(0.8 / n)."""
@@ -246,16 +247,15 @@ def test_weights_and_biases_start_uniform_up_to_one_over_the_root_of_fan_in(name
     kernels = {path[:-1]: leaf for path, leaf in leaves if path[-1].key == "kernel"}
     num_checked = 0
     for path, leaf in leaves:
-        is_zero = "resnet" in name and "wide" not in name and path[-2].key == "Conv_1"
-        if is_zero and path[0].key.startswith("Block"):
+        if path[0].key.startswith("Block") and path[-2].key == "Conv_1":
             np.testing.assert_array_equal(leaf, 0.0)
         elif path[-1].key == "kernel" or path[:-1] in kernels:
             bound = np.prod(kernels[path[:-1]].shape[:-1]) ** -0.5
-            assert jnp.max(jnp.abs(leaf)) <= bound
+            assert np.max(np.abs(leaf)) <= bound
             if leaf.size >= 32:
                 tolerance = 5 * (0.8 / leaf.size) ** 0.5
                 np.testing.assert_allclose(
-                    jnp.mean(leaf**2), bound**2 / 3, rtol=tolerance
+                    np.mean(np.square(leaf)), bound**2 / 3, rtol=tolerance
                 )
                 num_checked += 1
     assert num_checked >= 2
@@ -447,13 +447,17 @@ def test_group_normalisation_is_over_all_pixels_and_knows_no_rows():
     )
     params = jax.tree_util.tree_map(
         lambda p: (
-            jnp.zeros_like(p).at[1, 1].set(p[1, 1]) if p.shape[:2] == (3, 3) else p
+            np.pad(p[1:2, 1:2], ((1, 1), (1, 1), (0, 0), (0, 0)))
+            if p.shape[:2] == (3, 3)
+            else p
         ),
         random_params(network),
     )
     x = images(1, (8, 8, 1))[0]
-    transposed = network.apply(params, x.swapaxes(0, 1))
-    np.testing.assert_allclose(network.apply(params, x), transposed, rtol=1e-5)
+    energy = jax.jit(network.apply)
+    np.testing.assert_allclose(
+        energy(params, x), energy(params, x.swapaxes(0, 1)), rtol=1e-5
+    )
 
 
 def test_the_wide_resnet_on_paper():

@@ -190,8 +190,10 @@ def test_evaluating_nothing_is_refused_and_makes_nothing(tmp_path):
 # --- processes ---------------------------------------------------------------------
 
 
-def start(workdir, *options, devices=8):
-    environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
+def start(workdir, *options, devices=8, **variables):
+    environment = dict(
+        os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", **variables
+    )
     flag = f"--xla_force_host_platform_device_count={devices}"
     environment["XLA_FLAGS"] = flag
     command = [sys.executable, "tests/small_experiment.py", f"--workdir={workdir}"]
@@ -245,6 +247,21 @@ def test_sigterm_finishes_the_step_saves_and_exits_zero(tmp_path):
     assert "preempted" in err
     saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
     assert len(saved) == 1 and 0 < saved[0] < 4000
+
+
+@pytest.mark.slow
+def test_sigterm_in_an_evaluation_leaves_at_once_and_the_next_start_repeats_it(
+    tmp_path, straight
+):
+    """The evaluation of step 20 never ends the first time."""
+    first = start(tmp_path, HANG_AT="20")
+    while "evaluating 20" not in first.stdout.readline():
+        assert first.poll() is None
+    first.send_signal(signal.SIGTERM)
+    finish(first, seconds=60)
+    assert step_of(tmp_path) == 20
+    finish(start(tmp_path))
+    assert_same_run(straight, tmp_path)
 
 
 @pytest.mark.slow

@@ -37,8 +37,8 @@ def convolution(
     For `nn.Conv(conv_general_dilated=convolution)`. Values, and derivatives of every
     order and in every mode, are those of `lax`; only the spelling of the first
     derivatives differs, and only on a CPU, for two-dimensional convolutions with
-    channels last, no dilation and no groups. All others are handed to `lax`. Higher
-    derivatives are right, but those in the kernel are as slow in a loop as `lax`'s.
+    channels last, no dilation and no groups. All others are handed to `lax`. Second
+    derivatives are right but not fast: `lax` writes them, of what is written here.
 
     Args:
       x: `[n, height, width, channels]`.
@@ -101,74 +101,82 @@ def tangents(strides, padding, precision, primals, tangents):
     x, kernel = primals
     x_dot, kernel_dot = tangents
     y = channels_last(x, kernel, strides, padding, precision)
+    size, lows = y.shape[1:3], [low for low, _ in padding]
     y_dot = jnp.zeros_like(y)
     if not isinstance(x_dot, SymbolicZero):
-        y_dot += tangent_in_x(x_dot, kernel, strides, padding, precision, y.shape)
+        y_dot += tangent_in_x(x_dot, kernel, strides, lows, precision, size)
     if not isinstance(kernel_dot, SymbolicZero):
-        y_dot += tangent_in_kernel(x, kernel_dot, strides, padding, precision)
+        y_dot += tangent_in_kernel(x, kernel_dot, strides, lows, precision, size)
     return y, y_dot
 
 
-def tangent_in_x(x, kernel, strides, padding, precision, out_shape):
+def tangent_in_x(x, kernel, strides, lows, precision, out_size):
     """The convolution, as one of stride 1 of blocks of `strides` pixels.
 
     Its transpose is one convolution of stride 1 from features to blocks, and a
     rearrangement of blocks to pixels: no zeros between the rows, as there are in the
-    usual transpose of a strided convolution.
+    usual transpose of a strided convolution. The kernel's features stand where a
+    convolution's transpose will take them for its input channels.
     """
-    num, *sizes, channels = x.shape
-    *kernel_sizes, _, features = kernel.shape
+    num, *size, channels = x.shape
+    *window, _, features = kernel.shape
     rows, columns = strides
-    taps = [-(-size // s) for size, s in zip(kernel_sizes, strides)]
-
-    # The first block holds the row `padding mod stride` above the image, and so on.
-    before = [low % s for (low, _), s in zip(padding, strides)]
-    blocks = [-(-(b + size) // s) for b, size, s in zip(before, sizes, strides)]
-    after = [n * s - b - size for n, s, b, size in zip(blocks, strides, before, sizes)]
-    lows = [low // s for (low, _), s in zip(padding, strides)]
-    highs = [
-        out - n - low + tap - 1
-        for out, n, low, tap in zip(out_shape[1:3], blocks, lows, taps)
-    ]
+    taps = [-(-k // stride) for k, stride in zip(window, strides)]
+    pads, pixels, blocks = [], [], []
+    for length, low, stride, tap, out in zip(size, lows, strides, taps, out_size):
+        # Whole blocks outside of the image are left to the convolution, as many as it
+        # can take: neither it nor its transpose may have a negative padding, with which
+        # XLA's fast path reads beyond its arrays. What remains is padded or cut here.
+        needed = out + tap - 1
+        before = max(0, min(low // stride, tap - 1))
+        after = max(0, min(needed - -(-(low + length) // stride), tap - 1))
+        inside = needed - before - after
+        start = low - before * stride
+        pads.append((before, after))
+        pixels.append((start, inside * stride - start - length, 0))
+        blocks.append(inside)
 
     def gather(array, num_blocks):
-        """`[n, rows, columns, ...]` to `[n, block, block, row, column, ...]`."""
+        """`[n, rows, columns, last]` to `[n, *num_blocks, row, column, last]`."""
         down, across = num_blocks
-        lead, *_, last = array.shape
-        array = array.reshape(lead, down, rows, across, columns, last)
+        array = array.reshape(len(array), down, rows, across, columns, array.shape[-1])
         return array.transpose(0, 1, 3, 2, 4, 5)
 
-    x = jnp.pad(x, ((0, 0), *zip(before, after), (0, 0)))
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pixels, (0, 0, 0)))
     x = gather(x, blocks).reshape(num, *blocks, rows * columns * channels)
-    fill = [tap * s - size for tap, s, size in zip(taps, strides, kernel_sizes)]
-    kernel = jnp.pad(kernel, (*((0, f) for f in fill), (0, 0), (0, 0)))
-    kernel = gather(
-        kernel.reshape(1, *kernel.shape[:2], channels * features), taps
-    ).reshape(*taps, rows * columns * channels, features)
-    # The barrier keeps the compiler from folding the reversal into the transpose.
-    kernel = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
+    fill = [(0, tap * stride - k) for tap, stride, k in zip(taps, strides, window)]
+    kernel = jnp.pad(kernel, (*fill, (0, 0), (0, 0)))
+    kernel = kernel.reshape(1, *kernel.shape[:2], channels * features)
+    kernel = gather(kernel, taps).reshape(*taps, rows * columns * channels, features)
     return lax.conv_general_dilated(
         x,
-        kernel[::-1, ::-1],
+        kernel.swapaxes(2, 3),
         (1, 1),
-        tuple(zip(lows, highs)),
+        pads,
         dimension_numbers=("NHWC", "HWOI", "NHWC"),
         precision=precision,
     )
 
 
-def tangent_in_kernel(x, kernel, strides, padding, precision):
+def tangent_in_kernel(x, kernel, strides, lows, precision, out_size):
     """The convolution, with axes in the order that makes its transpose canonical.
 
     That transpose convolves images `[channels, height, width, n]` with a kernel
     `[height, width, n, features]`, which is the cotangent.
     """
+    pixels = [
+        (low, (out - 1) * stride + k - low - length, 0)
+        for low, out, stride, k, length in zip(
+            lows, out_size, strides, kernel.shape, x.shape[1:]
+        )
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pixels, (0, 0, 0)))
     y = lax.conv_general_dilated(
-        lax.optimization_barrier(x.transpose(3, 1, 2, 0)),
+        x.transpose(3, 1, 2, 0),
         kernel.transpose(2, 0, 1, 3),
         strides,
-        padding,
+        "VALID",
         dimension_numbers=("CHWN", "IHWO", "HWNC"),
         precision=precision,
     )
-    return lax.optimization_barrier(y).transpose(2, 0, 1, 3)
+    return y.transpose(2, 0, 1, 3)

@@ -51,8 +51,9 @@ def short_run_energy(
     in `x`: its gradient is piecewise constant and its Hessian 0 almost everywhere.
 
     Weights and biases start from `U[-b, b]`, `b = 1 / sqrt(fan_in)`, PyTorch's default
-    and so the paper's. The paper's Langevin step of 1 on `f = -energy` is tuned to the
-    small gradients that follow.
+    and so the paper's. The paper's Langevin step of 1 on `f = -energy` belongs with the
+    small gradients that follow: of norm 0.015 on noise of 32x32x3, where Flax's default
+    gives 0.24.
 
     Args:
       image_shape: `(height, width, channels)`; 32x32x3 is the paper's CIFAR-10 network.

@@ -1,0 +1,370 @@
+"""What the chain of a trained energy can do, in the plane and on images.
+
+Two factories of an experiment's `evaluate(state, key, directory) -> scalars`:
+`in_plane` and `on_images`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ebmjax import samplers, training
+from experiments import _classifier, _data, _detection, _plane, _plots, _run
+
+__all__ = ["in_plane", "on_images"]
+
+
+def _evaluated(state: training.TrainState):
+    """The averaged parameters where there are any."""
+    params = state.params if state.ema_params is None else state.ema_params
+    return jax.tree.map(jnp.asarray, params["energy"])
+
+
+# --- evaluation in the plane -------------------------------------------------------
+
+
+def in_plane(config, target, network, sampler, draw_noise, evaluation_key):
+    """Short-run samples, long-run samples and `exp(-E / temperature)` against data."""
+    del evaluation_key
+    section, temperature = config.evaluation, config.sampler.temperature
+    grid = _plane.plane(section.bound, section.num_bins)
+    truth = grid.probabilities(target.energy_fn)
+
+    def evaluate(state, key, directory):
+        data_key, start_key, short_key, long_key = jax.random.split(key, 4)
+        energy_fn = functools.partial(network.apply, _evaluated(state))
+
+        def chains(key, num, num_steps):
+            z = draw_noise(jax.random.fold_in(start_key, num_steps), (num, 2))
+            state, _ = samplers.sample_chains(
+                sampler, energy_fn, key, z, num_steps, collect=None
+            )
+            return grid.histogram(state.position)
+
+        density = grid.probabilities(lambda x: energy_fn(x) / temperature)
+        draws = grid.histogram(target.sample(data_key, section.num_samples))
+        fewer = grid.histogram(target.sample(data_key, section.num_long_run))
+        panels = {
+            "data": grid.binned(truth),
+            f"{section.num_steps} moves": chains(
+                short_key, section.num_samples, section.num_steps
+            ),
+            "exp(-E / T) / Z": grid.binned(density),
+            f"{section.long_run_steps} moves": chains(
+                long_key, section.num_long_run, section.long_run_steps
+            ),
+        }
+        _plots.densities(
+            directory / "densities.png", panels, bounds=(-section.bound, section.bound)
+        )
+        data, short, model, long = panels.values()
+        return {
+            "samples_total_variation": _plane.total_variation(short, data),
+            "density_total_variation": _plane.total_variation(model, data),
+            "long_run_total_variation": _plane.total_variation(long, data),
+            # What as many exact draws have, for comparison.
+            "data_total_variation": _plane.total_variation(draws, data),
+            "long_run_data_total_variation": _plane.total_variation(fewer, data),
+            # Nats, KL(data || density), with the density kept off zero by one part in
+            # 1e12 of the grid: a cold one underflows, and infinity would stop the run.
+            "density_kl": _plane.kl_divergence(
+                truth, (density + 1e-12) / (1 + 1e-12 * density.size)
+            ),
+        }
+
+    return evaluate
+
+
+# --- evaluation on images ----------------------------------------------------------
+
+
+class InverseProblem(NamedTuple):
+    """What is seen of an image, and how to show and to judge what was not.
+
+    Attributes:
+      observe: `observe(x)`, what is seen of one image.
+      show: `show(x)`, the same as an image.
+      is_judged: Pixels whose error counts.
+      scale: Of the descent's step; 1 where a pixel is seen as it is.
+    """
+
+    observe: Callable[[jax.Array], jax.Array]
+    show: Callable[[np.ndarray], np.ndarray]
+    is_judged: np.ndarray
+    scale: float = 1.0
+
+
+def _inverse_problems(shape: tuple[int, int, int]) -> dict[str, InverseProblem]:
+    height, width, channels = shape
+    everywhere = np.ones(shape, bool)
+    is_known = everywhere.copy()
+    is_known[height // 2 :] = False  # the lower half is to be filled in
+
+    def block_mean(x):
+        """Half the resolution: the mean over blocks of 2 x 2 pixels."""
+        x = x[: height // 2 * 2, : width // 2 * 2]
+        return x.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
+
+    return {
+        "reconstruction": InverseProblem(lambda x: x, lambda x: x, everywhere),
+        "inpainting": InverseProblem(
+            lambda x: x * is_known, lambda x: np.where(is_known, x, -1.0), ~is_known
+        ),
+        "super_resolution": InverseProblem(
+            block_mean,
+            lambda x: np.kron(block_mean(x), np.ones((2, 2, 1))),
+            everywhere,
+            # A mean over 4 pixels has a quarter of the gradient of one seen alone.
+            scale=4.0,
+        ),
+    }
+
+
+def _pca_errors(train: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Per-pixel squared error of `images` by a PCA of `train`, for ranks 0, 1, ....
+
+    Up to as many ranks as there are training images less one, or as the image has
+    dimensions, where the error is 0.
+    """
+    train = train.reshape(len(train), -1).astype(np.float64)
+    rows = images.reshape(len(images), -1) - train.mean(0)
+    centred = train - train.mean(0)
+    if centred.shape[1] <= len(centred):
+        _, vectors = np.linalg.eigh(centred.T @ centred)
+        vectors = vectors[:, ::-1]
+    else:  # fewer images than dimensions: the small side of the same decomposition
+        squares, left = np.linalg.eigh(centred @ centred.T)
+        vectors = centred.T @ left[:, :0:-1] / np.sqrt(squares[:0:-1])
+    explained = ((rows @ vectors) ** 2).mean(0)
+    errors = (rows**2).mean(0).sum() - np.concatenate([[0], np.cumsum(explained)])
+    return np.maximum(errors, 0.0) / rows.shape[1]
+
+
+def on_images(config, data, network, sampler, draw_noise, evaluation_key):
+    section, num_steps = config.evaluation, config.objective.num_steps
+    if section.jacobian not in ("identity", "autodiff"):
+        raise ValueError(
+            "evaluation.jacobian must be 'identity' or 'autodiff', got"
+            f" {section.jacobian!r}"
+        )
+    shape = data.image_shape
+    problems = _inverse_problems(shape)
+    data_key, classifier_key, reference_key = jax.random.split(evaluation_key, 3)
+    train, held_out = (
+        np.asarray(
+            _data.dequantize(jax.random.fold_in(data_key, i), x, data.num_levels)
+        )
+        for i, x in enumerate(
+            (data.train[: section.num_examples], data.held_out[: section.num_examples])
+        )
+    )
+    foreign = _detection.foreign_images(
+        reference_key,
+        section.out_of_distribution,
+        train,
+        data_dir=config.data.get("data_dir") or None,
+        download=config.data.get("download", False),
+    )
+
+    @functools.cache
+    def classifier():
+        return _classifier.train(
+            classifier_key,
+            data.train,
+            data.labels_train,
+            num_classes=data.num_classes,
+            num_levels=data.num_levels,
+            noise_scale=config.data_noise.final,
+            num_steps=section.classifier_steps,
+        )
+
+    def bind(params):
+        return functools.partial(network.apply, params)
+
+    def generator(params):
+        return samplers.chain_generator(
+            sampler, bind(params), num_steps, jacobian=section.jacobian
+        )
+
+    @jax.jit
+    def energies_of(params, x):
+        return jax.vmap(bind(params))(x)
+
+    def energies_in_chunks(params, x):
+        cuts = range(section.chunk_size, len(x), section.chunk_size)
+        chunks = np.split(np.asarray(x), cuts)
+        return np.concatenate([np.asarray(energies_of(params, x)) for x in chunks])
+
+    def sample(params, key):
+        """Samples `[n, *shape]` of whole chunks, and the chains' gradient norm."""
+        samples, norms = [], []
+        num = max(section.num_samples, section.num_shown)
+        for chunk in range(-(-num // section.chunk_size)):
+            start_key, chain_key = jax.random.split(jax.random.fold_in(key, chunk))
+            z = draw_noise(start_key, (section.chunk_size, *shape))
+            state, info = samplers.sample_chains(
+                sampler, bind(params), chain_key, z, num_steps, collect=None
+            )
+            samples.append(np.asarray(state.position))
+            norms.append(float(info.gradient_norm.mean()))
+        return np.concatenate(samples), float(np.mean(norms))
+
+    def follow(params, key, num, length, parts):
+        """Positions of chains from noise, `[parts + 1, num, *shape]`, evenly spaced."""
+        start_key, chain_key = jax.random.split(key)
+        z = draw_noise(start_key, (num, *shape))
+        thin = max(length // parts, 1)
+        _, (positions, infos) = samplers.sample_chains(
+            sampler,
+            bind(params),
+            chain_key,
+            z,
+            length,
+            thin=thin,
+            collect=lambda state, info: (state.position, info),
+        )
+        return np.concatenate([z[None], positions]), infos, thin
+
+    @jax.jit
+    def interpolate(params, key):
+        """Rows of `rho z1 + sqrt(1 - rho^2) z2`, which keeps the start's variance."""
+        start_key, chain_key = jax.random.split(key)
+        generate = generator(params)
+
+        def row(key, pair):
+            # One key for a whole row: its images differ by their beginnings alone.
+            one = lambda rho: rho * pair[0] + jnp.sqrt(1 - rho**2) * pair[1]  # noqa: E731
+            return jax.vmap(lambda rho: generate(key, one(rho)))(jnp.linspace(1, 0, 10))
+
+        pairs = draw_noise(start_key, (8, 2, *shape))
+        return jax.vmap(row)(jax.random.split(chain_key, 8), pairs)
+
+    @functools.partial(jax.jit, static_argnames="name")
+    def invert(params, key, images, name):
+        """Images whose chains agree with what is seen, and the loss on the way."""
+        start_key, chain_key = jax.random.split(key)
+        problem, generate = problems[name], generator(params)
+        z, losses = samplers.invert_chain(
+            generate,
+            chain_key,
+            draw_noise(start_key, images.shape),
+            jax.vmap(problem.observe)(images),
+            num_iterations=section.num_iterations,
+            step_size=problem.scale * section.iteration_step,
+            observe=problem.observe,
+        )
+        return jax.vmap(generate)(jax.random.split(chain_key, len(z)), z), losses
+
+    def solve(params, key, directory):
+        """Every inverse problem on held-out images: pictures and squared errors."""
+        images = held_out[: section.num_inverted]
+        scalars, curves = {}, {}
+        for name, problem in problems.items():
+            found, losses = map(np.asarray, invert(params, key, images, name))
+            found = found.clip(-1, 1)
+            curves[name] = {name: (np.arange(len(losses)), losses.mean(1))}
+            judged = problem.is_judged
+            scalars[f"{name}_mse"] = ((found - images) ** 2)[:, judged].mean()
+            # What it would be to answer with the mean of the data.
+            scalars[f"{name}_mse_of_mean_image"] = ((train.mean(0) - images) ** 2)[
+                :, judged
+            ].mean()
+            seen = np.stack([problem.show(x) for x in images[:16]])
+            panels = {"seen": seen, name.replace("_", "-"): found[:16]}
+            panels |= {"truth": images[:16]} if name != "reconstruction" else {}
+            _plots.image_panels(directory / f"{name}.png", panels, columns=16)
+        _plots.curves(directory / "inversion.png", curves, x_label="iteration")
+        # A latent has as many dimensions as an image, and a PCA of as many is exact:
+        # the lowest rank at which a PCA errs no more says how good this is.
+        pca, num_dims = _pca_errors(train, images), images[0].size
+        is_exact = len(pca) == num_dims + 1
+        scalars["reconstruction_mse_of_pca_of_equal_rank"] = (
+            pca[-1] if is_exact else 0.0
+        )
+        is_as_good = pca <= scalars["reconstruction_mse"]
+        rank = int(np.argmax(is_as_good)) if is_as_good.any() else num_dims
+        scalars["reconstruction_equivalent_pca_rank"] = rank
+        return scalars
+
+    def judge(samples, directory):
+        """Samples through the classifier, beside the three references."""
+        table = _classifier.reference_table(
+            classifier(),
+            reference_key,
+            np.concatenate([train, held_out]),
+            {"samples": samples[: section.num_samples].clip(-1, 1)},
+        )
+        text = _run.format_table(table)
+        _run.write_atomically(directory / "quality.md", text)
+        print(text)
+        scalars = {
+            f"{row['name']}_{key}": value
+            for row in table
+            for key, value in row.items()
+            if key != "name"
+        }
+        labels = data.labels_held_out[: len(held_out)]
+        accuracy = _classifier.accuracy(classifier(), held_out, labels)
+        return scalars | {"classifier_accuracy": accuracy}
+
+    def evaluate(state, key, directory):
+        params = _evaluated(state)
+        sample_key, strip_key, row_key, invert_key, long_key = jax.random.split(key, 5)
+        energies = functools.partial(energies_in_chunks, params)
+        samples, norm = sample(params, sample_key)
+        energy_data, energy_model = energies(held_out).mean(), energies(samples).mean()
+        scalars = {
+            "energy_data": energy_data,
+            "energy_model": energy_model,
+            "energy_difference": energy_data - energy_model,
+            "gradient_norm": norm,
+            "gradient_norm_times_steps": num_steps * norm,
+            "samples_abs_max": np.abs(samples).max(),
+        }
+        _plots.image_grid(
+            directory / "samples.png",
+            samples[: section.num_shown],
+            columns=int(np.ceil(section.num_shown**0.5)),
+            title=f"samples after {num_steps} moves from noise",
+        )
+        strips, _, thin = follow(params, strip_key, 8, num_steps, 10)
+        _plots.image_grid(
+            directory / "chain.png",
+            strips.swapaxes(0, 1).reshape(-1, *shape),
+            columns=len(strips),
+            title=f"eight chains, every {thin} moves from noise",
+        )
+        _plots.image_grid(
+            directory / "interpolation.png",
+            np.asarray(interpolate(params, row_key)).reshape(-1, *shape),
+            columns=10,
+            title="rho z1 + sqrt(1 - rho^2) z2, rho from 1 to 0",
+        )
+        scalars |= solve(params, invert_key, directory)
+        if section.long_run_steps:
+            # Far beyond K: still images if learning converged, saturated if it did not.
+            strips, infos, thin = follow(
+                params, long_key, section.num_long_run, section.long_run_steps, 10
+            )
+            _plots.image_grid(
+                directory / "long_run.png",
+                strips[:, :8].swapaxes(0, 1).reshape(-1, *shape),
+                columns=len(strips),
+                title=f"eight chains, every {thin} moves from noise",
+            )
+            scalars |= {
+                "long_run_energy": float(infos.energy[-1].mean()),
+                "long_run_abs_max": np.abs(strips[-1]).max(),
+                # Outside of the data's range, as next to nothing is after K moves.
+                "long_run_saturated_share": (np.abs(strips[-1]) > 1.1).mean(),
+            }
+        scalars |= _detection.area_under_roc(energies, held_out, foreign)
+        if section.classifier_steps and section.num_samples:
+            scalars |= judge(samples, directory)
+        return scalars
+
+    return evaluate

@@ -229,14 +229,15 @@ def make_update(
             trained = optax.apply_updates(trained, change)
             return (trained, model_state | renewed, opt_state, aux.carry), metrics
 
-        trained = {k: params[k] for k in player.trains}
-        turn, metrics = jax.lax.scan(
-            inner_update,
-            (trained, model_state, opt_state, carry),
-            (jnp.arange(player.num_updates), batch),
-            # One update needs no loop, in which CPU convolutions are slow.
-            unroll=player.num_updates == 1,
-        )
+        turn = {k: params[k] for k in player.trains}, model_state, opt_state, carry
+        if player.num_updates == 1:
+            # No loop, not even an unrolled one: XLA's CPU compiler still sees it when
+            # it chooses how to convolve, and takes the slow way.
+            first = jax.tree.map(lambda x: x[0], batch)
+            turn, metrics = inner_update(turn, (jnp.zeros((), jnp.int32), first))
+        else:
+            inputs = jnp.arange(player.num_updates), batch
+            turn, metrics = jax.lax.scan(inner_update, turn, inputs)
         scalars = {f"{name}/{key}": jnp.mean(x) for key, x in metrics.items()}
         return turn, scalars
 

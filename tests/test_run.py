@@ -240,7 +240,8 @@ def test_a_run_killed_at_random_moments_ends_bitwise_as_if_it_had_not_been(tmp_p
 
 @pytest.mark.slow
 def test_sigterm_finishes_the_step_saves_and_exits_zero(tmp_path):
-    process = start(tmp_path, *LONG, "--config.train.checkpoint_every=0", devices=1)
+    never = "--config.train.checkpoint_every=0", "--config.train.eval_every=0"
+    process = start(tmp_path, *LONG, *never, devices=1)
     process.stderr.readline()  # training has begun
     process.send_signal(signal.SIGTERM)
     _, err = finish(process)

@@ -156,12 +156,19 @@ def init_state(
     return place(state, num_local)
 
 
-def place(state: TrainState, num_local: int) -> TrainState:
-    """Lays a state out over the first `num_local` devices of this process.
+def place(state: TrainState, num_local: int | None = None) -> TrainState:
+    """Lays a state out over this process's devices, as the update wants it.
 
-    With several processes a donated state must already lie where `pmap` wants it. More
-    rows than devices, as under `jax.vmap`, are left where they are.
+    With several processes a donated state must already lie there.
+
+    Args:
+      state: With any layout; shares its arrays with the result.
+      num_local: How many of this process's devices; by default as many as `carry` has
+        rows, or all. More rows than devices, as under `jax.vmap`, stay where they are.
     """
+    if num_local is None:
+        rows = [leaf.shape[0] for leaf in jax.tree.leaves(state.carry)]
+        num_local = rows[0] if rows else jax.local_device_count()
     devices = jax.local_devices()[:num_local]
     if len(devices) < num_local:
         return state

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+__all__ = ["DEVICE", "Array", "Energy", "EnergyFn", "Key", "Network", "Params"]
+
 Array = jax.Array
 Key = jax.Array
 """A typed PRNG key, as made by `jax.random.key`."""

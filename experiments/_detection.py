@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from absl import logging
 
 from ebmjax.types import Array, Key
 from experiments import _classifier, _data
@@ -31,6 +32,13 @@ def foreign_images(
       train: `[n, height, width, channels]` in [-1, 1].
       data_dir: Where the data sets are.
       download: Whether they may be fetched.
+
+    Returns:
+      Name -> `[n, height, width, channels]`; a data set that is not there is left out,
+      with a warning that says why.
+
+    Raises:
+      ValueError: For an unknown name, or images of another shape.
     """
     shape, found = train.shape[1:], {}
     for index, name in enumerate(names):
@@ -43,9 +51,14 @@ def foreign_images(
                 -1, 1
             )
         else:
-            pixels, _ = _data.read_split(
-                name, "test", data_dir=data_dir, size=shape[0], download=download
-            )
+            try:
+                pixels, _ = _data.read_split(
+                    name, "test", data_dir=data_dir, size=shape[0], download=download
+                )
+            except (FileNotFoundError, ImportError) as error:
+                # An extra of the evaluation; the run does not depend on it.
+                logging.warning("no out-of-distribution score on %s: %s", name, error)
+                continue
             found[name] = _data.dequantize(name_key, pixels[:MAX_IMAGES], 256)
         if found[name].shape[1:] != shape:
             raise ValueError(

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from experiments import _checkpoint, _evaluation, _plane, _run, _sweep, short_run
+from experiments import (
+    _checkpoint,
+    _detection,
+    _evaluation,
+    _plane,
+    _run,
+    _sweep,
+    short_run,
+)
 from experiments._data import images
 
 IMAGES = {
@@ -143,6 +151,32 @@ def test_a_preset_on_images_trains_from_arrays_without_tfds(preset, data_dir, tm
     has_labels = not preset.startswith("celeb_a")
     assert ("samples_confident_share" in scalars) == has_labels
     assert FIGURES <= names(tmp_path / "figures")
+
+
+def test_a_foreign_data_set_that_is_not_there_is_left_out_and_named(data_dir, caplog):
+    train = np.zeros((4, 28, 28, 1), np.float32)
+    names = "uniform", "omniglot", "kmnist"
+    with caplog.at_level("WARNING"):
+        found = _detection.foreign_images(
+            jax.random.key(0), names, train, data_dir=data_dir
+        )
+    assert list(found) == ["uniform", "kmnist"]
+    assert "no out-of-distribution score on omniglot" in caplog.text
+    with pytest.raises(ValueError, match="'kmnst' is not one of"):
+        _detection.foreign_images(jax.random.key(0), ["kmnst"], train)
+    with pytest.raises(ValueError, match=r"'kmnist' are \(28, 28, 1\), the model's"):
+        colour = np.zeros((4, 28, 28, 3), np.float32)
+        _detection.foreign_images(
+            jax.random.key(0), ["kmnist"], colour, data_dir=data_dir
+        )
+
+
+def test_the_area_under_the_curve_is_the_share_of_ordered_pairs():
+    """Known 1, 3 and foreign 2, 4: three of the four pairs are in order."""
+    found = _detection.area_under_roc(
+        lambda x: x, np.array([1.0, 3.0]), {"x": np.array([2.0, 4.0])}
+    )
+    assert found == {"auroc_x": 0.75}
 
 
 @pytest.mark.slow

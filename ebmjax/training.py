@@ -123,9 +123,17 @@ def init_state(
             f"num_devices must be a positive multiple of the {jax.process_count()}"
             f" processes, got {num_devices}"
         )
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError(
+            f"key must be a typed key, as jax.random.key makes, got {key.dtype}"
+        )
     num_local = num_devices // jax.process_count()
     first = num_local * jax.process_index()
-    params, model_state = jax.tree.map(jnp.array, (params, model_state))
+    # The type by name: a weak one would become strong in the update, which would then
+    # be compiled twice.
+    params, model_state = jax.tree.map(
+        lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype), (params, model_state)
+    )
 
     def init_carry(index, objective):
         # One memory a device, each from a key of its own.
@@ -298,6 +306,8 @@ def make_update(
 
 def _check_aux(name: str, aux: Any, model_state: dict[str, Any]) -> None:
     for key, value in aux.metrics.items():
+        if key in ("loss", "params_gradient_norm"):
+            raise ValueError(f"player {name!r}: metric {key!r} is the update's own")
         if jnp.shape(value) != ():
             raise ValueError(
                 f"player {name!r}: metric {key!r} must be a scalar,"

@@ -118,17 +118,28 @@ class Checkpoints:
     Args:
       workdir: The run's folder.
       keep: Number of newest checkpoints that `prune` keeps.
+      is_read_only: Removes and renames nothing.
     """
 
-    def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2):
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        *,
+        keep: int = 2,
+        is_read_only: bool = False,
+    ):
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
         self.keep = keep
+        self._is_read_only = is_read_only
         self.folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=_ITEMS,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=None, create=True, cleanup_tmp_directories=True
+                # What a killed process left; another that is alive may be writing it.
+                max_to_keep=None,
+                create=True,
+                cleanup_tmp_directories=not is_read_only,
             ),
         )
 
@@ -198,7 +209,7 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int]) -> None:
         """Moves unreadable steps away, so that they can be written again."""
-        if not steps:
+        if not steps or self._is_read_only:
             return
         if jax.process_index() == 0:
             for step in steps:
@@ -280,11 +291,18 @@ def read_config(workdir: str | pathlib.Path) -> ConfigDict:
 
     Raises:
       FileNotFoundError: If `workdir` holds no run.
+      ValueError: If its config is damaged.
     """
     path = pathlib.Path(workdir) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} holds no run: {path} is missing")
-    return ConfigDict(json.loads(path.read_text())).lock()
+    try:
+        found = json.loads(path.read_text(errors="replace"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it must be an object, got {found!r}")
+    return ConfigDict(found).lock()
 
 
 def read(

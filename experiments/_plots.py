@@ -7,6 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 
+def check() -> None:
+    """Raises ImportError where no figure can be drawn; before work is lost."""
+    _pyplot()
+
+
 def _pyplot():
     try:
         import matplotlib

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 
 from ebmjax import training
 from ebmjax.types import Array, Key
-from experiments._checkpoint import CONFIG, Checkpoints
+from experiments._checkpoint import CONFIG, FOLDER, Checkpoints, read_config
 
 METRICS = "metrics.jsonl"
 
@@ -184,29 +184,76 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def guard_config(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Claims an empty workdir; refuses one that holds another run.
+def guard_config(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    may_differ: tuple[str, ...] = ("train.num_steps",),
+) -> None:
+    """Refuses a workdir that holds another run.
 
-    Only `train.num_steps` may change between two starts of one run.
+    Args:
+      config: Of this start.
+      workdir: May be empty, or hold a run that has neither logged nor saved anything.
+      may_differ: How the names of options begin that are not compared.
 
     Raises:
-      ValueError: With every difference, old -> new.
+      ValueError: With every difference, old -> new; if the config there is damaged.
     """
-    path = workdir / CONFIG
-    text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-    if path.is_file():
-        old, new = flat(json.loads(path.read_text())), flat(json.loads(text))
-        missing = "(absent)"
-        changed = [
-            f"  {key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}"
-            for key in sorted(set(old) | set(new))
-            if old.get(key, missing) != new.get(key, missing)
-            and key != "train.num_steps"
-        ]
-        if changed:
-            raise ValueError("\n".join([f"{workdir} holds another run:", *changed]))
+    if not _has_begun(workdir):
+        return  # whatever config it failed with
+    old, new = flat(read_config(workdir).to_dict()), flat(_plain(config))
+    missing = "(absent)"
+    changed = [
+        f"  {key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}"
+        for key in sorted(set(old) | set(new))
+        if old.get(key, missing) != new.get(key, missing)
+        and not key.startswith(may_differ)
+    ]
+    if changed:
+        raise ValueError("\n".join([f"{workdir} holds another run:", *changed]))
+
+
+def _has_begun(workdir: pathlib.Path) -> bool:
+    log, checkpoints = workdir / METRICS, workdir / FOLDER
+    has_log = log.is_file() and log.stat().st_size > 0
+    return has_log or (checkpoints.is_dir() and any(checkpoints.iterdir()))
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    """As it comes back from JSON: lists for tuples."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def claim(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Writes the config that `workdir` is run with from here on."""
     if jax.process_index() == 0:
-        write_atomically(path, text)
+        text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+        write_atomically(workdir / CONFIG, text)
+
+
+def read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`, without one that a killed process left torn."""
+    path, lines = workdir / METRICS, []
+    if path.is_file():
+        for text in path.read_text(errors="replace").splitlines():
+            try:
+                line = json.loads(text)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(line, dict) and {"kind", "step"} <= set(line):
+                lines.append(line)
+    return lines
+
+
+def finite_evaluations(lines: Sequence[Mapping]) -> dict[int, dict[str, float]]:
+    """Step -> evaluation, of those in which all is finite: others are repeated."""
+    return {
+        line["step"]: {k: v for k, v in line.items() if k not in ("kind", "step")}
+        for line in lines
+        if line["kind"] == "eval"
+        and all(math.isfinite(v) for v in line.values() if isinstance(v, float))
+    }
 
 
 class _Log:
@@ -219,23 +266,11 @@ class _Log:
         self._events = None
         self._workdir = workdir
 
-    def rewind(self, step: int) -> list[dict]:
-        """Drops what is after `step`, and a torn last line; returns what stays.
-
-        A killed run has written lines of steps that are now trained again.
-        """
-        lines = []
-        if self._path.is_file():
-            for text in self._path.read_text().splitlines():
-                try:
-                    lines.append(json.loads(text))
-                except json.JSONDecodeError:
-                    continue  # the process was killed while it wrote this line
-        lines = [line for line in lines if line["step"] <= step]
+    def rewind(self, step: int) -> None:
+        """Drops what is after `step`: a killed run logged steps that come again."""
         if self._is_first:
-            self._rewrite(lines)
+            self._rewrite([x for x in read_lines(self._workdir) if x["step"] <= step])
             self._open_events(step)
-        return lines
 
     def _rewrite(self, lines: list[dict]) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -261,9 +296,9 @@ class _Log:
                 self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def replace_evaluation(self, step: int) -> None:
-        """Drops an earlier evaluation of this step, which is about to be repeated."""
-        if self._is_first and self._path.is_file():
-            lines = [json.loads(text) for text in self._path.read_text().splitlines()]
+        """Drops an earlier evaluation of this step, which has been repeated."""
+        if self._is_first:
+            lines = read_lines(self._workdir)
             kept = [x for x in lines if (x["kind"], x["step"]) != ("eval", step)]
             self._rewrite(kept)
 
@@ -362,12 +397,19 @@ class _Preemption:
             sys.exit(0)
 
     @contextlib.contextmanager
-    def holding_unsaved_work(self):
-        self._may_leave = False
+    def _leaving(self, may_leave: bool):
+        before, self._may_leave = self._may_leave, may_leave
         try:
             yield
         finally:
-            self._may_leave = True
+            self._may_leave = before
+
+    def holding_unsaved_work(self):
+        return self._leaving(False)
+
+    def leaving_at_once(self):
+        """Within `holding_unsaved_work`, while all is saved."""
+        return self._leaving(True)
 
     def must_stop(self, step: int) -> bool:
         if jax.process_count() > 1:
@@ -399,7 +441,9 @@ def run(
         too; "" for none), `abort_above` (a training metric of larger size stops the run
         as one that is not finite does: training that diverges; 0 for no limit).
       workdir: Made if missing. Holds one run.
-      evaluate_only: Trains nothing; evaluates the newest checkpoint.
+      evaluate_only: Trains nothing; evaluates the newest checkpoint, and changes
+        nothing of the run but its figures and this evaluation's line. The section
+        `evaluation` may then differ from the run's.
 
     Returns:
       The scalars of the last evaluation; empty if the run was preempted.
@@ -417,35 +461,43 @@ def run(
 
 def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
     _check(config)
-    num_devices, num_local = jax.device_count(), jax.local_device_count()
-    keys = make_keys(config.seed)
-    experiment = build(config, keys)
     if evaluate_only and not (workdir / CONFIG).is_file():
         raise FileNotFoundError(f"{workdir} holds no run to evaluate")
-    workdir.mkdir(parents=True, exist_ok=True)
-    guard_config(config, workdir)
-    figures = workdir / "figures"
-    figures.mkdir(exist_ok=True)
-
-    ema_decay = config.ema_decay or None
+    # An evaluation alone changes nothing of the run, and may be another one.
+    extra = ("evaluation.",) if evaluate_only else ()
+    guard_config(config, workdir, may_differ=("train.num_steps", *extra))
+    num_devices = jax.device_count()
+    keys = make_keys(config.seed)
+    experiment = build(config, keys)
     state = training.init_state(
         experiment.players,
         experiment.params,
         keys.train,
         num_devices,
         model_state=experiment.model_state,
-        ema_decay=ema_decay,
+        ema_decay=config.ema_decay or None,
     )
-    checkpoints = Checkpoints(workdir, keep=config.train.keep)
-    restored = checkpoints.restore(state, num_devices)
-    if evaluate_only and restored is None:
-        raise FileNotFoundError(f"{workdir} holds no checkpoint to evaluate")
-    state = state if restored is None else restored
-    step, num_steps = int(state.step), config.train.num_steps
-    log = _Log(workdir, num_steps)
+    update = training.pmap_update(
+        experiment.players, ema_decay=config.ema_decay or None
+    )
+    figures = workdir / "figures"
+    figures.mkdir(exist_ok=True, parents=True)
+    checkpoints = Checkpoints(
+        workdir, keep=config.train.keep, is_read_only=evaluate_only
+    )
+    log = _Log(workdir, config.train.num_steps)
     try:
-        lines = log.rewind(step)
-        evaluated = {line["step"]: line for line in lines if line["kind"] == "eval"}
+        restored = checkpoints.restore(state, num_devices)
+        if evaluate_only and restored is None:
+            raise FileNotFoundError(f"{workdir} holds no checkpoint to evaluate")
+        state = state if restored is None else restored
+        step = int(state.step)
+        evaluated = finite_evaluations(
+            [line for line in read_lines(workdir) if line["step"] <= step]
+        )
+        if not evaluate_only:
+            claim(config, workdir)
+            log.rewind(step)
 
         def evaluate(step, state):
             start = time.perf_counter()
@@ -468,42 +520,36 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
         def best():
             name = config.train.best
             known = {k: v[name] for k, v in evaluated.items() if name in v}
+            if name and evaluated and not known:
+                logging.warning("train.best is %r, which no evaluation has", name)
             return min(known, key=known.get) if known else None
 
-        if evaluate_only or step >= num_steps:
+        if evaluate_only or step >= config.train.num_steps:
             return evaluate(step, state)
-        if 0 < step and _is_due(step, config.train.eval_every, num_steps):
-            if step not in evaluated:  # killed between the checkpoint and this
-                evaluate(step, state)
-        return _train(
-            experiment,
-            config,
-            state,
-            num_local,
-            checkpoints,
-            log,
-            evaluate,
-            best,
-            preemption,
-        )
+        is_due = _is_due(step, config.train.eval_every, config.train.num_steps)
+        if 0 < step and is_due and step not in evaluated:
+            evaluate(step, state)  # stopped between the checkpoint and this
+        with preemption.holding_unsaved_work():
+            return _train(
+                experiment,
+                config,
+                update,
+                state,
+                checkpoints,
+                log,
+                evaluate,
+                best,
+                preemption,
+            )
     finally:
         log.close()
         checkpoints.close()
 
 
 def _train(
-    experiment,
-    config,
-    state,
-    num_local,
-    checkpoints,
-    log,
-    evaluate,
-    best,
-    preemption,
+    experiment, config, update, state, checkpoints, log, evaluate, best, preemption
 ) -> dict[str, float]:
     train, players = config.train, experiment.players
-    update = training.pmap_update(players, ema_decay=config.ema_decay or None)
     num_microbatches = sum(player.num_updates for player in players.values())
     rows = config.data.batch_size // jax.process_count() * num_microbatches
     is_cpu = jax.default_backend() == "cpu"
@@ -514,56 +560,56 @@ def _train(
             raise ValueError(
                 f"batch({step}) must have {rows} rows, got {batch.shape[0]}"
             )
-        return _lay_out(batch, num_local, num_microbatches)
+        return _lay_out(batch, jax.local_device_count(), num_microbatches)
 
     step = int(state.step)
     batch = fetch_batch(step)
     last_time, last_step, result = None, step, {}
     while step < train.num_steps:
-        with preemption.holding_unsaved_work():
-            state, scalars = update(state, batch)
-            step += 1
-            if step < train.num_steps:
-                batch = fetch_batch(step)  # while the devices work
-            if is_cpu or last_time is None:
-                # Forced host devices deadlock when steps are issued without waiting.
-                jax.block_until_ready(state.step)
-            if last_time is None:  # the first step compiles, and is not timed
-                last_time, last_step = time.perf_counter(), step
-            stops = preemption.must_stop(step)
-            is_evaluating = _is_due(step, train.eval_every, train.num_steps)
-            is_saving = (
-                stops
-                or is_evaluating  # so that an evaluation has nothing to lose
-                or _is_due(step, train.checkpoint_every, train.num_steps)
-            )
-            is_logging = _is_due(step, train.log_every, train.num_steps)
-            if is_saving or is_logging:
-                values = _fetch(scalars)
-                limit = train.abort_above
-                if is_logging or not all(_is_sound(x, limit) for x in values.values()):
-                    now = time.perf_counter()
-                    clock = {}
-                    if step > last_step:
-                        rate = (step - last_step) / (now - last_time)
-                        size = config.data.batch_size * num_microbatches
-                        clock = {
-                            "steps_per_second": rate,
-                            "examples_per_second": rate * size,
-                        }
-                    log.write("train", step, values | clock)
-                    log.progress(step, values | clock)
-                    last_time, last_step = now, step
-                _check_sound(step, values, limit)
-            if is_saving:
-                checkpoints.save(step, state)
-            if stops or is_evaluating:
-                checkpoints.wait()
-        if stops and step < train.num_steps:
+        state, scalars = update(state, batch)
+        step += 1
+        if step < train.num_steps:
+            batch = fetch_batch(step)  # while the devices work
+        if is_cpu or last_time is None:
+            # Forced host devices deadlock when steps are issued without waiting.
+            jax.block_until_ready(state.step)
+        if last_time is None:  # the first step compiles, and is not timed
+            last_time, last_step = time.perf_counter(), step
+        stops = preemption.must_stop(step)
+        is_evaluating = _is_due(step, train.eval_every, train.num_steps)
+        is_saving = (
+            stops
+            or is_evaluating  # so that an evaluation has nothing to lose
+            or _is_due(step, train.checkpoint_every, train.num_steps)
+        )
+        is_logging = _is_due(step, train.log_every, train.num_steps)
+        if is_saving or is_logging:
+            values = _fetch(scalars)
+            limit = train.abort_above
+            if is_logging or not all(_is_sound(x, limit) for x in values.values()):
+                now = time.perf_counter()
+                clock = {}
+                if step > last_step:
+                    rate = (step - last_step) / (now - last_time)
+                    size = config.data.batch_size * num_microbatches
+                    clock = {
+                        "steps_per_second": rate,
+                        "examples_per_second": rate * size,
+                    }
+                log.write("train", step, values | clock)
+                log.progress(step, values | clock)
+                last_time, last_step = now, step
+            _check_sound(step, values, limit)
+        if is_saving:
+            checkpoints.save(step, state)
+        if stops:
+            checkpoints.wait()
             logging.warning("preempted: saved step %d; the same command goes on", step)
             return {}
         if is_evaluating:
-            result = evaluate(step, state)
+            checkpoints.wait()
+            with preemption.leaving_at_once():
+                result = evaluate(step, state)
             last_time, last_step = time.perf_counter(), step  # not training time
         if is_saving:
             checkpoints.prune(best())
@@ -595,8 +641,10 @@ def main(
     def start(config, workdir):
         values = flags.FLAGS
         if values.sweep:
-            if sweep is None:
-                raise app.UsageError(f"{file} has no sweep")
+            if sweep is None or values.evaluate_only:
+                raise app.UsageError(
+                    "--sweep needs a file that has one, and no --evaluate_only"
+                )
             sweep(build, config, workdir)
             return
         scalars = run(build, config, workdir, evaluate_only=values.evaluate_only)

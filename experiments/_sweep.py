@@ -1,6 +1,5 @@
 """Many small runs into one table, restartable cell by cell."""
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -67,15 +66,6 @@ def _overridden(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 def _finished(folder: pathlib.Path, config: ConfigDict) -> dict[str, float] | None:
     """The evaluation of a cell's last step, if this very cell has been finished."""
-    path = folder / _run.METRICS
-    if not path.is_file():
-        return None
     _run.guard_config(config, folder)
-    for text in path.read_text().splitlines():
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if (line["kind"], line["step"]) == ("eval", config.train.num_steps):
-            return line
-    return None
+    evaluations = _run.finite_evaluations(_run.read_lines(folder))
+    return evaluations.get(config.train.num_steps)

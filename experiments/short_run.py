@@ -397,7 +397,7 @@ def _load_images(config: ConfigDict) -> _data.Images:
             )
         labels = data.labels_train
         data = data._replace(
-            train=data.train[:num_examples],
+            train=data.train[:num_examples].copy(),  # and the rest is forgotten
             labels_train=None if labels is None else labels[:num_examples],
         )
     return data

@@ -234,6 +234,11 @@ def test_the_papers_scale_is_the_papers():
         ({"data_noise__decay": "step"}, "decay must be 'cosine'"),
         ({"optimizer__name": "adamax"}, "name must be one of.*got 'adamax'"),
         ({"network__negative_slope": "x"}, "negative_slope"),
+        (
+            {"evaluation__num_iterations": 0},
+            "evaluation.num_iterations must be a whole",
+        ),
+        ({"evaluation__num_shown": 0}, "evaluation.num_shown must be a whole number"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused_before_work(

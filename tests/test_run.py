@@ -150,6 +150,70 @@ def test_a_run_that_diverges_stops_by_name(tmp_path):
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
+def nan_at_20(config, keys):
+    experiment = build(config, keys)
+
+    def evaluate(state, key, directory):
+        scalars = experiment.evaluate(state, key, directory)
+        return scalars | {"precision": np.nan} if int(state.step) == 20 else scalars
+
+    return experiment._replace(evaluate=evaluate)
+
+
+def test_a_nan_in_an_evaluation_stops_every_start_and_is_never_the_best(tmp_path):
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match="step 20: precision is nan"):
+            _run.run(nan_at_20, config(), tmp_path)
+        assert step_of(tmp_path) == 20
+    # Mended, the same command goes on, and the evaluation is repeated.
+    _run.run(build, config(), tmp_path)
+    evaluations = [x for x in lines(tmp_path) if x["kind"] == "eval"]
+    assert [x["step"] for x in evaluations] == [20, 40]
+    assert all(np.isfinite(x["precision"]) for x in evaluations)
+
+
+def test_an_evaluation_alone_changes_nothing_of_the_run(tmp_path):
+    with pytest.raises(FloatingPointError):
+        _run.run(build, config(nan_at=12), tmp_path)
+    unfinished = tmp_path / "checkpoints" / "11.orbax-checkpoint-tmp-5"
+    unfinished.mkdir()
+    before = (tmp_path / "config.json").read_text(), lines(tmp_path)
+    settings = config(nan_at=12, train__num_steps=7)
+    _run.run(build, settings, tmp_path, evaluate_only=True)
+    after = (tmp_path / "config.json").read_text(), lines(tmp_path)
+    assert before[0] == after[0]
+    # The record of why it stopped is still there; NaN is not equal to itself.
+    assert repr(after[1][:-1]) == repr(before[1])
+    assert after[1][-1]["kind"] == "eval" and after[1][-1]["step"] == 10
+    assert unfinished.is_dir()
+
+
+def test_a_start_that_fails_before_its_first_step_claims_nothing(tmp_path):
+    """A replay smaller than the batch is found when the update is traced."""
+    with pytest.raises(ValueError, match="exceeds replay capacity"):
+        _run.run(build, config(capacity=8), tmp_path)
+    with pytest.raises(ValueError, match="ema_decay"):
+        _run.run(build, config(ema_decay=1.5), tmp_path)
+    _run.run(build, config(), tmp_path)
+    assert step_of(tmp_path) == 40
+
+
+@pytest.mark.parametrize("text", ["", '{"seed": 0,', "[]"])
+def test_a_damaged_config_is_named(text, tmp_path):
+    _run.run(build, config(train__num_steps=2), tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        _run.run(build, config(), tmp_path)
+
+
+def test_damaged_metrics_are_passed_over(tmp_path):
+    _run.run(build, config(train__num_steps=10), tmp_path)
+    path = tmp_path / _run.METRICS
+    path.write_bytes(path.read_bytes() + b'12\n{}\n\xff\xfe\n{"kind": "tr')
+    _run.run(build, config(train__num_steps=15), tmp_path)
+    assert [x["step"] for x in lines(tmp_path) if x["kind"] == "train"] == [5, 10, 15]
+
+
 def test_cadences_of_zero_mean_never_but_for_the_end(tmp_path):
     settings = config(
         train__log_every=0, train__eval_every=0, train__checkpoint_every=0

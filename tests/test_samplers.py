@@ -281,6 +281,37 @@ def test_every_chain_and_every_move_has_noise_of_its_own(name):
     assert len(np.unique(steps)) == steps.size
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+def test_the_position_keeps_its_type_whatever_that_of_the_step_size(name, dtype):
+    make = {"langevin": samplers.langevin, "mala": samplers.mala}[name]
+    with jax.enable_x64(True):
+        x = jnp.ones((4, 2), dtype)
+        for step_size in (np.float64(0.1), np.float32(0.1)):
+            state, _ = samplers.sample_chains(
+                make(step_size=step_size), STANDARD, jax.random.key(0), x, 2
+            )
+            assert state.position.dtype == dtype
+            assert (state.position != x).any()
+
+
+def test_bound_arguments_need_not_be_arrays():
+    def energy(params, x, power):
+        return jnp.sum(jnp.abs(x - params) ** power) / power
+
+    run = partial(
+        samplers.sample_chains,
+        SAMPLERS["langevin"](),
+        key=jax.random.key(0),
+        x=jnp.ones((3, 2)),
+        num_steps=2,
+    )
+    plain, _ = run(energy_fn=lambda x: 0.5 * jnp.sum((x - 1.0) ** 2))
+    for bind in (partial, jax.tree_util.Partial):
+        state, _ = run(energy_fn=bind(energy, jnp.ones(2), power=2))
+        np.testing.assert_allclose(state.position, plain.position, rtol=1e-6)
+
+
 # --- sample_chains -----------------------------------------------------------------
 
 
@@ -362,8 +393,9 @@ def test_the_streaming_mean_loses_nothing_in_long_runs():
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"num_steps": -1}, "num_steps must be at least 0, got -1"),
-        ({"thin": 0}, "thin must be at least 1, got 0"),
+        ({"num_steps": -1}, "num_steps must be a whole number of at least 0, got -1"),
+        ({"num_steps": 4.0}, "num_steps must be a whole number of at least 0, got 4.0"),
+        ({"thin": 0}, "thin must be a whole number of at least 1, got 0"),
         ({"num_burn_in": 9}, "num_burn_in must be at most num_steps = 5, got 9"),
         ({"x": jnp.zeros(())}, r"x must be floating-point \[chains"),
         ({"x": jnp.zeros((4, 2), int)}, "x must be floating-point.*int32"),

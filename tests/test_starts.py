@@ -53,6 +53,9 @@ def test_replay_draws_distinct_rows_of_its_memory_and_new_ones_at_the_given_rate
     assert (jnp.diff(slots, axis=1) > 0).all()
     # 19,200 draws of probability 1/4: standard error 0.0031.
     np.testing.assert_allclose(is_fresh.mean(), 0.25, atol=5 * 0.0031)
+    # Each chain is decided alone: the number of new ones in a draw of 48 has variance
+    # 48 * 3 / 16 = 9, its estimate over 400 draws a relative error of sqrt(2 / 400).
+    np.testing.assert_allclose(is_fresh.sum(1).var(), 9.0, rtol=5 * (2 / 400) ** 0.5)
     # Every slot is as likely: 400 * 48 / 64 = 300 draws, variance 400 * .75 * .25.
     counts = np.bincount(np.asarray(slots).ravel(), minlength=64)
     assert (np.abs(counts - 300) < 5 * 75**0.5).all()

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -188,14 +189,14 @@ def test_a_warm_up_with_fewer_players_keeps_the_others_state():
 
 
 def test_the_moving_average_is_this_number():
-    """w goes 8 -> 4 -> 2 with decay 0.5: average 8 -> 6 -> 4."""
+    """w goes 8 -> 4 -> 2 with decay 0.75: average 8 -> 7 -> 5.75."""
     players = one_player(rate=0.5)
-    for given in (0.5, None):  # begun by init_state, or by the first update
+    for given in (0.75, None):  # begun by init_state, or by the first update
         state = training.init_state(
             players, w(8.0), jax.random.key(0), 1, ema_decay=given
         )
-        update = training.pmap_update(players, ema_decay=0.5)
-        for expected in (6.0, 4.0):
+        update = training.pmap_update(players, ema_decay=0.75)
+        for expected in (7.0, 5.75):
             state, _ = update(state, jnp.zeros((1, 1, 4)))
             assert float(state.ema_params["energy"]["w"]) == expected
     state = training.init_state(players, w(8.0), jax.random.key(0), 1)
@@ -256,7 +257,6 @@ def test_model_state_is_renewed_and_does_not_depend_on_the_number_of_devices():
         batch = rows.reshape(2, num_devices, -1, 3).swapaxes(0, 1)
         state, _ = training.pmap_update(players)(state, batch)
         ends.append(jax.device_get((state.params, state.model_state)))
-        under_vmap(players)  # and it traces: nothing unreplicated
     for end in ends[1:]:
         jax.tree.map(
             partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), ends[0], end
@@ -310,6 +310,49 @@ def run_once(players, batch, **options):
     return training.pmap_update(players)(state, batch)
 
 
+def test_model_state_that_differs_by_device_is_averaged():
+    """Without batch statistics over the device axis: means 0.5 and 2.5 of the rows."""
+
+    def renews(params, key, batch, carry):
+        state = {"energy_state": {"mean": batch.mean()}}
+        return 0.0 * params["energy"]["w"], Aux(carry, {}, state)
+
+    objective = Objective(lambda key: (), renews)
+    players = {"energy": Player(("energy",), objective, optax.sgd(1.0))}
+    model_state = {"energy_state": {"mean": jnp.zeros(())}}
+    state = training.init_state(
+        players, w(0.0), jax.random.key(0), 2, model_state=model_state
+    )
+    batch = jnp.array([[0.0, 1.0], [2.0, 3.0]])[:, None]
+    jax.eval_shape(under_vmap(players), state, batch)  # nothing is left unreplicated
+    state, _ = training.pmap_update(players)(state, batch)
+    assert float(state.model_state["energy_state"]["mean"]) == 1.5
+
+
+def test_an_optimizer_may_keep_the_parameters_themselves():
+    """Donation wants every buffer once."""
+    keeps = optax.GradientTransformation(
+        init=lambda params: params, update=lambda g, state, params: (g, state)
+    )
+    players = {"energy": Player(("energy",), stateless(quadratic), keeps)}
+    state = training.init_state(players, w(3.0), jax.random.key(0), 1)
+    state, _ = training.pmap_update(players)(state, jnp.zeros((1, 1, 4)))
+    assert float(state.opt_state["energy"]["energy"]["w"]) == 3.0
+
+
+def test_the_update_is_traced_once():
+    @chex.assert_max_traces(n=1)
+    def loss(params, key, batch):
+        return quadratic(params, key, batch)
+
+    players = one_player(loss)
+    state = training.init_state(players, w(0.0), jax.random.key(0), 2)
+    update = training.pmap_update(players)
+    for _ in range(3):
+        state, _ = update(state, jnp.ones((2, 1, 4)))
+        jax.block_until_ready(state.step)
+
+
 def test_what_cannot_work_at_trace_is_refused_by_name():
     with pytest.raises(
         ValueError, match=r"2 microbatches for players \['energy'\].*\(3, 4\)"
@@ -322,6 +365,10 @@ def test_what_cannot_work_at_trace_is_refused_by_name():
         ValueError, match=r"metric 'v' must be a scalar, got shape \(4,\)"
     ):
         run_once(one_player(vector), jnp.zeros((1, 1, 4)))
+
+    own = lambda params, key, batch: (0.0 * batch.sum(), {"loss": 1.0})  # noqa: E731
+    with pytest.raises(ValueError, match="metric 'loss' is the update's own"):
+        run_once(one_player(own), jnp.zeros((1, 1, 4)))
 
     def renews(params, key, batch, carry):
         return 0.0 * batch.sum(), Aux(carry, {}, {"energy_state": {"v": batch.sum()}})

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -137,6 +138,7 @@ def contrastive_divergence(
         memory, count = carry
         batch = add_noise(noise_key, batch, count)
         x, slots = start.draw(start_key, memory, batch)
+        chex.assert_equal_shape([x, batch])  # a start's noise may be of another shape
         if entropy_weight > 0 and x.shape[0] < 2:
             raise ValueError(
                 "entropy_weight needs a batch of at least 2 examples, got 1"

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,10 +81,11 @@ def sample_chains(
 ) -> tuple[Any, Any]:
     """Runs many independent chains.
 
-    Compiled once for a sampler, an energy function and shapes. To sample again with
-    other parameters without compiling again, bind them with
-    `functools.partial(energy, params)`: the parameters are then arguments of the
-    compiled program.
+    Compiled once for a sampler, an energy function and shapes. Bind parameters with
+    `functools.partial(energy, params)`: they are then arguments of the compiled
+    program, and new ones need no new compilation. What a lambda closes over is read
+    when it is compiled: a lambda kept while its parameters change goes on with the
+    old ones, as under `jax.jit`.
 
     Every chain has random numbers of its own that depend on `key`, on the chain's index
     and on the move alone: not on how many chains, devices or kept draws there are.
@@ -104,20 +106,19 @@ def sample_chains(
       `(state, collected)`: the last states `[chains, ...]`, and what `collect`
       returned, stacked `[kept_steps, chains, ...]` with `kept_steps = (num_steps -
       num_burn_in) // thin`; with `collect=None` the infos' means over the kept moves,
-      `[chains]`.
+      `[chains]`, zeros if none is kept.
 
     Raises:
       ValueError: If a count is negative, `thin` is not positive, the burn-in is longer
         than the run, `x` is not floating-point or has no chain axis, the key is not a
         typed one, or the energy is not a scalar.
     """
-    for name, count, least in (
-        ("num_steps", num_steps, 0),
-        ("num_burn_in", num_burn_in, 0),
-        ("thin", thin, 1),
-    ):
-        if count < least:
-            raise ValueError(f"{name} must be at least {least}, got {count}")
+    counts = (("num_steps", num_steps, 0), ("num_burn_in", num_burn_in, 0))
+    for name, count, least in (*counts, ("thin", thin, 1)):
+        if not isinstance(count, int | np.integer) or count < least:
+            raise ValueError(
+                f"{name} must be a whole number of at least {least}, got {count!r}"
+            )
     if num_burn_in > num_steps:
         raise ValueError(
             f"num_burn_in must be at most num_steps = {num_steps}, got {num_burn_in}"
@@ -138,9 +139,7 @@ def sample_chains(
 
 def _as_pytree(energy_fn: EnergyFn) -> jax.tree_util.Partial:
     """Bound arrays become arguments of the compiled program, all else stays static."""
-    if isinstance(energy_fn, jax.tree_util.Partial):
-        return energy_fn
-    if isinstance(energy_fn, functools.partial):
+    if isinstance(energy_fn, functools.partial):  # which tree_util.Partial is too
         leaves = jax.tree.leaves((energy_fn.args, energy_fn.keywords))
         if all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
             return jax.tree_util.Partial(
@@ -179,7 +178,10 @@ def _sample_chains(partial, key, x, sampler, num_steps, num_burn_in, thin, colle
         return sampler.step(energy_fn, jax.random.fold_in(key, index), state)
 
     def move(states, index):
-        return step(keys, states, jnp.broadcast_to(index, (num_chains,)))
+        new, infos = step(keys, states, jnp.broadcast_to(index, (num_chains,)))
+        # A sampler that changes a type would fail below, in words about a scan.
+        chex.assert_trees_all_equal_shapes_and_dtypes(new, states)
+        return new, infos
 
     def moves(states, first, count):
         """`count` moves that nobody looks at."""

@@ -105,7 +105,8 @@ def langevin(
         x = x - step_size * gradient + noise_std * noise
         if bounds is not None:
             x = jnp.clip(x, *bounds)
-        state = init(energy_fn, project(x))
+        # Hyper-parameters of another type must not change the position's.
+        state = init(energy_fn, project(x).astype(state.position.dtype))
         norm = jnp.sqrt(jnp.sum(state.gradient**2))
         return state, LangevinInfo(energy=state.energy, gradient_norm=norm)
 

@@ -65,7 +65,9 @@ def mala(*, step_size: float, temperature: float = 1.0) -> Sampler:
         noise_key, accept_key = jax.random.split(key)
         x = state.position
         noise = jax.random.normal(noise_key, x.shape, x.dtype)
-        proposal = init(energy_fn, x - step_size * state.gradient + noise_std * noise)
+        y = x - step_size * state.gradient + noise_std * noise
+        # Hyper-parameters of another type must not change the position's.
+        proposal = init(energy_fn, y.astype(x.dtype))
         # The noise that would lead back: x = y - h grad E(y) + sqrt(2 h T) * backward.
         drift = step_size * (state.gradient + proposal.gradient)
         backward = drift / noise_std - noise

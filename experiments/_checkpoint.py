@@ -42,21 +42,25 @@ def _describe(leaf) -> str:
     return f"{leaf.dtype}{tuple(leaf.shape)}"
 
 
+def _rest(state: training.TrainState) -> dict[str, Any]:
+    """What "training" holds beside the objectives' memories."""
+    return {
+        "step": state.step,
+        "key": jax.random.key_data(state.key),
+        "opt_state": state.opt_state,
+    }
+
+
 def _to_host(state: training.TrainState) -> dict[str, dict]:
     """The state's items as numpy arrays; `carry` with the rows of all processes."""
     carry = jax.device_get(state.carry)
     if jax.process_count() > 1:
         carry = multihost_utils.process_allgather(carry, tiled=True)
-    rest = {
-        "step": state.step,
-        "key": jax.random.key_data(state.key),
-        "opt_state": state.opt_state,
-    }
     items = {
         "params": state.params,
         "model_state": state.model_state,
         "ema_params": state.ema_params,
-        "training": _by_name(jax.device_get(rest) | {"carry": carry}),
+        "training": _by_name(_rest(state) | {"carry": carry}),
     }
     return {
         name: jax.tree.map(np.asarray, jax.device_get(item))
@@ -192,20 +196,13 @@ class Checkpoints:
             devices, naming the leaf, what it is and what it must be.
           RuntimeError: If there are checkpoints and none can be read.
         """
-        unreadable = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                items = _read(self._manager, self.folder / str(step), step)
-            except Exception as error:  # what a torn folder raises is Orbax's affair
-                logging.error("%s: unreadable: %s", self.folder / str(step), error)
-                unreadable.append(step)
-                continue
-            state = _rebuild(self.folder / str(step), items, template, num_devices)
-            self._set_aside(unreadable)
-            return state
-        if unreadable:
-            raise RuntimeError(f"{self.folder}: none of {unreadable} can be read")
-        return None
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        if not steps:
+            return None
+        step, items = _first_readable(self._manager, self.folder, steps)
+        state = _rebuild(self.folder / str(step), items, template, num_devices)
+        self._set_aside(steps[: steps.index(step)])
+        return state
 
     def _set_aside(self, steps: list[int]) -> None:
         """Moves unreadable steps away, so that they can be written again."""
@@ -260,11 +257,7 @@ def _rebuild(where, items, template, num_devices) -> training.TrainState:
         )
         return rows[first : first + num_local]
 
-    rest = {
-        "step": template.step,
-        "key": jax.random.key_data(template.key),
-        "opt_state": template.opt_state,
-    }
+    rest = _rest(template)
     params = like("params", template.params)  # first: its names say the most
     is_carry = {name for name in saved if name.split("/")[0] == "carry"}
     plain = {name: leaf for name, leaf in saved.items() if name not in is_carry}
@@ -284,6 +277,18 @@ def _rebuild(where, items, template, num_devices) -> training.TrainState:
     # Numpy may be aliased by the CPU's arrays, which the update then donates: copy.
     fresh = jax.tree.map(jnp.array, state._replace(key=None))
     return training.place(fresh._replace(key=template.key), num_local)
+
+
+def _first_readable(
+    manager: ocp.CheckpointManager, folder: pathlib.Path, steps: list[int]
+) -> tuple[int, dict]:
+    """The first of the steps that can be read, and its items; logs the others."""
+    for step in steps:
+        try:
+            return step, _read(manager, folder / str(step), step)
+        except Exception as error:  # what a torn folder raises is Orbax's affair
+            logging.error("%s: unreadable: %s", folder / str(step), error)
+    raise RuntimeError(f"{folder}: none of {steps} can be read")
 
 
 def read_config(workdir: str | pathlib.Path) -> ConfigDict:
@@ -330,12 +335,7 @@ def read(
         if step is not None and step not in steps:
             raise FileNotFoundError(f"{folder} holds steps {steps[::-1]}, not {step}")
         tried = steps if step is None else [step]
-        for candidate in tried:
-            try:
-                return _read(manager, folder / str(candidate), candidate)
-            except Exception as error:
-                logging.error("%s: unreadable: %s", folder / str(candidate), error)
-        raise RuntimeError(f"{folder}: none of {tried} can be read")
+        return _first_readable(manager, folder, tried)[1]
     finally:
         manager.close()
 

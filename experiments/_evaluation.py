@@ -204,6 +204,10 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
             num_steps=section.classifier_steps,
         )
 
+    @functools.cache
+    def pca_errors():
+        return _pca_errors(train, held_out[: section.num_inverted])
+
     def bind(params):
         return functools.partial(network.apply, params)
 
@@ -302,7 +306,7 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
         _plots.curves(directory / "inversion.png", curves, x_label="iteration")
         # A latent has as many dimensions as an image, and a PCA of as many is exact:
         # the lowest rank at which a PCA errs no more says how good this is.
-        pca, num_dims = _pca_errors(train, images), images[0].size
+        pca, num_dims = pca_errors(), images[0].size
         is_exact = len(pca) == num_dims + 1
         scalars["reconstruction_mse_of_pca_of_equal_rank"] = (
             pca[-1] if is_exact else 0.0

@@ -466,7 +466,7 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
     # An evaluation alone changes nothing of the run, and may be another one.
     extra = ("evaluation.",) if evaluate_only else ()
     guard_config(config, workdir, may_differ=("train.num_steps", *extra))
-    num_devices = jax.device_count()
+    num_devices, ema_decay = jax.device_count(), config.ema_decay or None
     keys = make_keys(config.seed)
     experiment = build(config, keys)
     state = training.init_state(
@@ -475,11 +475,9 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
         keys.train,
         num_devices,
         model_state=experiment.model_state,
-        ema_decay=config.ema_decay or None,
+        ema_decay=ema_decay,
     )
-    update = training.pmap_update(
-        experiment.players, ema_decay=config.ema_decay or None
-    )
+    update = training.pmap_update(experiment.players, ema_decay=ema_decay)
     figures = workdir / "figures"
     figures.mkdir(exist_ok=True, parents=True)
     checkpoints = Checkpoints(

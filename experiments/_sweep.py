@@ -39,7 +39,9 @@ def sweep(
     configs = {name: _overridden(config, values) for name, values in cells.items()}
     rows = []
     for index, (name, cell) in enumerate(configs.items(), 1):
-        folder = workdir / "cells" / name
+        # Cells of one config, as where the columns of a table cross, are one run.
+        twin = next(first for first in configs if configs[first] == cell)
+        folder = workdir / "cells" / twin
         scalars = _finished(folder, cell)
         if scalars is None:
             print(f"cell {index}/{len(configs)}: {name}", flush=True)

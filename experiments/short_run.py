@@ -233,7 +233,6 @@ def _toy() -> dict:
     config["train"] |= {"eval_every": 0, "checkpoint_every": 1_000, "best": ""}
     config["evaluation"] = {
         "num_samples": 20_000,
-        "chunk_size": 20_000,
         "num_steps": 100,  # moves of the evaluated chains, from noise
         "long_run_steps": 10_000,
         "num_long_run": 2_000,
@@ -368,12 +367,11 @@ def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
         **config.objective,
     )
     optimizer = _run.make_optimizer(config.optimizer)
-    params, model_state = network.init(keys.params)
+    params, _ = network.init(keys.params)  # none of NETWORKS has a mutable state
     evaluate = _evaluation.in_plane if is_toy else _evaluation.on_images
     return _run.Experiment(
         players={"energy": training.Player(("energy",), objective, optimizer)},
         params={"energy": params},
-        model_state={"energy_state": model_state} if model_state else {},
         batch=batch,
         evaluate=evaluate(config, data, network, sampler, draw_noise, keys.evaluation),
     )

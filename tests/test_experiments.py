@@ -335,7 +335,11 @@ def test_densities_on_the_plane_are_these_numbers():
 
 @pytest.mark.slow
 def test_a_sweep_tabulates_its_cells_and_repeats_none(tmp_path, capsys):
-    cells = {"width=1": {"network.width": 1}, "K=2": {"objective.num_steps": 2}}
+    cells = {
+        "width=1": {"network.width": 1},
+        "K=2": {"objective.num_steps": 2},
+        "width=2": {"objective.num_steps": 2, "network.width": 2},  # the same as K=2
+    }
     columns = ("reconstruction_mse", "samples_abs_max")
     config = tiny("digits", train__num_steps=2)
 
@@ -345,11 +349,14 @@ def test_a_sweep_tabulates_its_cells_and_repeats_none(tmp_path, capsys):
     table = run()
     assert (tmp_path / "table.md").read_text() == table
     assert table.splitlines()[0] == "| cell | reconstruction_mse | samples_abs_max |"
+    assert names(tmp_path / "cells") == {"width=1", "K=2"}
+    rows = [row.split("|")[2:] for row in table.splitlines()[2:]]
+    assert len(rows) == 3 and rows[1] == rows[2]
     found = _checkpoint.read_config(tmp_path / "cells" / "K=2")
     assert found.objective.num_steps == 2 and found.network.width == 2
     capsys.readouterr()
     assert run() == table
-    assert "cell 1/2" not in capsys.readouterr().out  # nothing ran again
+    assert "cell 1/3" not in capsys.readouterr().out  # nothing ran again
     with pytest.raises(ValueError, match=r"config has no \['network.depth'\]"):
         _sweep.sweep(
             short_run.build, config, tmp_path, {"x": {"network.depth": 1}}, columns

@@ -5,6 +5,8 @@ test_networks.py.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,12 +16,61 @@ from ebmjax import energies, objectives, samplers, starts
 STANDARD = functools.partial(energies.gaussian, {"mean": 0.0, "precision": 1.0})
 """Standard normal energy of any event."""
 
+
+class SamplerCase(NamedTuple):
+    make: Callable  # (event_shape) -> Sampler
+    num_start_gradients: int = 1
+    num_gradients: int = 1  # a move
+    num_traces: int = 2  # of the energy: in init, and in step
+
+
+def _normal(event_shape):
+    """A proposal wider than the standard normal."""
+
+    def sample(key):
+        return 1.3 * jax.random.normal(key, event_shape)
+
+    return sample, lambda x: -0.5 * jnp.sum((x / 1.3) ** 2)
+
+
+def _exchange(event_shape):
+    return samplers.replica_exchange(
+        lambda temperature: samplers.mala(step_size=0.9, temperature=temperature),
+        temperatures=(1.0, 2.0),
+        swap_every=2,
+    )
+
+
 SAMPLERS = {
-    "langevin": lambda: samplers.langevin(step_size=0.3),
-    "mala": lambda: samplers.mala(step_size=0.9),
+    "langevin": SamplerCase(lambda shape: samplers.langevin(step_size=0.3)),
+    "mala": SamplerCase(lambda shape: samplers.mala(step_size=0.9)),
+    "hmc": SamplerCase(
+        lambda shape: samplers.hmc(step_size=1.3, num_leapfrog=3),
+        num_gradients=3,
+        num_traces=3,  # and in the loop over leapfrogs
+    ),
+    "hmc, random lengths": SamplerCase(
+        lambda shape: samplers.hmc(
+            step_size=1.3, num_leapfrog=2, randomize_num_leapfrog=True
+        ),
+        num_gradients=None,
+        num_traces=3,
+    ),
+    "underdamped": SamplerCase(
+        lambda shape: samplers.underdamped(step_size=0.5, friction=1.0),
+        num_start_gradients=0,
+        num_traces=1,
+    ),
+    "independence": SamplerCase(
+        lambda shape: samplers.independence(proposal=_normal(shape)),
+        num_start_gradients=0,
+        num_gradients=0,
+    ),
+    "replica_exchange": SamplerCase(_exchange, num_gradients=2),
 }
 
-NOT_SAMPLERS = {"sample_chain", "sample_chains", "chain_generator", "invert_chain"}
+NOT_SAMPLERS = {"sample_chain", "sample_chains", "sample_annealed", "adapt"}
+NOT_SAMPLERS |= {"chain_generator", "invert_chain"}
 
 _LANGEVIN = samplers.langevin(step_size=0.1)
 _CD = functools.partial(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ebmjax.samplers.base import Sampler, check_number
+from ebmjax.samplers.base import Sampler, check_number, value_and_gradient
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["LangevinInfo", "LangevinState", "langevin"]
@@ -95,7 +95,7 @@ def langevin(
     noise_std = (2.0 * step_size * temperature) ** 0.5
 
     def init(energy_fn: EnergyFn, x: Array) -> LangevinState:
-        return LangevinState(x, *jax.value_and_grad(energy_fn)(x))
+        return LangevinState(x, *value_and_gradient(energy_fn, x))
 
     def step(energy_fn: EnergyFn, key: Key, state: LangevinState):
         x, _, gradient = state

@@ -5,7 +5,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ebmjax.samplers.base import Sampler, check_number
+from ebmjax.samplers.base import (
+    Sampler,
+    check_number,
+    metropolis,
+    value_and_gradient,
+)
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["MALAInfo", "MALAState", "mala"]
@@ -59,7 +64,7 @@ def mala(*, step_size: float, temperature: float = 1.0) -> Sampler:
     noise_std = (2.0 * step_size * temperature) ** 0.5
 
     def init(energy_fn: EnergyFn, x: Array) -> MALAState:
-        return MALAState(x, *jax.value_and_grad(energy_fn)(x))
+        return MALAState(x, *value_and_gradient(energy_fn, x))
 
     def step(energy_fn: EnergyFn, key: Key, state: MALAState):
         noise_key, accept_key = jax.random.split(key)
@@ -73,17 +78,13 @@ def mala(*, step_size: float, temperature: float = 1.0) -> Sampler:
         backward = drift / noise_std - noise
         log_ratio = (state.energy - proposal.energy) / temperature
         log_ratio += 0.5 * jnp.sum((noise - backward) * (noise + backward))
-        uniform = jax.random.uniform(accept_key, dtype=log_ratio.dtype)
-        is_accepted = jnp.log(uniform) < log_ratio
-        # The whole state moves or the whole state stays: a kept position is never
-        # paired with a refused gradient.
-        state = jax.tree.map(
-            lambda new, old: jnp.where(is_accepted, new, old), proposal, state
+        state, acceptance_rate, is_accepted = metropolis(
+            accept_key, log_ratio, proposal, state
         )
         return state, MALAInfo(
             energy=state.energy,
             gradient_norm=jnp.sqrt(jnp.sum(state.gradient**2)),
-            acceptance_rate=jnp.exp(jnp.minimum(log_ratio, 0.0)),
+            acceptance_rate=acceptance_rate,
             is_accepted=is_accepted,
         )
 

@@ -1,0 +1,202 @@
+"""What correlated draws are worth, and whether chains agree."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.scipy.special import ndtri
+
+from ebmjax.types import Array
+
+__all__ = ["effective_sample_size", "potential_scale_reduction"]
+
+
+def effective_sample_size(draws: Array) -> Array:
+    """Number of independent draws whose mean is as exact as the mean of these.
+
+    `total / tau` with `tau = 1 + 2 * sum_t autocorrelation(t)`. For an AR(1) process
+    with coefficient `r` it is `total * (1 - r) / (1 + r)`: a third of the draws for
+    `r = 1/2`, three times as many for `r = -1/2`.
+
+    Every chain is cut into halves, which are chains of their own from there on; of an
+    odd number of steps the middle one is left out, and not counted in `total`. The
+    autocorrelation combines the autocovariances within halves with the variance of
+    their means, so chains that disagree have few effective draws however quickly each
+    of them moves. It is summed in pairs of lags up to the first pair that is not
+    positive (Geyer's initial positive sequence), each pair taken no larger than those
+    before it (initial monotone sequence). `tau` is at least `1 / log10(total)`: no
+    estimate exceeds `total * log10(total)`. This is `ess(method="mean")` of ArviZ.
+
+    It is worth this much for the mean alone: a chain may know its mean well and its
+    variance or tails badly; hand in `draws**2` to ask about those. It is not the
+    effective sample size of importance weights. And chains that all missed a mode look
+    well: see `potential_scale_reduction`, which cannot see that either.
+
+    Args:
+      draws: `[steps, chains, *event]`, floating-point, at least 4 steps and 1 chain;
+        what `samplers.sample_chains` collects. Any unit, offset and scale. Types below
+        float32 are computed in float32. Working memory is several times that of the
+        draws; coordinates are independent, so a large event can be cut into pieces.
+
+    Returns:
+      `[*event]`, a number of draws in all chains together. NaN where a coordinate has a
+      draw that is not finite. Where all draws are equal it is `total`, as in ArviZ,
+      which knows nothing better to say: a chain that never moved looks perfect here.
+
+    Raises:
+      ValueError: For other shapes or types.
+
+    Source:
+      Geyer (1992), "Practical Markov chain Monte Carlo"; combined over chains as in
+      Vehtari, Gelman, Simpson, Carpenter & Burkner (2021), "Rank-normalization,
+      folding, and localization: an improved R-hat for assessing convergence of MCMC",
+      section 3.2.
+    """
+    return _over_coordinates(_effective_sample_size, draws)
+
+
+def potential_scale_reduction(draws: Array) -> Array:
+    """Rank-normalised split R-hat: do chains, and their halves, draw from one law?
+
+    The root of the variance of all draws over the variance within a chain: near 1 if
+    chains agree. The source asks for less than 1.01. Two long chains, one all
+    below the other, give `sqrt(1 + (8 / (3 pi)) / (1 - 2 / pi)) = 1.83`, near or far.
+
+    Every chain is cut into halves, so that a chain that drifts disagrees with itself;
+    of an odd number of steps the middle one is left out. Draws are replaced by the
+    normal quantiles of their ranks among all draws, ties by that of their mean rank, so
+    that laws without a variance are fine. The result is the larger of two: that of the
+    draws, which sees different places, and that of their distances from the median,
+    which sees different scales. This is `rhat(method="rank")` of ArviZ, which however
+    gives NaN for one chain, where its two halves can be compared as well as any.
+
+    It is not the R-hat of Gelman & Rubin (1992), which uses neither halves nor ranks,
+    nor its square, as in some code. A value of 1 says that chains agree, not that they
+    are right: all may have missed a mode, or started in the same place and not left it.
+
+    Args:
+      draws: `[steps, chains, *event]`, floating-point, at least 4 steps and 1 chain;
+        what `samplers.sample_chains` collects. Any unit; infinite draws have a rank
+        like others. Memory as for `effective_sample_size`.
+
+    Returns:
+      `[*event]`, dimensionless, at least `sqrt(1 - 1 / (steps // 2))`, a little below
+      1. NaN where a coordinate has a NaN, or only equal draws (0 / 0, as in ArviZ);
+      infinite where every half of a chain stands still, but not all in one place.
+
+    Raises:
+      ValueError: For other shapes or types.
+
+    Source:
+      Vehtari, Gelman, Simpson, Carpenter & Burkner (2021), "Rank-normalization,
+      folding, and localization: an improved R-hat for assessing convergence of MCMC".
+    """
+    return _over_coordinates(_potential_scale_reduction, draws)
+
+
+def _over_coordinates(statistic: Callable[[Array], Array], draws: Array) -> Array:
+    """Maps a function of one coordinate's half chains, `[steps, halves] -> []`."""
+    draws = jnp.asarray(draws)
+    if (
+        draws.ndim < 2
+        or draws.shape[0] < 4
+        or draws.shape[1] < 1
+        or not jnp.issubdtype(draws.dtype, jnp.floating)
+    ):
+        raise ValueError(
+            "draws must be floating-point [steps, chains, *event] with at least 4 steps"
+            f" and 1 chain, got {draws.dtype}{list(draws.shape)}"
+        )
+    num_steps, num_chains, *event_shape = draws.shape
+    draws = draws.astype(jnp.promote_types(draws.dtype, jnp.float32))
+    draws = draws.reshape(num_steps, num_chains, math.prod(event_shape))
+    half = num_steps // 2
+    halves = jnp.concatenate([draws[:half], draws[-half:]], axis=1)
+    values = jax.vmap(statistic, in_axes=2)(halves)
+    # Asked of the draws and not of the halves, which may lack the middle step.
+    values = jnp.where(jnp.isnan(draws).any((0, 1)), jnp.nan, values)
+    return values.reshape(event_shape)
+
+
+@jax.jit
+def _effective_sample_size(halves: Array) -> Array:
+    num_steps, num_halves = halves.shape
+    total = num_steps * num_halves
+    # About zero and of order one, so that float32 keeps its digits and no square
+    # overflows or vanishes. The ratios below do not feel either.
+    centred = halves - halves.mean()
+    scale = jnp.abs(centred).max()
+    centred = centred / scale
+    means = centred.mean(0)
+
+    # Zeros behind the draws: without them the first draws would follow the last.
+    padded = 1 << (2 * num_steps - 1).bit_length()
+    spectrum = jnp.fft.rfft(centred - means[None], padded, axis=0)
+    power = (spectrum.real**2 + spectrum.imag**2).mean(1)
+    autocovariance = jnp.fft.irfft(power, padded)[:num_steps] / num_steps
+
+    # The last lags are left out, as ArviZ leaves them out: those of one or two terms.
+    num_pairs = max((num_steps - 3) // 2, 0) + 1
+    within = autocovariance[0]
+    between = means.var(ddof=1)
+    # 1 - (w - c_t) / v with the unbiased w = c_0 n / (n - 1) and v = c_0 + b.
+    excess = between - within / (num_steps - 1)
+    correlation = (autocovariance[: 2 * num_pairs] + excess) / (within + between)
+    even, odd = correlation.at[0].set(1.0).reshape(num_pairs, 2).T
+    pairs = even + odd
+
+    index = jnp.arange(num_pairs)
+    last = jnp.argmax((pairs <= 0) | (index == num_pairs - 1))
+    summed = jnp.sum(jnp.where(index < last, jax.lax.cummin(pairs), 0.0))
+    # Of the pair that ends the sum the even lag still counts, once.
+    is_kept = (pairs[last] >= 0) | (even[last] > 0)
+    tau = -1.0 + 2.0 * summed + jnp.where(is_kept, even[last], 0.0)
+    size = total / jnp.maximum(tau, 1.0 / math.log10(total))
+
+    size = jnp.where(jnp.isfinite(scale), size, jnp.nan)
+    return jnp.where(halves.max() - halves.min() == 0, total, size)
+
+
+@jax.jit
+def _potential_scale_reduction(halves: Array) -> Array:
+    ordered = jnp.sort(halves.ravel())
+    low, high = ordered[halves.size // 2 - 1], ordered[halves.size // 2]
+    # Twice the distance from the median. The median itself would be rounded, and the
+    # two draws in the middle, equally far from it, no longer tied.
+    folded = jnp.abs((halves - low) + (halves - high))
+    bulk = _split_r_hat(_normal_scores(halves))
+    tail = _split_r_hat(_normal_scores(folded))
+    # Draws of two values, equally many, are all as far from their median: the tail is
+    # then NaN, and the bulk is the answer.
+    return jnp.where(tail > bulk, tail, bulk)
+
+
+def _normal_scores(draws: Array) -> Array:
+    """Blom's normal scores: quantiles of `(rank - 3/8) / (total + 1/4)`."""
+    flat = draws.ravel()
+    ordered = jnp.sort(flat)
+    num_below = jnp.searchsorted(ordered, flat, side="left")
+    num_up_to = jnp.searchsorted(ordered, flat, side="right")
+    twice_rank = num_below + num_up_to + 1  # 2 to 2 * total; an integer even for ties
+    # Both tails by the lower one: a probability close to 1 has no digits to spare.
+    twice_lower = jnp.minimum(twice_rank, 2 * flat.size + 2 - twice_rank)
+    probability = (twice_lower.astype(flat.dtype) / 2 - 3 / 8) / (flat.size + 1 / 4)
+    side = jnp.sign(twice_rank - (flat.size + 1))
+    scores = -side * ndtri(probability)
+    return jnp.where(jnp.isnan(flat).any(), jnp.nan, scores).reshape(draws.shape)
+
+
+def _split_r_hat(halves: Array) -> Array:
+    num_steps = halves.shape[0]
+    means, variances = _mean_and_variance(halves)
+    _, between = _mean_and_variance(means)
+    return jnp.sqrt(between / variances.mean() + (num_steps - 1) / num_steps)
+
+
+def _mean_and_variance(x: Array) -> tuple[Array, Array]:
+    """Mean and unbiased variance over the first axis; equal values have exactly 0."""
+    shifted = x - x[:1]
+    mean = shifted.mean(0, keepdims=True)
+    variance = jnp.sum((shifted - mean) ** 2, 0) / (len(x) - 1)
+    return (x[:1] + mean)[0], variance

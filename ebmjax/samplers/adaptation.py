@@ -1,0 +1,283 @@
+"""Step sizes and masses found by running, then fixed."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ebmjax.samplers.base import (
+    Sampler,
+    as_pytree,
+    chain_keys,
+    check_chains,
+    check_number,
+    lay_out,
+    over_devices,
+    pad_chains,
+    scalar_energy,
+)
+from ebmjax.types import DEVICE, Array, EnergyFn, Key
+
+__all__ = ["Adapted", "adapt"]
+
+SHRINKAGE, OFFSET, DECAY = 0.05, 10.0, 0.75
+"""Hoffman & Gelman's gamma, t0 and kappa."""
+
+UNUSED = 2**31 - 1
+"""A move that no run comes to: its noise tries out step sizes."""
+
+
+class Adapted(NamedTuple):
+    """What `adapt` found.
+
+    Attributes:
+      sampler: With the step size (and mass) found, fixed.
+      position: Where the chains are, `[chains, *event]`: a start nearer to equilibrium.
+      step_size: A number.
+      inverse_mass: `[*event]`; None if it was not adapted.
+      acceptance_rate: The chains' mean in the last stretch of adaptation, a number.
+    """
+
+    sampler: Sampler
+    position: Array
+    step_size: float
+    inverse_mass: np.ndarray | None
+    acceptance_rate: float
+
+
+def adapt(
+    make_sampler: Callable[..., Sampler],
+    energy_fn: EnergyFn,
+    key: Key,
+    x: Array,
+    num_steps: int,
+    *,
+    target_acceptance_rate: float,
+    initial_step_size: float = 1.0,
+    adapt_mass: bool = False,
+) -> Adapted:
+    """Finds a step size, and a diagonal mass, for a Metropolis sampler.
+
+    The step size follows dual averaging of the acceptance rate, pooled over all chains
+    on all devices, so that it settles in tens of moves where one chain needs hundreds.
+    With `adapt_mass` the inverse mass becomes the position's variance in each
+    direction, pooled likewise, in three windows of doubling length, each with the mass
+    of the one before; the step size is found anew after every one.
+
+    Moves made while something adapts are no draws: throw them away, as this does. The
+    sampler returned is fixed, so its law is exact, and only it should be drawn from.
+
+        adapted = adapt(samplers.mala, energy_fn, key, x, 500,
+                        target_acceptance_rate=0.574)
+        state, info = sample_chains(adapted.sampler, energy_fn, next_key,
+                                    adapted.position, num_steps)
+
+    Args:
+      make_sampler: Called as `make_sampler(step_size=...)`, and with `inverse_mass=...`
+        too if `adapt_mass`; its info must have `acceptance_rate`. For example `mala`,
+        or `functools.partial(hmc, num_leapfrog=10)`.
+      energy_fn: Energy of one example.
+      key: A typed key.
+      x: Where the chains begin, `[chains, *event]`; spread as far as the law is known
+        to be.
+      num_steps: Moves in all; at least 50, with `adapt_mass` at least 100. Some hundred
+        do.
+      target_acceptance_rate: In (0, 1). 0.574 for MALA; 0.65 to 0.8 for HMC.
+      initial_step_size: Where a search by factors of two begins.
+      adapt_mass: Whether to adapt the inverse mass as well.
+
+    Returns:
+      An `Adapted`.
+
+    Raises:
+      ValueError: If a number is out of its range, the energy at a chain's start is not
+        finite, arrays are traced, or no step size that the chains accept is found.
+
+    Source:
+      Hoffman & Gelman (2014), "The No-U-Turn sampler", section 3.2.
+    """
+    x = check_chains(key, x)
+    check_number("initial_step_size", initial_step_size, positive=True)
+    if not 0 < target_acceptance_rate < 1:
+        raise ValueError(
+            "target_acceptance_rate must be between 0 and 1,"
+            f" got {target_acceptance_rate}"
+        )
+    least = 100 if adapt_mass else 50
+    if not isinstance(num_steps, int | np.integer) or num_steps < least:
+        raise ValueError(
+            f"num_steps must be a whole number of at least {least}, got {num_steps!r}"
+        )
+    energy_fn = as_pytree(energy_fn)
+    layout = lay_out(x, (energy_fn, key, x))
+    if layout.is_traced:
+        raise ValueError(
+            "adapt must be called with concrete arrays, not under jit, pmap or vmap:"
+            " the sampler that it returns has numbers in it"
+        )
+    energy = np.asarray(jax.vmap(scalar_energy(energy_fn))(x))
+    if not np.isfinite(energy).all():
+        chain = int(np.flatnonzero(~np.isfinite(energy))[0])
+        raise ValueError(
+            f"the energy must be finite where chains begin, got {energy[chain]} at"
+            f" chain {chain}"
+        )
+    # No work is saved by blocks here: the chains meet at every move.
+    layout = layout._replace(
+        num_blocks=1, block_size=layout.num_blocks * layout.block_size
+    )
+    stretches = [(num_steps, False)]
+    if adapt_mass:
+        first = num_steps // 7
+        stretches = [(first, False), (first, True), (2 * first, True)]
+        stretches += [(2 * first, True), (num_steps - 6 * first, False)]
+    inverse_mass = jnp.ones(x.shape[1:], x.dtype) if adapt_mass else None
+    positions, step_size, first = x, jnp.asarray(initial_step_size, x.dtype), 0
+    for count, is_window in stretches:
+        positions, step_size, variance, acceptance_rate = _stretch(
+            energy_fn,
+            key,
+            positions,
+            step_size,
+            inverse_mass,
+            first,
+            make_sampler=make_sampler,
+            target=target_acceptance_rate,
+            num_steps=count,
+            num_chains=x.shape[0],
+            layout=layout,
+        )
+        # Programs with collectives that queue up can deadlock on a CPU's devices.
+        jax.block_until_ready(positions)
+        first += count
+        if is_window:
+            inverse_mass = variance
+    found = float(step_size)
+    if not (0 < found < np.inf) or not float(acceptance_rate) > 0:
+        raise ValueError(
+            "no step size was found that the chains accept: the last was"
+            f" {found}, with an acceptance rate of {float(acceptance_rate)}"
+        )
+    options = {"step_size": found}
+    if adapt_mass:
+        inverse_mass = np.asarray(inverse_mass)
+        options["inverse_mass"] = inverse_mass
+    return Adapted(
+        make_sampler(**options), positions, found, inverse_mass, float(acceptance_rate)
+    )
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("make_sampler", "target", "num_steps", "num_chains", "layout"),
+)
+def _stretch(
+    energy_fn,
+    key,
+    x,
+    step_size,
+    inverse_mass,
+    first,
+    *,
+    make_sampler,
+    target,
+    num_steps,
+    num_chains,
+    layout,
+):
+    """`num_steps` moves with one mass; the positions, step size, variance, and rate."""
+    keys = chain_keys(key, layout.num_chains)
+    x = pad_chains(x, layout.num_chains)
+    # Those that only fill up a device's share have no say.
+    weights = jnp.where(jnp.arange(layout.num_chains) < num_chains, 1 / num_chains, 0.0)
+
+    def local(energy_fn, step_size, inverse_mass, first, keys, x, weights):
+        energy_fn = scalar_energy(energy_fn)
+
+        def sampler_of(step_size):
+            options = {} if inverse_mass is None else {"inverse_mass": inverse_mass}
+            return make_sampler(step_size=step_size, **options)
+
+        def pooled(values):
+            mean = jnp.tensordot(weights.astype(values.dtype), values, 1)
+            return mean if len(layout.devices) == 1 else jax.lax.psum(mean, DEVICE)
+
+        def move(step_size, states, index):
+            sampler = sampler_of(step_size)
+
+            def one(key, state):
+                move_key = jax.random.fold_in(key, index)
+                return sampler.step(energy_fn, move_key, state)
+
+            states, infos = jax.vmap(one)(keys, states)
+            # A proposal of NaN energy is refused, and counts as such.
+            return states, pooled(jnp.nan_to_num(infos.acceptance_rate, nan=0.0))
+
+        init = functools.partial(sampler_of(step_size).init, energy_fn)
+        states = jax.vmap(init)(x)
+
+        # A first guess by factors of two, up or down until the rate crosses 0.5.
+        def rate(step_size):
+            return move(step_size, states, UNUSED)[1]
+
+        direction = jnp.where(rate(step_size) > 0.5, 1.0, -1.0).astype(step_size.dtype)
+
+        def goes_on(carry):
+            step_size, count = carry
+            return (count < 60) & (direction * (rate(step_size) - 0.5) > 0)
+
+        def widen(carry):
+            step_size, count = carry
+            return step_size * 2**direction, count + 1
+
+        step_size, _ = jax.lax.while_loop(goes_on, widen, (step_size, 0))
+        center = jnp.log(10 * step_size)
+
+        def update(carry, index):
+            states, log_step, averaged, error, count, mean, squares, rates = carry
+            states, acceptance_rate = move(jnp.exp(log_step), states, first + index)
+            time = index + 1.0
+            error += (target - acceptance_rate - error) / (time + OFFSET)
+            log_step = center - jnp.sqrt(time) / SHRINKAGE * error
+            averaged += time**-DECAY * (log_step - averaged)
+            # Welford's recursion, a whole batch of chains at a time.
+            position = states.position
+            batch_mean = pooled(position)
+            batch_variance = pooled((position - batch_mean[None]) ** 2)
+            difference = batch_mean - mean
+            squares += batch_variance + difference**2 * count / (count + 1)
+            mean += difference / (count + 1)
+            rates += acceptance_rate
+            return (
+                states,
+                log_step,
+                averaged,
+                error,
+                count + 1,
+                mean,
+                squares,
+                rates,
+            ), acceptance_rate
+
+        zero = jnp.zeros((), step_size.dtype)
+        still = jnp.zeros(x.shape[1:], x.dtype)
+        log_step = jnp.log(step_size)
+        carry = (states, log_step, log_step, zero, zero, still, still, zero)
+        carry, rates = jax.lax.scan(update, carry, jnp.arange(num_steps))
+        states, _, averaged, _, count, _, squares, _ = carry
+        variance = squares / count
+        if inverse_mass is not None:
+            # A little towards the last, in ratios, as few draws are a rough estimate.
+            draws = count * num_chains
+            ratio = (variance / inverse_mass) ** (draws / (draws + 5))
+            variance = inverse_mass * ratio
+        settled = rates[num_steps // 2 :].mean()
+        return states.position, jnp.exp(averaged), variance, settled
+
+    positions, step_size, variance, acceptance_rate = over_devices(
+        local, layout, (None, None, None, None, 0, 0, 0), (0, None, None, None)
+    )(energy_fn, step_size, inverse_mass, first, keys, x, weights)
+    return positions[:num_chains], step_size, variance, acceptance_rate

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from ebmjax import metrics
 from experiments import _run, short_run
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -28,6 +29,24 @@ def test_the_quickstart_prints_what_it_promises(capsys):
     # unadjusted chains are wider than their density: a tenth of a nat or two.
     entropy = np.log(8) + np.log(2 * np.pi * np.e * 0.15**2)
     assert abs(printed - entropy) < 0.3
+
+
+def test_ten_lines_sample_an_energy_of_ones_own(capsys):
+    """x ~ N(0, 1) and y given x ~ N(sin 2x, 1/4), of variance 3/4 - exp(-8) / 2."""
+    found = {}
+    with jax.numpy_rank_promotion("allow"):  # as in a user's program
+        exec(compile(block("def energy_fn"), "README.md", "exec"), found)
+    assert "[" in capsys.readouterr().out
+    draws = np.asarray(found["draws"], float)
+    # Chains are independent: the spread of their means is the error of the mean of all.
+    for values, expected in ((draws, 0.0), (draws**2, [1, 0.75 - np.exp(-8) / 2])):
+        of_chains = values.mean(0)
+        error = 5 * of_chains.std(0) / len(of_chains) ** 0.5
+        assert (np.abs(of_chains.mean(0) - expected) < error).all()
+    sizes = metrics.effective_sample_size(found["draws"])
+    assert (sizes > 0.02 * draws.shape[0] * draws.shape[1]).all()
+    # Half chains of 250 draws, of which thirty are independent: 1 + 1 / (2 x 30).
+    assert (metrics.potential_scale_reduction(found["draws"]) < 1.03).all()
 
 
 @pytest.mark.slow

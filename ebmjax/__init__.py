@@ -4,6 +4,7 @@ Pure functions throughout: nothing here touches a disk, a flag or a clock.
 """
 
 from ebmjax import (
+    counter_prng,
     energies,
     metrics,
     networks,
@@ -16,6 +17,7 @@ from ebmjax import (
 )
 
 __all__ = [
+    "counter_prng",
     "energies",
     "metrics",
     "networks",

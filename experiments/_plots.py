@@ -106,18 +106,60 @@ def curves(
     panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],
     *,
     x_label: str,
+    is_log: bool = False,
 ) -> None:
-    """Line plots side by side: title -> label -> (x, y)."""
+    """Line plots side by side: title -> label -> (x, y); `is_log` in both axes."""
     plt = _pyplot()
     figure, axes = plt.subplots(
         1, len(panels), figsize=(4 * len(panels), 3), squeeze=False
     )
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for label, (x, y) in lines.items():
-            axis.plot(x, y, label=label, linewidth=1)
+            marker = "o" if is_log and len(x) < 20 else None
+            axis.plot(x, y, label=label, linewidth=1, marker=marker, markersize=3)
+        if is_log:
+            axis.set_xscale("log")
+            axis.set_yscale("log")
         axis.set_title(title, fontsize=9)
         axis.set_xlabel(x_label, fontsize=8)
         axis.tick_params(labelsize=7)
         if len(lines) > 1:
             axis.legend(fontsize=7)
+    _save(plt, figure, path)
+
+
+def bars(
+    path: pathlib.Path,
+    groups: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    *,
+    x_label: str,
+) -> None:
+    """Groups of bars: group -> label -> (value, low, high), a line marking 1."""
+    plt = _pyplot()
+    labels = list(dict.fromkeys(label for bars in groups.values() for label in bars))
+    colors = dict(zip(labels, plt.get_cmap("tab10").colors, strict=False))
+    figure, axis = plt.subplots(figsize=(7, 0.13 * len(groups) * (len(labels) + 2)))
+    for index, found in enumerate(groups.values()):
+        for row, label in enumerate(labels):
+            if label not in found:
+                continue
+            value, low, high = found[label]
+            axis.barh(
+                index + (row + 0.5) / (len(labels) + 1),
+                value,
+                0.9 / (len(labels) + 1),
+                xerr=[[value - low], [high - value]],
+                color=colors[label],
+                label=label,
+                error_kw={"linewidth": 0.6},
+            )
+    axis.set_yticks([index + 0.5 for index in range(len(groups))], list(groups))
+    axis.axvline(1.0, color="black", linewidth=0.6)
+    axis.invert_yaxis()
+    axis.set_xlim(0, 3)  # what is slower than three is cut off
+    axis.set_xlabel(x_label, fontsize=8)
+    axis.tick_params(labelsize=6)
+    handles, names = axis.get_legend_handles_labels()
+    unique = dict(zip(names, handles, strict=True))
+    axis.legend(unique.values(), unique.keys(), fontsize=6)
     _save(plt, figure, path)

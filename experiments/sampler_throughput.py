@@ -1,169 +1,455 @@
-"""How fast the samplers move, and how near that is to the bare gradient.
+"""How fast the samplers move, beside their peers, and where the time goes.
 
     python -m experiments.sampler_throughput --workdir=runs/bench
     python -m experiments.sampler_throughput --workdir=runs/bench \
         --config=experiments/sampler_throughput.py:small
+    python -m experiments.sampler_throughput --workdir=runs/scaling \
+        --config=experiments/sampler_throughput.py:scaling
 
-Every row is one sampler on one energy: seconds to compile, moves and gradients a second
-over all chains, and the overhead, which is the time of a move over the time of one
-jitted, batched value-and-gradient of the same energy. Repeats of the two alternate, and
-medians are taken. One JSON line a row in `throughput.jsonl`, and a table.
+A cell is a sampler on an energy with some number of chains. In every cell each
+contender (ours with the fast generator and with threefry, a plain `lax.scan`, and the
+peers that are installed) has a process of its own with its best settings; the processes
+take turns, round after round, so that a busy moment of the machine falls on all alike.
+Figures are medians over the rounds; a ratio is taken within each round, to the plain
+scan, and is given with the lowest and the highest. Before anything is timed, every
+contender's draws must have the right mean and variance.
+
+Of ours also: the time of the bare value and gradient of all chains and of their random
+numbers, on the same devices, and the overhead, a move's time over those; acceptance;
+effective sample size. Memory is the growth of the process's peak, compilation included.
+
+`throughput.jsonl` has one line a contender and cell, `table.md` the ratios, and
+`ratios.png` the bars. The preset `scaling` writes `scaling.jsonl` and `scaling.png`:
+time over chains and moves, memory over moves, one device against one for every core.
+
+Peers besides BlackJAX and NumPyro (`requirements-dev.txt`) are installed by hand:
+`pip install torch torchebm tfp-nightly`.
 """
 
 import functools
 import json
+import os
 import pathlib
 import platform
 import statistics
 import time
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from ebmjax import energies, networks, samplers
-from experiments import _run
+from experiments import _contest, _peers, _plots, _run
+from experiments._contest import Cell
 
-SAMPLERS = {
-    # Name -> constructor, gradients a move.
-    "langevin": (samplers.langevin, 1),
-    "mala": (samplers.mala, 1),
+PLAIN = "plain scan"
+
+STEP_SIZES = {
+    # Workload -> Langevin's, MALA's, HMC's: acceptance of .5 to .9 where there is one.
+    "gaussian": (1e-3, 6e-3, 0.16),
+    "mixture": (5e-3, 2e-2, 0.2),
+    "mlp": (1e-2, 1e-2, 0.1),
+    "conv 28x28x1": (1e-3, 1e-3, 0.02),
+    "conv 32x32x3": (1e-3, 1e-3, 0.02),
+    "latent": (1e-2, 1e-2, 0.1),
 }
+SECONDS_PER_CHAIN_MOVE = {
+    # Of a plain scan's Langevin, roughly, to choose how many moves a run makes.
+    "gaussian": 4.5e-7,
+    "mixture": 3e-7,
+    "mlp": 3.5e-7,
+    "conv 28x28x1": 1e-3,
+    "conv 32x32x3": 1.7e-3,
+    "latent": 6e-4,
+}
+NUM_LEAPFROG = 10
 
 
 def get_config(preset: str = "default") -> ConfigDict:
-    if preset not in ("default", "small"):
-        raise ValueError(f"preset must be 'default' or 'small', got {preset!r}")
-    is_small = preset == "small"
-    return ConfigDict(
-        {
-            "seed": 0,
-            "num_chains": 64 if is_small else 1_000,
-            "num_image_chains": 8 if is_small else 64,  # of convolutional energies
-            "num_steps": 20 if is_small else 200,  # moves a repeat
-            "num_image_steps": 2 if is_small else 20,
-            "num_repeats": 2 if is_small else 7,
-            "width": 32,  # of the short-run energies
+    if preset not in ("default", "small", "scaling"):
+        raise ValueError(
+            f"preset must be 'default', 'small' or 'scaling', got {preset!r}"
+        )
+    config = {
+        "seed": 0,
+        "is_scaling": preset == "scaling",
+        "workloads": tuple(STEP_SIZES),
+        "samplers": ("langevin", "mala", "hmc"),
+        "num_chains": (1_000, 10_000, 100_000),  # of energies of vectors
+        "num_image_chains": (64,),  # of convolutions and the latent space
+        "contenders": (*_contest.OURS, *_peers.PEERS),
+        "most_chains_of_all": 10_000,  # with more, only ours, the plain scan and one
+        "seconds": 0.4,  # that a plain scan takes for one run, about
+        "num_rounds": 7,
+        "width": 32,  # of the short-run energies
+    }
+    if preset == "small":
+        config |= {
+            "workloads": ("gaussian", "conv 28x28x1"),
+            "samplers": ("mala",),
+            "num_chains": (100,),
+            "num_image_chains": (4,),
+            "contenders": (*_contest.OURS, PLAIN, "blackjax"),
+            "seconds": 0.01,
+            "num_rounds": 2,
+            "width": 4,
         }
-    ).lock()
+    return ConfigDict(config).lock()
 
 
-def gaussian():
-    """100 dimensions, condition number 100."""
-    precision = jnp.geomspace(1.0, 100.0, 100)
-    return functools.partial(
-        energies.gaussian, {"mean": jnp.zeros(100), "precision": precision}
+def is_image(workload: str) -> bool:
+    return workload.startswith("conv") or workload == "latent"
+
+
+def cells(config: ConfigDict) -> list[Cell]:
+    found = []
+    for workload in config.workloads:
+        if workload not in STEP_SIZES:
+            raise ValueError(
+                f"workloads must be of {list(STEP_SIZES)}, got {workload!r}"
+            )
+        chains = config.num_image_chains if is_image(workload) else config.num_chains
+        for num_chains in chains:
+            for sampler, step_size in zip(
+                ("langevin", "mala", "hmc"), STEP_SIZES[workload]
+            ):
+                # Images are sampled by Langevin dynamics, a latent space by all.
+                if sampler not in config.samplers or (
+                    workload.startswith("conv")
+                    and sampler != "langevin"
+                    and len(config.samplers) > 1
+                ):
+                    continue
+                found.append(
+                    make_cell(config, workload, sampler, step_size, num_chains)
+                )
+    return found
+
+
+def make_cell(config, workload, sampler, step_size, num_chains, num_steps=None):
+    num_leapfrog = NUM_LEAPFROG if sampler == "hmc" else 0
+    if num_steps is None:
+        gradients = max(num_leapfrog, 1)
+        if workload == "gaussian" and sampler == "hmc":
+            gradients = 3  # of which the noise is the most
+        a_move = SECONDS_PER_CHAIN_MOVE[workload] * num_chains * gradients
+        num_steps = max(2, round(config.seconds / a_move))
+    return Cell(
+        workload, sampler, step_size, num_leapfrog, num_chains, num_steps, config.width
     )
 
 
-def mixture():
-    """25 modes on a grid in the plane."""
-    grid = jnp.arange(-2.0, 3.0)
-    means = jnp.stack(jnp.meshgrid(grid, grid), -1).reshape(25, 2)
-    params = {"means": means, "precisions": 25.0, "log_weights": jnp.zeros(25)}
-    return functools.partial(energies.gaussian_mixture, params)
+def gradients_per_move(cell: Cell) -> int:
+    return max(cell.num_leapfrog, 1)
 
 
-def network(make, key):
-    found = make()
-    return functools.partial(found.apply, found.init(key)[0])
+class Contest:
+    """The processes, started once, and what was checked of them."""
+
+    def __init__(self, names):
+        known = (*_contest.OURS, *_peers.PEERS)
+        for name in names:
+            if name not in known:
+                raise ValueError(f"contenders must be of {list(known)}, got {name!r}")
+        self.processes = {name: _contest.Process(name) for name in names}
+        self.verified = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes.values():
+            process.close()
+
+    def verify(self, name: str, sampler: str) -> dict:
+        """Once a contender and sampler: `{}`, or why it does not take part."""
+        if (name, sampler) not in self.verified:
+            reply = self.processes[name].ask("verify", sampler=sampler)
+            self.verified[name, sampler] = reply
+        return self.verified[name, sampler]
+
+    def rows(self, cell: Cell, names, num_rounds: int, measured: bool = True):
+        """One row a contender, those that do not take part with the reason."""
+        rows, running = {}, []
+        for name in names:
+            built = self.verify(name, cell.sampler)
+            if "skipped" not in built:
+                built = self.processes[name].ask("build", cell=cell)
+            rows[name] = {"contender": name} | cell._asdict() | built
+            if "skipped" not in built:
+                if not built["is_finite"]:
+                    raise RuntimeError(f"{name}: draws of {cell} are not finite")
+                running.append(name)
+        seconds = {name: [] for name in running}
+        for index in range(num_rounds):
+            # Another order every round: who runs after whom falls on all alike.
+            turn = index % max(len(running), 1)
+            for name in running[turn:] + running[:turn]:
+                reply = self.processes[name].ask("run", seed=index + 1)
+                seconds[name].append(reply["seconds"])
+        for name in running:
+            row, median = rows[name], statistics.median(seconds[name])
+            move = median / cell.num_steps
+            row |= {
+                "seconds_per_move": move,
+                "compile_seconds": row.pop("first_seconds") - median,
+                "moves_per_second": cell.num_chains / move,
+                "gradients_per_second": gradients_per_move(cell)
+                * cell.num_chains
+                / move,
+                "peak_mib": row.pop("peak_bytes") / 2**20,
+            }
+            if PLAIN in running:
+                ratios = [a / b for a, b in zip(seconds[name], seconds[PLAIN])]
+                row |= {
+                    "ratio": statistics.median(ratios),
+                    "ratio_low": min(ratios),
+                    "ratio_high": max(ratios),
+                }
+            if measured and name in _contest.OURS:
+                row |= self.floors(cell, name, move)
+        return list(rows.values())
+
+    def floors(self, cell: Cell, name: str, move: float) -> dict:
+        """How far a move is from what it cannot do without."""
+        found = self.processes[name].ask("measure", cell=cell)
+        gradient, noise = found["gradient_seconds"], found["noise_seconds"]
+        found["overhead_over_gradient"] = move / gradient
+        found["overhead"] = move / (gradients_per_move(cell) * gradient + noise)
+        if "ess_per_move" in found:
+            found["ess_per_second"] = found["ess_per_move"] * cell.num_chains / move
+        return found
 
 
-def workloads(config, key):
-    """Name -> (energy_fn, event shape, step size, is convolutional)."""
-    mlp = functools.partial(networks.mlp_energy, (2,), widths=(128, 128))
+def where(config: ConfigDict) -> dict:
+    import importlib.metadata
 
-    def image(shape):
-        make = functools.partial(networks.short_run_energy, shape, width=config.width)
-        return network(make, key), shape, 1e-3, True
+    import jax
 
+    device = jax.devices()[0]
     return {
-        "gaussian 100-d": (gaussian(), (100,), 1e-3, False),
-        "mixture 25 modes": (mixture(), (2,), 1e-2, False),
-        "mlp 2-128-128-1": (network(mlp, key), (2,), 1e-2, False),
-        "conv 28x28x1": image((28, 28, 1)),
-        "conv 32x32x3": image((32, 32, 3)),
+        "device": device.device_kind,
+        "platform": device.platform,
+        "cores": _peers.num_cores(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "jax": importlib.metadata.version("jax"),
+        "seed": config.seed,
     }
 
 
-def seconds_of(function, *arguments) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - start
+def load() -> float:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
 
 
-def measure(config, energy_fn, shape, step_size, is_image, key):
-    """One row for every sampler on one energy."""
-    num_chains = config.num_image_chains if is_image else config.num_chains
-    num_steps = config.num_image_steps if is_image else config.num_steps
-    x = jax.random.normal(key, (num_chains, *shape))
-    gradient = jax.jit(jax.vmap(jax.value_and_grad(energy_fn)))
-    jax.block_until_ready(gradient(x))
-    for name, (make, num_gradients) in SAMPLERS.items():
-        run = functools.partial(
-            samplers.sample_chains,
-            make(step_size=step_size),
-            energy_fn,
-            num_steps=num_steps,
-            collect=None,
-        )
-        compiled = jax.jit(run)
-        compile_start = time.perf_counter()
-        compiled = compiled.lower(key, x).compile()
-        compile_seconds = time.perf_counter() - compile_start
-        jax.block_until_ready(compiled(key, x))  # the first run pays for allocation
-        runs, bare = [], []
-        for repeat in range(config.num_repeats):
-            repeat_key = jax.random.fold_in(key, repeat)
-            runs.append(seconds_of(compiled, repeat_key, x) / num_steps)
-            bare.append(min(seconds_of(gradient, x) for _ in range(5)))
-        move = statistics.median(runs)
-        _, info = compiled(key, x)
-        row = {
-            "sampler": name,
-            "num_chains": num_chains,
-            "num_steps": num_steps,
-            "compile_seconds": compile_seconds,
-            "moves_per_second": num_chains / move,
-            "gradients_per_second": num_gradients * num_chains / move,
-            "overhead": move / statistics.median(bare),
-            "overhead_spread": (max(runs) - min(runs)) / move,
-        }
-        if hasattr(info, "acceptance_rate"):
-            row["acceptance_rate"] = float(info.acceptance_rate.mean())
-        yield row
+def cell_name(row: dict) -> str:
+    return f"{row['workload']}, {row['sampler']}, {row['num_chains']:,}"
+
+
+def by_cell(rows: list[dict]) -> dict[str, dict[str, dict]]:
+    """Cell -> contender -> row."""
+    found = {}
+    for row in rows:
+        found.setdefault(cell_name(row), {})[row["contender"]] = row
+    return found
+
+
+def spread(row: dict) -> str:
+    return f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
+
+
+def table(rows: list[dict]) -> str:
+    """Ratios to the plain scan, medians with the lowest and the highest."""
+    names = dict.fromkeys(row["contender"] for row in rows)
+    body = []
+    for name, contenders in by_cell(rows).items():
+        plain = contenders[PLAIN]["seconds_per_move"]
+        line = {"cell": name, f"{PLAIN}, µs a move": f"{1e6 * plain:,.0f}"}
+        for contender in names:
+            row = contenders.get(contender, {})
+            if contender != PLAIN:
+                line[contender] = spread(row) if "ratio" in row else "none"
+        body.append(line)
+    return _run.format_table(body)
+
+
+def floors_table(rows: list[dict]) -> str:
+    return _run.format_table(
+        [
+            {
+                "cell": cell_name(row),
+                "contender": row["contender"],
+                "compile s": f"{row['compile_seconds']:.1f}",
+                "moves/s": f"{row['moves_per_second']:.3g}",
+                "gradients/s": f"{row['gradients_per_second']:.3g}",
+                "over gradient": f"{row['overhead_over_gradient']:.2f}",
+                "over gradient and noise": f"{row['overhead']:.2f}",
+                "peak MiB": f"{row['peak_mib']:.0f}",
+                "acceptance": f"{row.get('acceptance_rate', 1.0):.2f}",
+                "ESS/s": f"{row['ess_per_second']:.3g}"
+                if "ess_per_second" in row
+                else "",
+            }
+            for row in rows
+            if "overhead" in row
+        ]
+    )
+
+
+def compile_table(rows: list[dict]) -> str:
+    """Seconds that a first run takes more than a later one, and MiB."""
+    names = dict.fromkeys(row["contender"] for row in rows)
+    body = []
+    for name, contenders in by_cell(rows).items():
+        line = {"cell": name}
+        for contender in names:
+            row = contenders.get(contender, {})
+            line[contender] = (
+                f"{row['compile_seconds']:.1f} s, {row['peak_mib']:.0f} MiB"
+                if "compile_seconds" in row
+                else "none"
+            )
+        body.append(line)
+    return _run.format_table(body)
 
 
 def run(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
     """Measures everything; returns the rows."""
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    device = jax.devices()[0]
-    where = {
-        "device": device.device_kind,
-        "platform": device.platform,
-        "num_devices": jax.device_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "seed": config.seed,
-    }
+    if config.is_scaling:
+        return scaling(config, workdir)
+    chosen = cells(config)
     rows = []
-    key = jax.random.key(config.seed)
-    for energy, arguments in workloads(config, key).items():
-        for row in measure(config, *arguments, key):
-            rows.append({"energy": energy, **row, **where})
+    with Contest(config.contenders) as contest:
+        for cell in chosen:
+            names = list(config.contenders)
+            if cell.num_chains > config.most_chains_of_all:
+                few = (*_contest.OURS, PLAIN, "blackjax")
+                names = [name for name in names if name in few]
+            begin = time.perf_counter()
+            before = load()
+            for row in contest.rows(cell, names, config.num_rounds):
+                rows.append(row | {"load": before} | where(config))
             print(
-                f"{energy:18} {row['sampler']:9} {row['num_chains']:6} chains"
-                f"  {row['moves_per_second']:12.4g} moves/s"
-                f"  overhead {row['overhead']:6.2f}"
-                f"  compiled in {row['compile_seconds']:.2f} s",
+                f"{cell_name(cell._asdict())} chains:",
+                ", ".join(
+                    f"{name} {row['ratio']:.2f}"
+                    for name, row in list(by_cell(rows).values())[-1].items()
+                    if "ratio" in row
+                ),
+                f"({time.perf_counter() - begin:.0f} s)",
                 flush=True,
             )
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    _run.write_atomically(workdir / "throughput.jsonl", text)
-    assert all(np.isfinite(row["moves_per_second"]) for row in rows)
+            write_lines(workdir / "throughput.jsonl", rows)
+    parts = {
+        "Time of a move over the plain scan's": table(rows),
+        "Ours over the floors": floors_table(rows),
+        "Compilation and memory": compile_table(rows),
+    }
+    reasons = {
+        f"- {row['contender']}, {row['sampler']}: {row['skipped']}"
+        for row in rows
+        if "skipped" in row
+    }
+    settings = {
+        f"- {row['contender']}: {row['settings']}" for row in rows if "settings" in row
+    }
+    text = "".join(f"## {title}\n\n{part}\n" for title, part in parts.items())
+    text += "## Settings\n\n" + "\n".join(sorted(settings)) + "\n"
+    if reasons:
+        text += "\n## Did not take part\n\n" + "\n".join(sorted(reasons)) + "\n"
+    _run.write_atomically(workdir / "table.md", text)
+    _plots.bars(
+        workdir / "ratios.png",
+        {
+            cell: {
+                name: (row["ratio"], row["ratio_low"], row["ratio_high"])
+                for name, row in contenders.items()
+                if "ratio" in row and name != PLAIN
+            }
+            for cell, contenders in by_cell(rows).items()
+        },
+        x_label="time of a move over the plain scan's: less is faster",
+    )
+    print(text)
+    return rows
+
+
+def write_lines(path: pathlib.Path, rows: list[dict]) -> None:
+    _run.write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def scaling(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
+    """Time over chains and over moves, memory over moves, and devices, of ours."""
+    rows = []
+
+    def measure(what, contest, name, cell):
+        (row,) = contest.rows(cell, [name], config.num_rounds, measured=False)
+        row |= {"what": what, "load": load()} | where(config)
+        row["seconds"] = row["seconds_per_move"] * cell.num_steps
+        rows.append(row)
+        print(
+            f"{what}: {cell.workload}, {cell.num_chains:,} chains,"
+            f" {cell.num_steps:,} moves: {row['seconds']:.3g} s,"
+            f" {row['peak_mib']:.0f} MiB",
+            flush=True,
+        )
+
+    mala = functools.partial(make_cell, config, sampler="mala")
+    name = "ebmjax"
+    for num_steps in (10, 30, 100, 300, 1_000, 3_000):
+        # A process of its own for each, so that each has a peak of its own.
+        with Contest([name]) as contest:
+            cell = mala("gaussian", step_size=6e-3, num_chains=1_000)
+            measure("moves", contest, name, cell._replace(num_steps=num_steps))
+    with Contest([name]) as contest:
+        for num_chains in (64, 200, 1_000, 5_000, 20_000, 100_000):
+            cell = mala("gaussian", step_size=6e-3, num_chains=num_chains)
+            measure("chains", contest, name, cell._replace(num_steps=30))
+    one = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    for what, extra in (("one device", one), ("a device a core", None)):
+        with Contest([]) as contest:
+            contest.processes[name] = _contest.Process(name, extra)
+            for workload in config.workloads:
+                num_chains = 64 if is_image(workload) else 10_000
+                _, step_size, _ = STEP_SIZES[workload]
+                cell = mala(workload, step_size=step_size, num_chains=num_chains)
+                measure(what, contest, name, cell)
+    write_lines(workdir / "scaling.jsonl", rows)
+
+    def line(what, field):
+        points = [(r[field], r["seconds"]) for r in rows if r["what"] == what]
+        counts, seconds = zip(*points)
+        slope = [seconds[-1] * count / counts[-1] for count in counts]
+        return {"measured": (counts, seconds), "of slope one": (counts, slope)}
+
+    _plots.curves(
+        workdir / "scaling.png",
+        {
+            "seconds over moves, 1,000 chains": line("moves", "num_steps"),
+            "seconds over chains, 30 moves": line("chains", "num_chains"),
+        },
+        x_label="",
+        is_log=True,
+    )
+    seconds = {(r["what"], r["workload"]): r["seconds"] for r in rows}
+    devices = [
+        {
+            "energy": row["workload"],
+            "chains": f"{row['num_chains']:,}",
+            "one device, s": row["seconds"],
+            "a device a core, s": seconds["a device a core", row["workload"]],
+            "ratio": seconds["a device a core", row["workload"]] / row["seconds"],
+        }
+        for row in rows
+        if row["what"] == "one device"
+    ]
+    memory = [
+        {"moves": row["num_steps"], "seconds": row["seconds"], "MiB": row["peak_mib"]}
+        for row in rows
+        if row["what"] == "moves"
+    ]
+    text = _run.format_table(devices) + "\n" + _run.format_table(memory)
+    _run.write_atomically(workdir / "scaling.md", text)
+    print(text)
     return rows
 
 

@@ -1,0 +1,383 @@
+"""Contenders of the sampler benchmark, each in a process of its own.
+
+A process is started once with the environment that its contender wants (a device for
+every core, a number of threads), builds one cell of the benchmark after another, and
+waits while the others run. Requests and replies are JSON, a line each, on its standard
+input and output; all that libraries print goes to standard error.
+"""
+
+import functools
+import gc
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parent.parent
+PROC_STATUS, PROC_CLEAR = "/proc/self/status", "/proc/self/clear_refs"
+
+
+class Cell(NamedTuple):
+    """What one run of a contender does."""
+
+    workload: str
+    sampler: str
+    step_size: float
+    num_leapfrog: int
+    num_chains: int
+    num_steps: int
+    width: int  # of convolutional energies
+
+
+# --- workloads ------------------------------------------------------------------------
+
+
+def workload(name: str, width: int):
+    """The energy of that name, with the same parameters in every process."""
+    import jax
+
+    from ebmjax import energies, networks
+    from experiments._peers import Workload
+
+    key = jax.random.key(0, impl="threefry2x32")
+
+    def of_network(network):
+        params, _ = network.init(key)
+        return Workload(name, jax.tree.map(np.asarray, params), network.apply)
+
+    if name == "gaussian":
+        params = {
+            "mean": np.zeros(100, np.float32),
+            "precision": np.geomspace(1.0, 100.0, 100).astype(np.float32),
+        }
+        return Workload(name, params, energies.gaussian)
+    if name == "mixture":
+        grid = np.arange(-2.0, 3.0, dtype=np.float32)
+        means = np.stack(np.meshgrid(grid, grid), -1).reshape(25, 2)
+        params = {
+            "means": means,
+            "precisions": np.float32(25.0),
+            "log_weights": np.full(25, -np.log(25.0), np.float32),
+        }
+        return Workload(name, params, energies.gaussian_mixture)
+    if name == "mlp":
+        return of_network(networks.mlp_energy((2,), widths=(128, 128)))
+    if name.startswith("conv"):
+        return of_network(networks.short_run_energy(event_shape(name), width=width))
+
+    assert name == "latent", name
+    from experiments._generator import image_energy, image_generator
+
+    generator, energy = image_generator(), image_energy()
+    params = {"generator": generator.init(key)[0], "energy": energy.init(key)[0]}
+
+    def latent(params, z):
+        energy_fn = functools.partial(energy.apply, params["energy"])
+        generator_fn = functools.partial(generator.apply, params["generator"])
+        return energies.latent_energy(energy_fn, generator_fn)(z)
+
+    return Workload(name, jax.tree.map(np.asarray, params), latent)
+
+
+def event_shape(name: str) -> tuple[int, ...]:
+    if name.startswith("conv"):
+        return tuple(int(size) for size in name.split()[1].split("x"))
+    return {"gaussian": (100,), "mixture": (2,), "mlp": (2,), "latent": (128,)}[name]
+
+
+def starts(cell: Cell) -> np.ndarray:
+    """Where the chains begin, `[chains, *event]`."""
+    generator = np.random.default_rng(1)
+    shape = (cell.num_chains, *event_shape(cell.workload))
+    return generator.standard_normal(shape, np.float32)
+
+
+# --- ours -----------------------------------------------------------------------------
+
+
+def make_sampler(kernel):
+    from ebmjax import samplers
+
+    if kernel.name == "hmc":
+        return samplers.hmc(
+            step_size=kernel.step_size, num_leapfrog=kernel.num_leapfrog
+        )
+    return getattr(samplers, kernel.name)(step_size=kernel.step_size)
+
+
+def keep_nothing(state, info):
+    return ()
+
+
+def ours(impl, workload, kernel, x0, num_steps):
+    """`sample_chains` with keys of one generator, keeping the last state only."""
+    import jax
+    import jax.numpy as jnp
+
+    from ebmjax import samplers
+    from experiments._peers import Contender
+
+    params = jax.tree.map(jnp.asarray, workload.params)
+    energy_fn = jax.tree_util.Partial(workload.energy, params)
+    sampler, x0 = make_sampler(kernel), jnp.asarray(x0)
+
+    def run(seed: int) -> np.ndarray:
+        key = jax.random.key(seed, impl=impl)
+        state, _ = samplers.sample_chains(
+            sampler, energy_fn, key, x0, num_steps, collect=keep_nothing
+        )
+        return np.asarray(state.position)
+
+    kind = "threefry" if isinstance(impl, str) else "counter_prng"
+    devices = f"{jax.local_device_count()} {jax.default_backend()} devices"
+    return Contender(run, f"{kind} keys, {devices}")
+
+
+def counter(*arguments):
+    from ebmjax import counter_prng
+
+    return ours(counter_prng.IMPL, *arguments)
+
+
+OURS = {"ebmjax": counter, "ebmjax threefry": functools.partial(ours, "threefry2x32")}
+
+
+def environment(name: str) -> dict[str, str]:
+    """What a contender's process is started with."""
+    from experiments import _peers
+
+    if name in _peers.ENVIRONMENTS:
+        return dict(_peers.ENVIRONMENTS[name])
+    cores = _peers.num_cores()
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "force_host_platform_device_count" not in flags:
+        flags += f" --xla_force_host_platform_device_count={cores}"
+    # No PJRT_NPROC: chains need no collectives, and threads beyond the cores cost much.
+    return {"XLA_FLAGS": flags.strip()}
+
+
+# --- inside of a process --------------------------------------------------------------
+
+
+def reset_peak() -> int:
+    """Forgets the peak of memory; what is used now, in bytes (0 where unknown)."""
+    gc.collect()
+    try:
+        with open(PROC_CLEAR, "w") as file:
+            file.write("5")
+    except OSError:
+        return 0
+    return _status("VmRSS")
+
+
+def _status(field: str) -> int:
+    try:
+        with open(PROC_STATUS) as file:
+            for line in file:
+                if line.startswith(field + ":"):
+                    return 1024 * int(line.split()[1])
+    except OSError:
+        pass
+    return 0
+
+
+def median_seconds(function: Callable, repeats: int) -> float:
+    """Of one call, after a first; many calls of a short one are timed together."""
+    import jax
+
+    jax.block_until_ready(function())
+    times, count = [], 1
+    while len(times) < repeats:
+        start = time.perf_counter()
+        for _ in range(count):
+            result = function()
+        jax.block_until_ready(result)
+        seconds = time.perf_counter() - start
+        if seconds < 0.02 and count < 1_000 and not times:
+            count *= 2
+            continue
+        times.append(seconds / count)
+    return float(np.median(times))
+
+
+def measure(impl, cell: Cell) -> dict[str, Any]:
+    """What only ours are asked: floors, acceptance, effective sample size."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+    from ebmjax import metrics, samplers
+    from experiments._peers import Kernel
+
+    found = workload(cell.workload, cell.width)
+    params = jax.tree.map(jnp.asarray, found.params)
+    energy_fn = jax.tree_util.Partial(found.energy, params)
+    sampler = make_sampler(Kernel(cell.sampler, cell.step_size, cell.num_leapfrog))
+    x0 = jnp.asarray(starts(cell))
+    num_devices = jax.local_device_count()
+
+    # The floors run on the same devices, each on its share of the chains.
+    mesh = Mesh(jax.local_devices(), ("chains",))
+    spread = NamedSharding(mesh, PartitionSpec("chains"))
+    whole = max(len(x0) // num_devices, 1) * num_devices
+    x = jax.device_put(jnp.resize(x0, (whole, *x0.shape[1:])), spread)
+    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+    keys = jax.random.split(jax.random.key(0, impl=impl), whole)
+    keys = jax.device_put(keys, spread)
+    share = max(cell.num_chains / whole, 1.0)
+
+    def per_device(function, *specs):
+        return jax.jit(
+            jax.shard_map(
+                function,
+                mesh=mesh,
+                in_specs=specs,
+                out_specs=PartitionSpec("chains"),
+                check_vma=False,
+            )
+        )
+
+    chains, everywhere = PartitionSpec("chains"), PartitionSpec()
+    gradient = per_device(
+        jax.vmap(jax.value_and_grad(found.energy, 1), (None, 0)), everywhere, chains
+    )
+    noise = per_device(
+        jax.vmap(lambda key: jax.random.normal(key, x.shape[1:])), chains
+    )
+    result = {
+        "gradient_seconds": share * median_seconds(lambda: gradient(params, x), 7),
+        "noise_seconds": share * median_seconds(lambda: noise(keys), 7),
+    }
+    is_image = cell.workload.startswith("conv") or cell.workload == "latent"
+    key = jax.random.key(1, impl=impl)
+    if not is_image:
+        # A hundred chains from where a short run leads, all coordinates kept.
+        sample = functools.partial(samplers.sample_chains, sampler, energy_fn, key)
+        state, _ = sample(x0[:100], 500, collect=keep_nothing)
+        _, (draws, rates) = sample(
+            state.position,
+            1_000,
+            collect=lambda state, info: (
+                state.position,
+                getattr(info, "acceptance_rate", jnp.ones(())),
+            ),
+        )
+        sizes = metrics.effective_sample_size(draws)
+        result["ess_per_move"] = float(sizes.min()) / draws.shape[0] / draws.shape[1]
+    else:
+        _, info = samplers.sample_chains(
+            sampler, energy_fn, key, x0[:64], 4, collect=None
+        )
+        rates = getattr(info, "acceptance_rate", jnp.ones(()))
+    if cell.sampler != "langevin":
+        result["acceptance_rate"] = float(rates.mean())
+    return result
+
+
+def serve(name: str) -> None:
+    """Answers requests until its input ends."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever is printed from here on is no reply
+    from experiments import _peers
+
+    make = OURS.get(name) or _peers.PEERS[name]
+    contender = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        reply = {}
+        try:
+            if request["do"] == "verify":
+                _peers.verify(name, request["sampler"], make)
+            elif request["do"] == "build":
+                contender = None
+                cell = Cell(*request["cell"])
+                kernel = _peers.Kernel(cell.sampler, cell.step_size, cell.num_leapfrog)
+                before = reset_peak()
+                begin = time.perf_counter()
+                contender = make(
+                    workload(cell.workload, cell.width),
+                    kernel,
+                    starts(cell),
+                    cell.num_steps,
+                )
+                built = time.perf_counter()
+                draws = contender.run(0)
+                reply = {
+                    "first_seconds": time.perf_counter() - built,
+                    "build_seconds": built - begin,
+                    "settings": contender.settings,
+                    "peak_bytes": _status("VmHWM") - before,
+                    "is_finite": bool(np.isfinite(draws).all()),
+                }
+            elif request["do"] == "measure":
+                impl = "threefry2x32"
+                if name == "ebmjax":
+                    from ebmjax import counter_prng
+
+                    impl = counter_prng.IMPL
+                reply = measure(impl, Cell(*request["cell"]))
+            else:
+                begin = time.perf_counter()
+                contender.run(request["seed"])
+                reply = {"seconds": time.perf_counter() - begin}
+        except (ImportError, NotImplementedError) as reason:
+            reply = {"skipped": f"{type(reason).__name__}: {reason}"}
+        except Exception as error:  # told to the benchmark, which raises
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+
+
+# --- from outside ---------------------------------------------------------------------
+
+
+class Process:
+    """A contender's process."""
+
+    def __init__(self, name: str, extra: dict[str, str] | None = None):
+        self.name = name
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "experiments._contest", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **environment(name), **(extra or {})},
+        )
+
+    def ask(self, do: str, **request) -> dict[str, Any]:
+        """The reply, perhaps `{"skipped": reason}`.
+
+        Raises:
+          RuntimeError: If the contender failed, or its process ended.
+        """
+        line = json.dumps({"do": do, **request}) + "\n"
+        try:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BrokenPipeError:
+            answer = ""
+        if not answer:
+            raise RuntimeError(
+                f"{self.name}: the process ended, with exit status"
+                f" {self._process.wait()}, when asked to {do}"
+            )
+        reply = json.loads(answer)
+        if "error" in reply:
+            raise RuntimeError(f"{self.name}: {do} failed: {reply['error']}")
+        return reply
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,177 @@
+"""The benchmark: what it refuses, what it writes, and that its processes take turns."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import _contest, _peers
+from experiments import sampler_throughput as throughput
+
+
+def test_every_preset_has_cells_of_every_workload_and_sampler():
+    cells = throughput.cells(throughput.get_config())
+    assert {cell.workload for cell in cells} == set(throughput.STEP_SIZES)
+    for cell in cells:
+        assert cell.num_steps >= 2
+        assert (cell.num_leapfrog > 0) == (cell.sampler == "hmc")
+        assert _contest.starts(cell._replace(num_chains=3)).shape[0] == 3
+    assert max(cell.num_chains for cell in cells) == 100_000
+    with pytest.raises(ValueError, match="preset must be.*'tiny'"):
+        throughput.get_config("tiny")
+
+
+def test_unknown_names_are_refused_before_anything_starts(tmp_path):
+    config = throughput.get_config("small").unlock()
+    config.workloads = ("gaussian", "banana")
+    with pytest.raises(ValueError, match="workloads must be of.*got 'banana'"):
+        throughput.run(config, tmp_path)
+    config.workloads, config.contenders = ("gaussian",), ("ebmjax", "jaxebm")
+    with pytest.raises(ValueError, match="contenders must be of.*got 'jaxebm'"):
+        throughput.run(config, tmp_path)
+
+
+def test_tables_have_a_line_a_cell_and_say_who_is_missing():
+    row = {"workload": "mlp", "sampler": "mala", "num_chains": 1000}
+    rows = [
+        row | {"contender": "plain scan", "seconds_per_move": 4e-4, "ratio": 1.0},
+        row | {"contender": "torchebm", "skipped": "NotImplementedError: no MALA"},
+        row
+        | {
+            "contender": "ebmjax",
+            "seconds_per_move": 2e-4,
+            "ratio": 0.5,
+            "ratio_low": 0.45,
+            "ratio_high": 0.6,
+        },
+    ]
+    assert throughput.table(rows) == (
+        "| cell | plain scan, µs a move | torchebm | ebmjax |\n"
+        "| --- | --- | --- | --- |\n"
+        "| mlp, mala, 1,000 | 400 | none | 0.50 (0.45-0.60) |\n"
+    )
+
+
+class Clock:
+    """In place of a process: runs of known lengths, and a record of turns."""
+
+    turns = []
+
+    def __init__(self, name, extra=None):
+        self.name = name
+
+    def ask(self, do, **request):
+        if do == "verify":
+            return {"skipped": "ImportError: torch"} if self.name == "tfp" else {}
+        if do == "build":
+            return {
+                "first_seconds": 3.0,
+                "build_seconds": 0.1,
+                "settings": "",
+                "peak_bytes": 2**21,
+                "is_finite": self.name != "numpyro",
+            }
+        if do == "measure":
+            return {"gradient_seconds": 0.01, "noise_seconds": 0.005}
+        Clock.turns.append((request["seed"], self.name))
+        seconds = {PLAIN: [0.2, 0.4, 0.8], "ebmjax": [0.1, 0.3, 0.2]}
+        return {"seconds": seconds.get(self.name, [1.0] * 3)[request["seed"] - 1]}
+
+    def close(self):
+        pass
+
+
+PLAIN = throughput.PLAIN
+
+
+def test_ratios_are_taken_within_rounds(monkeypatch):
+    monkeypatch.setattr(_contest, "Process", Clock)
+    Clock.turns = []
+    names = ["ebmjax", PLAIN, "blackjax", "tfp"]
+    cell = _contest.Cell("mlp", "hmc", 0.1, 10, 500, 2, 32)
+    with throughput.Contest(names) as contest:
+        ours, plain, peer, absent = contest.rows(cell, names, 3)
+    assert absent["skipped"] == "ImportError: torch" and "ratio" not in absent
+    assert plain["ratio"] == 1.0
+    # Ratios .5, .75, .25; medians .2 and .4 of the times.
+    ratios = ours["ratio"], ours["ratio_low"], ours["ratio_high"]
+    np.testing.assert_allclose(ratios, (0.5, 0.25, 0.75))
+    np.testing.assert_allclose(ours["seconds_per_move"], 0.1)
+    np.testing.assert_allclose(ours["compile_seconds"], 2.8)
+    np.testing.assert_allclose(ours["moves_per_second"], 5_000)
+    np.testing.assert_allclose(ours["gradients_per_second"], 50_000)
+    np.testing.assert_allclose(ours["overhead"], 0.1 / (10 * 0.01 + 0.005))
+    np.testing.assert_allclose(ours["peak_mib"], 2.0)
+    assert "overhead" not in peer
+    # Everyone once a round, another first every time.
+    firsts = [Clock.turns[3 * index][1] for index in range(3)]
+    assert firsts == ["ebmjax", PLAIN, "blackjax"] and len(Clock.turns) == 9
+
+
+def test_draws_that_are_not_finite_stop_the_benchmark(monkeypatch):
+    monkeypatch.setattr(_contest, "Process", Clock)
+    cell = _contest.Cell("mlp", "hmc", 0.1, 10, 500, 2, 32)
+    with throughput.Contest(["numpyro"]) as contest:
+        with pytest.raises(RuntimeError, match="numpyro: draws of .* are not finite"):
+            contest.rows(cell, ["numpyro"], 1)
+
+
+def test_the_latent_space_is_that_of_the_papers_size():
+    """4,568,961 and 4,305,409 parameters of the paper's networks for 28x28x1."""
+    workload = _contest.workload("latent", 32)
+    sizes = {
+        name: sum(leaf.size for leaf in jax.tree.leaves(params))
+        for name, params in workload.params.items()
+    }
+    assert sizes == {"generator": 4_568_961, "energy": 4_305_409}
+    # The prior is in it: |z|^2 / 2 of a far latent, and an energy of images in [-1, 1].
+    z = jnp.full(128, 10.0)
+    np.testing.assert_allclose(workload.energy(workload.params, z), 6_400, atol=10)
+
+
+@pytest.mark.parametrize("name", _contest.OURS)
+@pytest.mark.parametrize("kernel", ["langevin", "mala", "hmc"])
+def test_ours_are_verified_like_the_peers(name, kernel):
+    _peers.verify(name, kernel, _contest.OURS[name])
+
+
+def test_a_wrong_sampler_is_not_timed():
+    """Half of the step: the law of MALA is right all the same, its moves are not."""
+
+    def shy(workload, kernel, x0, num_steps):
+        half = kernel._replace(step_size=0.5 * kernel.step_size)
+        return _contest.OURS["ebmjax"](workload, half, x0, num_steps)
+
+    for kernel in ("langevin", "mala", "hmc"):
+        with pytest.raises(AssertionError, match=f"shy, {kernel}"):
+            _peers.verify("shy", kernel, shy)
+
+
+@pytest.mark.slow
+def test_it_runs_in_processes_and_writes_what_it_says(tmp_path):
+    config = throughput.get_config("small").unlock()
+    config.update(workloads=("gaussian",), contenders=("ebmjax", PLAIN))
+    rows = throughput.run(config, tmp_path)
+    assert [row["contender"] for row in rows] == ["ebmjax", PLAIN]
+    lines = (tmp_path / "throughput.jsonl").read_text().splitlines()
+    assert [json.loads(line)["workload"] for line in lines] == ["gaussian"] * 2
+    for row in map(json.loads, lines):
+        assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
+        assert row["moves_per_second"] > 0 and row["jax"] and row["load"] >= 0
+    assert 0.1 < rows[0]["acceptance_rate"] < 1 and rows[0]["ess_per_second"] > 0
+    assert (tmp_path / "ratios.png").read_bytes()[1:4] == b"PNG"
+    assert "## Ours over the floors" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_says_what_and_why():
+    process = _contest.Process("ebmjax")
+    cell = _contest.Cell("mlp", "mala", -1.0, 0, 4, 2, 4)
+    with pytest.raises(RuntimeError, match="ebmjax: build failed: .*step_size must be"):
+        process.ask("build", cell=cell)
+    process._process.kill()
+    process._process.wait()
+    with pytest.raises(RuntimeError, match="ended, with exit status -9, when asked to"):
+        process.ask("run", seed=0)

@@ -12,6 +12,7 @@ from ebmjax.samplers.base import (
     metropolis,
     value_and_gradient,
 )
+from ebmjax.samplers.normal import draw_normal
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["HMCInfo", "HMCState", "hmc"]
@@ -117,7 +118,7 @@ def hmc(
         dtype = x.dtype
         # Hyper-parameters of another type must not change the position's.
         inverse = jnp.asarray(inverse_mass, dtype)
-        noise = jax.random.normal(momentum_key, x.shape, dtype)
+        noise = draw_normal(momentum_key, x.shape, dtype)
         start = noise * jnp.asarray(temperature**0.5, dtype) / jnp.sqrt(inverse)
 
         count = num_leapfrog

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ebmjax.samplers.base import Sampler, check_number, value_and_gradient
+from ebmjax.samplers.normal import draw_normal
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["LangevinInfo", "LangevinState", "langevin"]
@@ -101,7 +101,7 @@ def langevin(
         x, _, gradient = state
         if gradient_clip is not None:
             gradient = jnp.clip(gradient, -gradient_clip, gradient_clip)
-        noise = jax.random.normal(key, x.shape, x.dtype)
+        noise = draw_normal(key, x.shape, x.dtype)
         x = x - step_size * gradient + noise_std * noise
         if bounds is not None:
             x = jnp.clip(x, *bounds)

@@ -11,6 +11,7 @@ from ebmjax.samplers.base import (
     metropolis,
     value_and_gradient,
 )
+from ebmjax.samplers.normal import draw_normal
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["MALAInfo", "MALAState", "mala"]
@@ -69,7 +70,7 @@ def mala(*, step_size: float, temperature: float = 1.0) -> Sampler:
     def step(energy_fn: EnergyFn, key: Key, state: MALAState):
         noise_key, accept_key = jax.random.split(key)
         x = state.position
-        noise = jax.random.normal(noise_key, x.shape, x.dtype)
+        noise = draw_normal(noise_key, x.shape, x.dtype)
         y = x - step_size * state.gradient + noise_std * noise
         # Hyper-parameters of another type must not change the position's.
         proposal = init(energy_fn, y.astype(x.dtype))

@@ -2,10 +2,10 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from ebmjax.samplers.base import Sampler, check_number, value_and_gradient
+from ebmjax.samplers.normal import draw_normal
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["UnderdampedInfo", "UnderdampedState", "underdamped"]
@@ -78,7 +78,7 @@ def underdamped(
         variance = jnp.asarray(temperature, x.dtype) * -jnp.expm1(-2 * damping)
         x = x + half * momentum
         energy, gradient = value_and_gradient(energy_fn, x)
-        noise = jax.random.normal(key, x.shape, x.dtype)
+        noise = draw_normal(key, x.shape, x.dtype)
         momentum = jnp.exp(-damping) * (momentum - half * gradient)
         momentum = momentum + jnp.sqrt(variance) * noise - half * gradient
         x = x + half * momentum

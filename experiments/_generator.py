@@ -27,6 +27,25 @@ class Scale(nn.Module):
         return x * scale.reshape(*ones, -1) + bias.reshape(*ones, -1)
 
 
+class TransposedConvolution(nn.Module):
+    """5x5, stride 2, padding 2: from size n to 2 n - 1 + extra."""
+
+    features: int
+    extra: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = initializers(5 * 5 * self.features)
+        shape = (5, 5, self.features, x.shape[-1])
+        kernel = self.param("kernel", init["kernel_init"], shape)
+        bias = self.param("bias", init["bias_init"], (self.features,))
+        size = [2 * n - 1 + self.extra for n in x.shape[:2]]
+        y = networks.transposed_convolution(
+            x[None], kernel, (2, 2), ((2, 2), (2, 2)), size
+        )
+        return y[0] + bias[None, None]
+
+
 class Generator(nn.Module):
     """A dense layer to 2x2, then transposed convolutions to 4, 7, 14 and 28."""
 
@@ -35,13 +54,7 @@ class Generator(nn.Module):
         h = dense(z, 2 * 2 * 512).reshape(2, 2, 512)
         for features, extra in ((256, 1), (128, 0), (64, 1), (IMAGE_SHAPE[-1], 1)):
             h = nn.relu(Scale()(h))
-            h = nn.ConvTranspose(
-                features,
-                (5, 5),
-                (2, 2),
-                ((2, 2 + extra), (2, 2 + extra)),
-                **initializers(5 * 5 * features),
-            )(h)
+            h = TransposedConvolution(features, extra)(h)
         return jnp.tanh(h)
 
 

@@ -536,3 +536,44 @@ def test_a_network_of_two_arguments_checks_both_and_passes_options_on():
         network.apply(params, x, jnp.zeros((4, 3)))
     with pytest.raises(ValueError, match=r"\(\(2,\), \(3,\)\), got \(2,\)"):
         network.apply(params, x)
+
+
+@pytest.mark.parametrize("size", [(7, 7), (8, 6)])
+@pytest.mark.parametrize("stride, window, pads", [(2, 5, 2), (2, 4, 1), (1, 3, 1)])
+def test_a_transposed_convolution_is_the_transpose(size, stride, window, pads):
+    """<conv(x), y> = <x, transpose(y)> for lax's convolution, in float64; and so are
+    its derivatives, in the image and in the kernel."""
+    with jax.enable_x64(True):
+        kernel = jax.random.normal(jax.random.key(0), (window, window, 3, 4))
+        x = jax.random.normal(jax.random.key(1), (2, *size, 3))
+        padding = ((pads, pads), (pads, pads))
+        strides = (stride, stride)
+
+        def conv(x, kernel):
+            return jax.lax.conv_general_dilated(
+                x,
+                kernel,
+                strides,
+                padding,
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            )
+
+        y = jax.random.normal(jax.random.key(2), conv(x, kernel).shape)
+
+        def ours(y, kernel):
+            image = networks.transposed_convolution(y, kernel, strides, padding, size)
+            return jnp.sum(image * x)
+
+        def theirs(y, kernel):
+            return jnp.sum(conv(x, kernel) * y)
+
+        np.testing.assert_allclose(ours(y, kernel), theirs(y, kernel), rtol=1e-12)
+        for argument in (0, 1):
+            np.testing.assert_allclose(
+                jax.grad(ours, argument)(y, kernel),
+                jax.grad(theirs, argument)(y, kernel),
+                rtol=1e-10,
+                atol=1e-10,
+            )
+    with pytest.raises(ValueError, match=r"images of size \(99, 99\) has size .*got"):
+        networks.transposed_convolution(y, kernel, strides, padding, (99, 99))

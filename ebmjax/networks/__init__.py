@@ -1,7 +1,7 @@
 """Flax networks behind `Network(init, apply)`: pure functions of one example."""
 
 from ebmjax.networks.base import from_module
-from ebmjax.networks.convolution import convolution
+from ebmjax.networks.convolution import convolution, transposed_convolution
 from ebmjax.networks.mlp import mlp_energy
 from ebmjax.networks.resnet import resnet_energy, wide_resnet_energy
 from ebmjax.networks.short_run import short_run_energy
@@ -12,5 +12,6 @@ __all__ = [
     "mlp_energy",
     "resnet_energy",
     "short_run_energy",
+    "transposed_convolution",
     "wide_resnet_energy",
 ]

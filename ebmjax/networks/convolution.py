@@ -17,7 +17,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from ebmjax.types import Array
 
-__all__ = ["convolution"]
+__all__ = ["convolution", "transposed_convolution"]
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
@@ -80,8 +80,73 @@ def convolution(
     return channels_last(x, kernel, strides, padding, precision)
 
 
+def transposed_convolution(
+    y: Array,
+    kernel: Array,
+    window_strides: Sequence[int],
+    padding: Sequence[tuple[int, int]],
+    image_size: Sequence[int],
+    *,
+    precision=None,
+) -> Array:
+    """The transpose of `convolution` as a linear function of its image.
+
+    What PyTorch calls a transposed convolution, with its kernel and padding:
+    `image_size` says what there is said by `output_padding`. On a CPU it is one
+    convolution of stride 1 and a rearrangement of its channels to pixels, which is fast
+    in loops, as are its first derivatives. It inverts nothing, and is not
+    `jax.lax.conv_transpose`, whose kernel is reversed and has its channels the other
+    way round.
+
+    Args:
+      y: `[n, height, width, features]`, as the convolution of an image would be.
+      kernel: `[height, width, channels, features]`, the convolution's.
+      window_strides: The convolution's.
+      padding: The convolution's, two pairs of integers.
+      image_size: `(height, width)` of the image.
+      precision: As for `lax`.
+
+    Returns:
+      `[n, *image_size, channels]`.
+
+    Raises:
+      ValueError: If the convolution of such an image has not the size of `y`.
+    """
+    strides = tuple(window_strides)
+    padding = tuple((low, high) for low, high in padding)
+    sizes = zip(image_size, padding, kernel.shape, strides)
+    size = tuple((n + sum(pads) - k) // stride + 1 for n, pads, k, stride in sizes)
+    if size != y.shape[1:3]:
+        raise ValueError(
+            f"a convolution of images of size {tuple(image_size)} has size {size},"
+            f" got {y.shape[1:3]}"
+        )
+    lows = [low for low, _ in padding]
+
+    def forward(x):
+        if jax.default_backend() == "cpu":
+            return tangent_in_x(x, kernel, strides, lows, precision, size)
+        return lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            padding,
+            dimension_numbers=CHANNELS_LAST,
+            precision=precision,
+        )
+
+    shape = (y.shape[0], *image_size, kernel.shape[2])
+    (x,) = jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, y.dtype))(y)
+    return x
+
+
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
 def channels_last(x, kernel, strides, padding, precision):
+    if any(k > n for k, n in zip(kernel.shape, x.shape[1:3])):
+        # XLA takes a hundred times as long for a window that is wider than the image.
+        # A padded image is not: what the window covers is there.
+        config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
+        x, padding = lax.pad(x, jnp.zeros((), x.dtype), config), ((0, 0), (0, 0))
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -122,14 +187,19 @@ def tangent_in_x(x, kernel, strides, lows, precision, out_size):
     *window, _, features = kernel.shape
     rows, columns = strides
     taps = [-(-k // stride) for k, stride in zip(window, strides)]
+    # No fewer places than taps: XLA is slow, here or in the transpose, where the window
+    # is wider than the image. Those too many are cut off at the end.
+    places = [max(out, tap) for out, tap in zip(out_size, taps)]
     pads, pixels, blocks = [], [], []
-    for length, low, stride, tap, out in zip(size, lows, strides, taps, out_size):
+    for length, low, stride, tap, out in zip(size, lows, strides, taps, places):
         # Whole blocks outside of the image are left to the convolution, as many as it
         # can take: neither it nor its transpose may have a negative padding, with which
         # XLA's fast path reads beyond its arrays. What remains is padded or cut here.
         needed = out + tap - 1
         before = max(0, min(low // stride, tap - 1))
         after = max(0, min(needed - -(-(low + length) // stride), tap - 1))
+        before = min(before, needed - tap)  # no fewer blocks than taps, either
+        after = min(after, needed - tap - before)
         inside = needed - before - after
         start = low - before * stride
         pads.append((before, after))
@@ -148,7 +218,7 @@ def tangent_in_x(x, kernel, strides, lows, precision, out_size):
     kernel = jnp.pad(kernel, (*fill, (0, 0), (0, 0)))
     kernel = kernel.reshape(1, *kernel.shape[:2], channels * features)
     kernel = gather(kernel, taps).reshape(*taps, rows * columns * channels, features)
-    return lax.conv_general_dilated(
+    y = lax.conv_general_dilated(
         x,
         kernel.swapaxes(2, 3),
         (1, 1),
@@ -156,6 +226,7 @@ def tangent_in_x(x, kernel, strides, lows, precision, out_size):
         dimension_numbers=("NHWC", "HWOI", "NHWC"),
         precision=precision,
     )
+    return y[:, : out_size[0], : out_size[1]]
 
 
 def tangent_in_kernel(x, kernel, strides, lows, precision, out_size):

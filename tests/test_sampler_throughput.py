@@ -160,7 +160,7 @@ def test_it_runs_in_processes_and_writes_what_it_says(tmp_path):
     for row in map(json.loads, lines):
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
         assert row["moves_per_second"] > 0 and row["jax"] and row["load"] >= 0
-    assert 0.1 < rows[0]["acceptance_rate"] < 1 and rows[0]["ess_per_second"] > 0
+    assert rows[0]["ess_per_second"] > 0 and rows[0]["overhead"] > 0
     assert (tmp_path / "ratios.png").read_bytes()[1:4] == b"PNG"
     assert "## Ours over the floors" in (tmp_path / "table.md").read_text()
 

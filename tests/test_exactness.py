@@ -154,6 +154,55 @@ def test_acceptance_goes_to_one_with_the_step(make):
     assert 0 < refused[2] < 0.01
 
 
+# --- a generator's latent space -------------------------------------------------------
+
+WEIGHT = np.array([[1.0, 0.5], [-0.3, 0.8], [0.6, -0.4]])
+SHIFT, CENTER = np.array([0.2, -0.1, 0.4]), np.array([0.5, 0.3, -0.2])
+PRECISION = np.array([2.0, 1.0, 3.0])
+PRIOR = (lambda key: jax.random.normal(key, (2,)), lambda z: -0.5 * jnp.sum(z**2))
+
+
+def _check_posterior(sampler, temperature, prior=True):
+    """Of G(z) = W z + b and E(x) = (x - m) . L (x - m) / 2, with the standard normal
+    prior: precision I + W'LW / T, mean its inverse times W'L(m - b) / T."""
+    energy_fn = partial(
+        energies.gaussian,
+        {"mean": jnp.float32(CENTER), "precision": jnp.float32(PRECISION)},
+    )
+    generator_fn = lambda z: jnp.float32(WEIGHT) @ z + jnp.float32(SHIFT)  # noqa: E731
+    latent = energies.latent_energy(energy_fn, generator_fn, temperature, prior)
+    start_key, key = jax.random.split(jax.random.key(2))
+    state, infos = samplers.sample_chains(
+        sampler, latent, key, jax.random.normal(start_key, (NUM_CHAINS, 2)), 60
+    )
+    pull = WEIGHT.T * PRECISION / temperature
+    precision = np.eye(2) + pull @ WEIGHT
+    mean = np.linalg.solve(precision, pull @ (CENTER - SHIFT))
+    root = np.linalg.cholesky(precision)  # z = mean + root'^-1 n
+    check_normal((np.asarray(state.position) - mean) @ root, 0.0, 1.0)
+    return infos
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        samplers.mala(step_size=0.15),
+        samplers.hmc(step_size=0.5, num_leapfrog=3),
+        samplers.independence(proposal=PRIOR),
+    ],
+    ids=["mala", "hmc", "independence"],
+)
+def test_the_posterior_of_a_latent_is_sampled_with_its_prior(sampler, temperature):
+    infos = _check_posterior(sampler, temperature)
+    assert 0.1 < infos.is_accepted.mean() < 0.99
+
+
+def test_without_the_prior_a_latent_has_another_law():
+    with pytest.raises(AssertionError):
+        _check_posterior(samplers.mala(step_size=0.15), 4.0, prior=False)
+
+
 # --- integrators ---------------------------------------------------------------------
 
 

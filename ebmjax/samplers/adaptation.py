@@ -64,8 +64,8 @@ def adapt(
     The step size follows dual averaging of the acceptance rate, pooled over all chains
     on all devices, so that it settles in tens of moves where one chain needs hundreds.
     With `adapt_mass` the inverse mass becomes the position's variance in each
-    direction, pooled likewise, in three windows of doubling length, each with the mass
-    of the one before; the step size is found anew after every one.
+    direction, pooled likewise, in three windows, each with the mass of the one before;
+    the step size is found anew after every one.
 
     Moves made while something adapts are no draws: throw them away, as this does. The
     sampler returned is fixed, so its law is exact, and only it should be drawn from.

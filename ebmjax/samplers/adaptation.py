@@ -144,9 +144,9 @@ def adapt(
             step_size,
             inverse_mass,
             first,
+            count,
             make_sampler=make_sampler,
             target=target_acceptance_rate,
-            num_steps=count,
             num_chains=x.shape[0],
             layout=layout,
         )
@@ -172,7 +172,7 @@ def adapt(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("make_sampler", "target", "num_steps", "num_chains", "layout"),
+    static_argnames=("make_sampler", "target", "num_chains", "layout"),
 )
 def _stretch(
     energy_fn,
@@ -181,20 +181,23 @@ def _stretch(
     step_size,
     inverse_mass,
     first,
+    num_steps,
     *,
     make_sampler,
     target,
-    num_steps,
     num_chains,
     layout,
 ):
-    """`num_steps` moves with one mass; the positions, step size, variance, and rate."""
+    """`num_steps` moves with one mass; the positions, step size, variance, and rate.
+
+    The number is traced, so that stretches of all lengths are one program.
+    """
     keys = chain_keys(key, layout.num_chains)
     x = pad_chains(x, layout.num_chains)
     # Those that only fill up a device's share have no say.
     weights = jnp.where(jnp.arange(layout.num_chains) < num_chains, 1 / num_chains, 0.0)
 
-    def local(energy_fn, step_size, inverse_mass, first, keys, x, weights):
+    def local(energy_fn, step_size, inverse_mass, first, num_steps, keys, x, weights):
         energy_fn = scalar_energy(energy_fn)
 
         def sampler_of(step_size):
@@ -236,10 +239,10 @@ def _stretch(
         step_size, _ = jax.lax.while_loop(goes_on, widen, (step_size, 0))
         center = jnp.log(10 * step_size)
 
-        def update(carry, index):
+        def update(index, carry):
             states, log_step, averaged, error, count, mean, squares, rates = carry
             states, acceptance_rate = move(jnp.exp(log_step), states, first + index)
-            time = index + 1.0
+            time = index + jnp.ones((), log_step.dtype)
             error += (target - acceptance_rate - error) / (time + OFFSET)
             log_step = center - jnp.sqrt(time) / SHRINKAGE * error
             averaged += time**-DECAY * (log_step - averaged)
@@ -250,34 +253,26 @@ def _stretch(
             difference = batch_mean - mean
             squares += batch_variance + difference**2 * count / (count + 1)
             mean += difference / (count + 1)
-            rates += acceptance_rate
-            return (
-                states,
-                log_step,
-                averaged,
-                error,
-                count + 1,
-                mean,
-                squares,
-                rates,
-            ), acceptance_rate
+            # The mean of the second half, where the step size has settled.
+            late = jnp.where(index < num_steps // 2, 0.0, 2.0 / num_steps)
+            rates += late.astype(rates.dtype) * acceptance_rate
+            return states, log_step, averaged, error, count + 1, mean, squares, rates
 
         zero = jnp.zeros((), step_size.dtype)
         still = jnp.zeros(x.shape[1:], x.dtype)
         log_step = jnp.log(step_size)
         carry = (states, log_step, log_step, zero, zero, still, still, zero)
-        carry, rates = jax.lax.scan(update, carry, jnp.arange(num_steps))
-        states, _, averaged, _, count, _, squares, _ = carry
+        carry = jax.lax.fori_loop(0, num_steps, update, carry)
+        states, _, averaged, _, count, _, squares, settled = carry
         variance = squares / count
         if inverse_mass is not None:
             # A little towards the last, in ratios, as few draws are a rough estimate.
             draws = count * num_chains
             ratio = (variance / inverse_mass) ** (draws / (draws + 5))
             variance = inverse_mass * ratio
-        settled = rates[num_steps // 2 :].mean()
         return states.position, jnp.exp(averaged), variance, settled
 
     positions, step_size, variance, acceptance_rate = over_devices(
-        local, layout, (None, None, None, None, 0, 0, 0), (0, None, None, None)
-    )(energy_fn, step_size, inverse_mass, first, keys, x, weights)
+        local, layout, (None, None, None, None, None, 0, 0, 0), (0, None, None, None)
+    )(energy_fn, step_size, inverse_mass, first, num_steps, keys, x, weights)
     return positions[:num_chains], step_size, variance, acceptance_rate

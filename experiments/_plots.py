@@ -155,6 +155,7 @@ def bars(
             )
     axis.set_yticks([index + 0.5 for index in range(len(groups))], list(groups))
     axis.axvline(1.0, color="black", linewidth=0.6)
+    axis.margins(y=0.01)
     axis.invert_yaxis()
     axis.set_xlim(0, 3)  # what is slower than three is cut off
     axis.set_xlabel(x_label, fontsize=8)

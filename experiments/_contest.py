@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
+DEVICES = "--xla_force_host_platform_device_count"
 PROC_STATUS, PROC_CLEAR = "/proc/self/status", "/proc/self/clear_refs"
 
 
@@ -149,17 +150,17 @@ OURS = {"ebmjax": counter, "ebmjax threefry": functools.partial(ours, "threefry2
 
 
 def environment(name: str) -> dict[str, str]:
-    """What a contender's process is started with."""
+    """All of the variables that a contender's process is started with."""
     from experiments import _peers
 
-    if name in _peers.ENVIRONMENTS:
-        return dict(_peers.ENVIRONMENTS[name])
-    cores = _peers.num_cores()
-    flags = os.environ.get("XLA_FLAGS", "")
-    if "force_host_platform_device_count" not in flags:
-        flags += f" --xla_force_host_platform_device_count={cores}"
-    # No PJRT_NPROC: chains need no collectives, and threads beyond the cores cost much.
-    return {"XLA_FLAGS": flags.strip()}
+    # Not what this process was given for itself: chains need no collectives, threads
+    # beyond the cores cost much, and peers would use one of several devices.
+    outer = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
+    flags = outer.pop("XLA_FLAGS", "").split()
+    flags = [flag for flag in flags if DEVICES not in flag]
+    if name in OURS:
+        flags.append(f"{DEVICES}={_peers.num_cores()}")
+    return outer | {"XLA_FLAGS": " ".join(flags)} | _peers.ENVIRONMENTS.get(name, {})
 
 
 # --- inside of a process --------------------------------------------------------------
@@ -213,6 +214,7 @@ def measure(impl, cell: Cell) -> dict[str, Any]:
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     from ebmjax import metrics, samplers
+    from ebmjax.samplers.normal import draw_normal
     from experiments._peers import Kernel
 
     found = workload(cell.workload, cell.width)
@@ -248,7 +250,7 @@ def measure(impl, cell: Cell) -> dict[str, Any]:
         jax.vmap(jax.value_and_grad(found.energy, 1), (None, 0)), everywhere, chains
     )
     noise = per_device(
-        jax.vmap(lambda key: jax.random.normal(key, x.shape[1:])), chains
+        jax.vmap(lambda key: draw_normal(key, x.shape[1:], x.dtype)), chains
     )
     result = {
         "gradient_seconds": share * median_seconds(lambda: gradient(params, x), 7),
@@ -347,7 +349,7 @@ class Process:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **environment(name), **(extra or {})},
+            env=environment(name) | (extra or {}),
         )
 
     def ask(self, do: str, **request) -> dict[str, Any]:

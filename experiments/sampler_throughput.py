@@ -14,6 +14,9 @@ Figures are medians over the rounds; a ratio is taken within each round, to the 
 scan, and is given with the lowest and the highest. Before anything is timed, every
 contender's draws must have the right mean and variance.
 
+Peers in JAX run on one device with all threads, as their users do; they could be handed
+sharded starts too. Ours make every core a device: `sample_chains` divides the chains.
+
 Of ours also: the time of the bare value and gradient of all chains and of their random
 numbers, on the same devices, and the overhead, a move's time over those; acceptance;
 effective sample size. Memory is the growth of the process's peak, compilation included.
@@ -318,6 +321,10 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
     if config.is_scaling:
         return scaling(config, workdir)
     chosen = cells(config)
+    if PLAIN not in config.contenders:
+        raise ValueError(
+            f"contenders must have {PLAIN!r}, the unit, got {list(config.contenders)}"
+        )
     rows = []
     with Contest(config.contenders) as contest:
         for cell in chosen:

@@ -90,12 +90,13 @@ def test_one_chain_is_enough():
     assert adapted.position.shape == (1, 3)
 
 
-def test_a_flat_energy_has_no_step_size_too_large_and_nan_none_small_enough():
-    inside = lambda x: jnp.where(jnp.all(x == 0), 0.0, jnp.nan)  # noqa: E731
+@pytest.mark.parametrize("outside", [0.0, jnp.nan])
+def test_a_flat_energy_has_no_step_size_too_large_and_nan_none_small_enough(outside):
+    energy_fn = lambda x: jnp.where(jnp.all(x == 0), 0.0, outside)  # noqa: E731
     with pytest.raises(ValueError, match="no step size was found"):
         samplers.adapt(
             samplers.mala,
-            inside,
+            energy_fn,
             jax.random.key(0),
             jnp.zeros((5, 2)),
             50,
@@ -111,6 +112,7 @@ def test_a_flat_energy_has_no_step_size_too_large_and_nan_none_small_enough():
         ({"num_steps": 60, "adapt_mass": True}, "of at least 100, got 60"),
         ({"initial_step_size": 0.0}, "initial_step_size must be positive"),
         ({"x": jnp.zeros(3, int)}, "x must be floating-point"),
+        ({"make_sampler": samplers.langevin, "x": jnp.zeros((4, 2))}, "LangevinInfo"),
         (
             {"energy_fn": lambda x: jnp.where(x[0] > 0, jnp.inf, 0.0)},
             "energy must be finite where chains begin, got inf at chain 2",

@@ -128,7 +128,7 @@ def test_new_parameters_are_used_and_nothing_is_traced_again():
     def bind(params, noise_scale):
         return partial(traced, params, noise_scale)
 
-    ends = []
+    ends, counts = [], []
     for mean in (0.0, 3.0):
         state, _ = samplers.sample_annealed(
             langevin,
@@ -139,8 +139,8 @@ def test_new_parameters_are_used_and_nothing_is_traced_again():
             10,
         )
         ends.append(state.position.mean())
-        count = len(traces)
-    assert count == len(traces) <= 5 and ends[1] - ends[0] > 2
+        counts.append(len(traces))
+    assert counts[0] == counts[1] <= 5 and ends[1] - ends[0] > 2
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from laws import check_normal
 
 from ebmjax import energies, samplers
-from ebmjax.samplers.base import Sampler, value_and_gradient
+from ebmjax.samplers.base import Sampler, metropolis, value_and_gradient
 from ebmjax.samplers.hmc import trajectory
 
 NUM_CHAINS, NUM_STEPS = 4_000, 25
@@ -79,6 +79,40 @@ def test_the_law_of_a_gaussian_stays_what_it_is(name, dimension):
     assert 0.2 < rate < 0.97, rate  # both branches were really taken
     if name == "replica_exchange":
         assert 0.1 < infos.num_swapped.mean() / infos.num_attempted.mean() < 0.9
+
+
+@pytest.mark.parametrize("dimension", [1, 10, 100])
+@pytest.mark.parametrize("name", ["langevin", "underdamped"])
+def test_unadjusted_samplers_are_biased_in_every_direction_as_theory_says(
+    name, dimension
+):
+    """Variances T / (p (1 - h p / 2)) and, at every stable step, T / p."""
+    energy_fn, precision = gaussian(dimension)
+    if name == "langevin":
+        sampler, num_steps = samplers.langevin(step_size=0.1, temperature=2.0), 200
+        variance = 2.0 / (precision * (1 - 0.05 * precision))
+    else:
+        sampler = samplers.underdamped(step_size=0.5, friction=1.5, temperature=2.0)
+        variance, num_steps = 2.0 / precision, 60
+    noise = jax.random.normal(jax.random.key(1), (NUM_CHAINS, dimension))
+    x = 1.0 + noise * jnp.broadcast_to(jnp.float32(variance) ** 0.5, noise.shape)
+    state, _ = samplers.sample_chains(
+        sampler, energy_fn, jax.random.key(2), x, num_steps, collect=None
+    )
+    check_normal(state.position, 1.0, variance)
+
+
+def test_a_uniform_number_of_zero_accepts_nothing_bad(monkeypatch):
+    """A uniform in [0, 1) is 0 once in 2^23, and its logarithm minus infinity."""
+    zeros = lambda key, shape=(), dtype=jnp.float32, *bounds: jnp.zeros(shape, dtype)  # noqa: E731
+    monkeypatch.setattr(jax.random, "uniform", zeros)
+    for log_ratio, is_taken in ((-80.0, False), (-jnp.inf, False), (0.5, True)):
+        state = samplers.HMCState(*map(jnp.float32, range(4)))
+        proposed = samplers.HMCState(*map(jnp.float32, range(1, 5)))
+        moved, _, is_accepted = metropolis(
+            jax.random.key(0), jnp.float32(log_ratio), proposed, state
+        )
+        assert is_accepted == is_taken and moved.position == is_taken
 
 
 def _broken_mala(error, step_size):

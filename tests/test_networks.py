@@ -78,6 +78,9 @@ CONVOLUTIONS = {  # (height, width), kernel, strides, padding
     "valid, stride 2, rows unused": ((8, 7), (3, 3), (2, 2), "VALID"),
     "kernel smaller than stride": ((7, 6), (1, 2), (2, 3), ((0, 0), (1, 0))),
     "uneven": ((9, 11), (5, 3), (3, 1), ((2, 1), (0, 3))),
+    "window wider than the image": ((2, 3), (5, 5), (2, 2), ((2, 2), (2, 2))),
+    "window higher than the image": ((1, 4), (4, 4), (1, 1), ((2, 2), (1, 2))),
+    "more taps than places": ((4, 4), (5, 5), (2, 2), ((2, 2), (2, 2))),
     "padding longer than the kernel's reach": (
         (5, 5),
         (2, 2),
@@ -538,7 +541,7 @@ def test_a_network_of_two_arguments_checks_both_and_passes_options_on():
         network.apply(params, x)
 
 
-@pytest.mark.parametrize("size", [(7, 7), (8, 6)])
+@pytest.mark.parametrize("size", [(7, 7), (8, 6), (4, 4)])
 @pytest.mark.parametrize("stride, window, pads", [(2, 5, 2), (2, 4, 1), (1, 3, 1)])
 def test_a_transposed_convolution_is_the_transpose(size, stride, window, pads):
     """<conv(x), y> = <x, transpose(y)> for lax's convolution, in float64; and so are

@@ -11,7 +11,7 @@ from ebmjax.samplers.normal import draw_normal, normal_quantile
 
 
 def test_quantiles_are_exact_to_a_few_units_of_the_last_place():
-    """All of the 2^24 numbers that a uniform draw can be, 64 apart, and all of those
+    """Of the 2^23 numbers that a uniform draw can be, every 64th, and all of those
     in the tails. 4e-6 is 2.5e-6 of the fit and rounding in a dozen of operations."""
     bits = np.arange(2**23, dtype=np.uint32)
     bits = np.concatenate([bits[:5_000], bits[5_000:-5_000:64], bits[-5_000:]])

@@ -94,8 +94,8 @@ def test_swaps_are_accepted_as_theory_says():
     )
     attempted = np.asarray(infos.num_attempted)
     assert (attempted == attempted[:, :1]).all()
-    # Moves 66, 72, ... of the run: one pair, tried at every second turn.
-    np.testing.assert_array_equal(np.flatnonzero(attempted[:, 0]), range(5, 60, 6))
+    # Moves 3, 9, 15, ... of the run: one pair, tried at every second turn.
+    np.testing.assert_array_equal(np.flatnonzero(attempted[:, 0]), range(2, 60, 6))
     rates = np.asarray(infos.num_swapped).sum(0) / attempted.sum(0)
     expected = 4 / np.pi * np.arctan(0.5)
     np.testing.assert_allclose(

@@ -28,7 +28,10 @@ def test_unknown_names_are_refused_before_anything_starts(tmp_path):
     config.workloads = ("gaussian", "banana")
     with pytest.raises(ValueError, match="workloads must be of.*got 'banana'"):
         throughput.run(config, tmp_path)
-    config.workloads, config.contenders = ("gaussian",), ("ebmjax", "jaxebm")
+    config.workloads, config.contenders = ("gaussian",), ("ebmjax",)
+    with pytest.raises(ValueError, match="contenders must have 'plain scan'"):
+        throughput.run(config, tmp_path)
+    config.contenders = ("ebmjax", "jaxebm", PLAIN)
     with pytest.raises(ValueError, match="contenders must be of.*got 'jaxebm'"):
         throughput.run(config, tmp_path)
 

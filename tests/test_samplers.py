@@ -356,6 +356,59 @@ def test_an_energy_may_compute_in_another_type_than_the_position(name, dtype):
         assert (gap < tolerance).mean() > 0.97
 
 
+def test_a_new_partial_of_the_same_parts_is_not_traced_again():
+    traces = []
+
+    def energy(params, x, power):
+        traces.append(1)
+        return jnp.sum(jnp.abs(x - params) ** power) / power
+
+    sampler, ends = samplers.langevin(step_size=0.3), []
+    for mean in (0.0, 1.0, 2.0):
+        energy_fn = partial(energy, jnp.full(2, mean), power=2)
+        state, _ = samplers.sample_chains(
+            sampler, energy_fn, jax.random.key(0), jnp.ones((3, 2)), 30
+        )
+        ends.append(float(state.position.mean()))
+    assert len(traces) == 2 and ends[0] < ends[1] < ends[2]
+
+
+def test_what_a_function_closes_over_may_be_traced():
+    """Nothing that is handed over shows it: the program that is traced decides."""
+    x, key = jnp.ones((64, 2)), jax.random.key(0)
+    sampler = samplers.langevin(step_size=0.3)
+
+    def run(precision):
+        energy_fn = lambda x: 0.5 * precision * jnp.sum(x**2)  # noqa: E731
+        return samplers.sample_chains(sampler, energy_fn, key, x, 3)[0].position
+
+    precision = jax.device_put(2.0, jax.devices()[3])
+    inside = jax.jit(run)(precision)
+    assert inside.devices() == {jax.devices()[3]}
+    np.testing.assert_allclose(inside, run(2.0), rtol=1e-6)
+
+
+def test_means_are_collected_inside_of_a_shard_map():
+    """With JAX's own check that what varies over devices is said to vary."""
+    mesh = Mesh(jax.devices()[:4], ("chains",))
+    chains = PartitionSpec("chains")
+
+    def local(x):
+        return samplers.sample_chains(
+            samplers.mala(step_size=0.9),
+            STANDARD,
+            jax.random.key(0),
+            x,
+            4,
+            collect=None,
+        )[1].energy
+
+    spread = jax.shard_map(local, mesh=mesh, in_specs=chains, out_specs=chains)
+    x = jnp.ones((8, 2))
+    alone = local(x[:2])
+    np.testing.assert_allclose(jax.jit(spread)(x)[:2], alone, rtol=1e-5)
+
+
 def test_bound_arguments_need_not_be_arrays():
     def energy(params, x, power):
         return jnp.sum(jnp.abs(x - params) ** power) / power
@@ -409,12 +462,14 @@ def test_numbers_depend_on_nothing_but_key_chain_and_move():
     )
 
 
-@pytest.mark.parametrize("num_chains", [3, 192, 1_301])
+@pytest.mark.parametrize("num_chains", [3, 192, 3_001])
 def test_numbers_are_the_same_on_any_devices_and_in_any_blocks(num_chains):
-    """1,301 chains of 100 elements are walked in blocks of a device's share; 3 chains
+    """3,001 chains of 100 elements are walked in blocks of a device's share; 3 chains
     leave most devices with nothing but what fills them up."""
     sampler, key = samplers.mala(step_size=0.15), jax.random.key(7)
     x = jax.random.normal(jax.random.key(8), (num_chains, 100))
+    num_blocks = base.lay_out(x, (key, x)).num_blocks
+    assert num_blocks == (2 if num_chains == 3_001 else 1)
     run = partial(samplers.sample_chains, sampler, STANDARD, key)
     alone, info = run(jax.device_put(x, jax.devices()[5]), 6)
     assert alone.position.devices() == {jax.devices()[5]}
@@ -550,6 +605,11 @@ def test_the_streaming_mean_loses_nothing_in_long_runs():
         ({"x": jnp.zeros(())}, r"x must be floating-point \[chains"),
         ({"x": jnp.zeros((4, 2), int)}, "x must be floating-point.*int32"),
         ({"key": jax.random.PRNGKey(0)}, "key must be a typed key.*uint32"),
+        ({"key": 0}, "key must be a typed key.*int"),
+        (
+            {"x": jnp.zeros((0, 2))},
+            r"x must have at least one chain, got shape \(0, 2\)",
+        ),
         ({"energy_fn": lambda x: x}, r"must return a scalar.*\(2,\).*got shape \(2,\)"),
     ],
 )

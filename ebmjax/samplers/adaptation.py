@@ -38,7 +38,8 @@ class Adapted(NamedTuple):
       position: Where the chains are, `[chains, *event]`: a start nearer to equilibrium.
       step_size: A number.
       inverse_mass: `[*event]`; None if it was not adapted.
-      acceptance_rate: The chains' mean in the last stretch of adaptation, a number.
+      acceptance_rate: The chains' mean in the second half of the last stretch, while
+        the step size still wavered about the one found; a number.
     """
 
     sampler: Sampler
@@ -101,6 +102,7 @@ def adapt(
     """
     x = check_chains(key, x)
     check_number("initial_step_size", initial_step_size, positive=True)
+    target_acceptance_rate = float(target_acceptance_rate)
     if not 0 < target_acceptance_rate < 1:
         raise ValueError(
             "target_acceptance_rate must be between 0 and 1,"
@@ -156,10 +158,12 @@ def adapt(
         if is_window:
             inverse_mass = variance
     found = float(step_size)
-    if not (0 < found < np.inf) or not float(acceptance_rate) > 0:
+    # The search doubles or halves sixty times at most.
+    is_lost = not 2.0**-50 < found / initial_step_size < 2.0**50
+    if is_lost or not float(acceptance_rate) > 0:
         raise ValueError(
-            "no step size was found that the chains accept: the last was"
-            f" {found}, with an acceptance rate of {float(acceptance_rate)}"
+            "no step size was found that the chains accept as often as was asked: the"
+            f" last was {found}, with an acceptance rate of {float(acceptance_rate)}"
         )
     options = {"step_size": found}
     if adapt_mass:
@@ -216,6 +220,11 @@ def _stretch(
                 return sampler.step(energy_fn, move_key, state)
 
             states, infos = jax.vmap(one)(keys, states)
+            if not hasattr(infos, "acceptance_rate"):
+                raise ValueError(
+                    "make_sampler must make a sampler whose info has acceptance_rate,"
+                    f" got one with {type(infos).__name__}: nothing to adapt to"
+                )
             # A proposal of NaN energy is refused, and counts as such.
             return states, pooled(jnp.nan_to_num(infos.acceptance_rate, nan=0.0))
 

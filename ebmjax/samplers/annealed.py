@@ -108,7 +108,10 @@ def _sample_annealed(energy_fns, levels, key, x, *, make_sampler, num_steps, lay
     def local(energy_fns, levels, keys, x):
         def block(keys, x):
             def start(level, x):
-                sampler, energy_fn = make_sampler(level), energy_fns(level)
+                sampler, energy_fn = (
+                    make_sampler(level),
+                    scalar_energy(energy_fns(level)),
+                )
                 return jax.vmap(functools.partial(sampler.init, energy_fn))(x)
 
             def anneal(states, inputs):

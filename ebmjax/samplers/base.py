@@ -65,10 +65,10 @@ def value_and_gradient(energy_fn: EnergyFn, x: Array) -> tuple[Array, Array]:
 
 
 def draw_uniform(key: Key, shape: tuple[int, ...], position: Array) -> Array:
-    """Uniform numbers of the position's type, whatever the energy's; never bfloat16,
-    which has too few."""
+    """Uniform on (0, 1], of the position's type, whatever the energy's; never bfloat16,
+    which has too few. Never 0: its logarithm would accept the worst of proposals."""
     dtype = jnp.promote_types(position.dtype, jnp.float32)
-    return jax.random.uniform(key, shape, dtype)
+    return 1 - jax.random.uniform(key, shape, dtype)
 
 
 def metropolis(
@@ -81,7 +81,7 @@ def metropolis(
     A NaN ratio refuses, and its probability is NaN.
     """
     uniform = draw_uniform(key, (), state.position)
-    is_accepted = jnp.log(uniform) < log_ratio
+    is_accepted = jnp.log(uniform) <= log_ratio
     state = jax.tree.map(
         lambda new, old: jnp.where(is_accepted, new, old), proposed, state
     )
@@ -104,6 +104,8 @@ def sample_chain(
       `(state, infos)`: the last state, and the infos of all moves `[num_steps]`.
     """
 
+    energy_fn = scalar_energy(energy_fn)
+
     def move(state, step):
         return sampler.step(energy_fn, jax.random.fold_in(key, step), state)
 
@@ -125,7 +127,8 @@ def sample_chains(
 ) -> tuple[Any, Any]:
     """Runs many independent chains, on all local devices.
 
-    Compiled once for a sampler, an energy function and shapes. Bind parameters with
+    Compiled once for a sampler, an energy function, counts, a `collect` and shapes:
+    make functions once, not anew at every call. Bind parameters with
     `functools.partial(energy, params)`: they are then arguments of the compiled
     program, and new ones need no new compilation. What a lambda closes over is read
     when it is compiled: a lambda kept while its parameters change goes on with the
@@ -223,27 +226,51 @@ def sample_chains(
 
 def check_chains(key: Key, x: Array) -> Array:
     """Raises unless these are a typed key and `[chains, *event]`, which it returns."""
+    key_type = getattr(key, "dtype", type(key))
     x = jnp.asarray(x)
     if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(
             f"x must be floating-point [chains, *event], got {x.dtype}{x.shape}"
         )
-    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    if x.shape[0] == 0:
+        raise ValueError(f"x must have at least one chain, got shape {x.shape}")
+    if not jnp.issubdtype(key_type, jax.dtypes.prng_key):
         raise ValueError(
-            f"key must be a typed key, as jax.random.key makes, got {key.dtype}"
+            f"key must be a typed key, as jax.random.key makes, got {key_type}"
         )
     return x
 
 
 def as_pytree(energy_fn: EnergyFn) -> jax.tree_util.Partial:
     """Bound arrays become arguments of the compiled program, all else stays static."""
-    if isinstance(energy_fn, functools.partial):  # which tree_util.Partial is too
-        leaves = jax.tree.leaves((energy_fn.args, energy_fn.keywords))
-        if all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves):
-            return jax.tree_util.Partial(
-                energy_fn.func, *energy_fn.args, **energy_fn.keywords
-            )
-    return jax.tree_util.Partial(energy_fn)
+    if not isinstance(energy_fn, functools.partial):  # which tree_util.Partial is too
+        return jax.tree_util.Partial(energy_fn)
+    leaves, structure = jax.tree.flatten((energy_fn.args, energy_fn.keywords))
+    is_array = tuple(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+    others = tuple(leaf for leaf, found in zip(leaves, is_array) if not found)
+    bound = _Bound(energy_fn.func, structure, is_array, others)
+    try:
+        hash(bound)
+    except TypeError:
+        return jax.tree_util.Partial(energy_fn)
+    arrays = [leaf for leaf, found in zip(leaves, is_array) if found]
+    return jax.tree_util.Partial(bound, *arrays)
+
+
+class _Bound(NamedTuple):
+    """A function with all of its bound arguments but the arrays; equal by value."""
+
+    function: Callable
+    structure: Any
+    is_array: tuple[bool, ...]
+    others: tuple[Any, ...]
+
+    def __call__(self, *arrays_and_x):
+        *arrays, x = arrays_and_x
+        arrays, others = iter(arrays), iter(self.others)
+        leaves = [next(arrays) if found else next(others) for found in self.is_array]
+        args, keywords = jax.tree.unflatten(self.structure, leaves)
+        return self.function(*args, x, **keywords)
 
 
 def scalar_energy(energy_fn: EnergyFn) -> EnergyFn:
@@ -296,9 +323,12 @@ def lay_out(x: Array, arrays: Any) -> Layout:
     """The layout of chains `x`; `arrays` are all that the program will be given."""
     num_chains, *event_shape = x.shape
     leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
+    # What a function closes over may be traced, which no argument shows: under a trace
+    # the simplest sum is.
+    leaves.append(jnp.zeros(()) + 0)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
         return Layout(None, 1, num_chains)
-    devices = _devices([x, *leaves])
+    devices = _devices([x, *leaves[:-1]])
     local = -(-num_chains // len(devices))
     num_blocks = 1
     # A CPU device that is not alone is one core's. One that is alone may have many
@@ -495,16 +525,22 @@ def _sample_chains(
 
 def no_means(sampler, energy_fn, x):
     """Counts and means before the first collected move, `[chains]`."""
+    energy_fn = scalar_energy(energy_fn)
 
     def info(key, x):
         state = sampler.init(energy_fn, x)
         return sampler.step(energy_fn, key, state)[1]
 
     shapes = jax.eval_shape(jax.vmap(info, (None, 0)), jax.random.key(0), x)
-    zeros = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes
-    )
-    return jnp.zeros(x.shape[0]), zeros
+    # Made of x, so that they vary over the devices of a shard_map as x does.
+    zero = jnp.where(jnp.isnan(x.reshape(len(x), -1).sum(1)), 0.0, 0.0)
+
+    def zeros(shape):
+        column = zero.reshape(-1, *[1] * (len(shape.shape) - 1))
+        dtype = jnp.promote_types(shape.dtype, jnp.float32)
+        return jnp.broadcast_to(column, shape.shape).astype(dtype)
+
+    return zero, jax.tree.map(zeros, shapes)
 
 
 class Walk(NamedTuple):

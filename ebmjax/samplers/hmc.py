@@ -62,7 +62,8 @@ def hmc(
     runs, the better choice. The number is a fixed pseudo-random function of
     how many moves were made since `init`, not of the key, so that chains under `vmap`
     make equally many and none waits for the longest; any sequence of numbers that does
-    not look at the chain leaves the law invariant.
+    not look at the chain leaves the law invariant. Every call begins the sequence
+    anew: calls of one move have one length. Moves by twos add up to twice the mean.
 
     A trajectory to infinite energy is refused. One to NaN is refused too, and
     `acceptance_rate` and `energy_error` are then NaN, so that it is seen.
@@ -180,7 +181,8 @@ def trajectory(
 
 
 def shared_num_leapfrog(num_moves: Array, mean: int) -> Array:
-    """Uniform on 1, ..., 2 mean - 1, a function of the move alone.
+    """Uniform on 1, ..., 2 mean - 1, a function of the move alone, moves by twos
+    adding up to twice the mean.
 
     Under `vmap` one number serves all: they are equal where chains began together, and
     the trajectories then make one loop of that length. A number of each chain's own
@@ -189,8 +191,9 @@ def shared_num_leapfrog(num_moves: Array, mean: int) -> Array:
 
     @jax.custom_batching.custom_vmap
     def draw(num_moves):
-        key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), num_moves)
-        return jax.random.randint(key, (), 1, 2 * mean)
+        key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), num_moves // 2)
+        number = jax.random.randint(key, (), 1, 2 * mean)
+        return jnp.where(num_moves % 2 == 0, number, 2 * mean - number)
 
     @draw.def_vmap
     def _(axis_size, in_batched, num_moves):

@@ -64,7 +64,7 @@ def replica_exchange(
 
     Returns:
       A `Sampler` with `ReplicaExchangeState` and `ReplicaExchangeInfo`; a move costs
-      one of every level's.
+      one of every level's, and an energy of each where their states have none.
 
     Raises:
       ValueError: If `temperatures` or `swap_every` are not as above, or `make_sampler`
@@ -112,11 +112,11 @@ def replica_exchange(
             levels = jax.vmap(lambda x: value(energy_fn, x))(replicas.position)
         log_ratio = (inverse[:-1] - inverse[1:]) * (levels[:-1] - levels[1:])
         uniform = draw_uniform(swap_key, log_ratio.shape, state.position)
-        turn = num_moves // swap_every
+        turn = num_moves // swap_every - 1
         is_attempted = (num_moves % swap_every == 0) & (
             jnp.arange(num_levels - 1) % 2 == turn % 2
         )
-        is_swapped = is_attempted & (jnp.log(uniform) < log_ratio)
+        is_swapped = is_attempted & (jnp.log(uniform) <= log_ratio)
         from_above = jnp.append(is_swapped, False)
         from_below = jnp.append(False, is_swapped)
 

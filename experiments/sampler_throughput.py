@@ -318,6 +318,8 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
     """Measures everything; returns the rows."""
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    # Processes that share an accelerator must not take most of its memory each.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if config.is_scaling:
         return scaling(config, workdir)
     chosen = cells(config)

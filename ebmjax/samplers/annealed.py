@@ -43,13 +43,17 @@ def sample_annealed(
     law is reached only as far as its own moves bring it there: this anneals, and weighs
     nothing (annealed importance sampling is another thing).
 
-    Annealed Langevin dynamics over noise scales, with `step_size` in our convention:
+    Annealed Langevin dynamics over noise scales, with `step_size` in our convention and
+    functions that are made once, so that new parameters compile nothing:
 
-        sample_annealed(
-            lambda noise_scale: langevin(step_size=c * noise_scale**2),
-            lambda noise_scale: functools.partial(energy, params, noise_scale),
-            noise_scales, key, x, num_steps_per_level=100,
-        )
+        def sampler_of(noise_scale):
+            return langevin(step_size=c * noise_scale**2)
+
+        def energy_of(params, noise_scale):
+            return functools.partial(energy, params, noise_scale)
+
+        sample_annealed(sampler_of, functools.partial(energy_of, params),
+                        noise_scales, key, x, num_steps_per_level=100)
 
     Args:
       make_sampler: `make_sampler(level)` is a level's sampler, all of one kind.

@@ -222,7 +222,7 @@ def _check_posterior(sampler, temperature, prior=True):
     "sampler",
     [
         samplers.mala(step_size=0.15),
-        samplers.hmc(step_size=0.5, num_leapfrog=3),
+        samplers.hmc(step_size=0.5, num_leapfrog=3, randomize_num_leapfrog=True),
         samplers.independence(proposal=PRIOR),
     ],
     ids=["mala", "hmc", "independence"],

@@ -242,7 +242,7 @@ def test_the_energy_is_traced_no_more_than_it_must_nor_again_for_new_parameters(
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_new_parameters_are_really_used(name):
-    sampler, x = SAMPLERS[name].make((3,)), jnp.ones((10, 3))
+    sampler, x = SAMPLERS[name].make((3,)), jnp.ones((100, 3))
     energy = lambda params, x: 0.5 * jnp.sum(params * x**2)  # noqa: E731
     run = partial(samplers.sample_chains, sampler, key=jax.random.key(0), x=x)
     ends = [

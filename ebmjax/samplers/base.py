@@ -246,9 +246,11 @@ def as_pytree(energy_fn: EnergyFn) -> jax.tree_util.Partial:
     if not isinstance(energy_fn, functools.partial):  # which tree_util.Partial is too
         return jax.tree_util.Partial(energy_fn)
     leaves, structure = jax.tree.flatten((energy_fn.args, energy_fn.keywords))
-    is_array = tuple(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
+    kinds = jax.Array | np.ndarray | np.floating
+    is_array = tuple(isinstance(leaf, kinds) for leaf in leaves)
     others = tuple(leaf for leaf, found in zip(leaves, is_array) if not found)
-    bound = _Bound(energy_fn.func, structure, is_array, others)
+    types = tuple(type(leaf) for leaf in others)  # 2 and 2.0 are equal
+    bound = _Bound(energy_fn.func, structure, is_array, others, types)
     try:
         hash(bound)
     except TypeError:
@@ -264,6 +266,7 @@ class _Bound(NamedTuple):
     structure: Any
     is_array: tuple[bool, ...]
     others: tuple[Any, ...]
+    types: tuple[type, ...]
 
     def __call__(self, *arrays_and_x):
         *arrays, x = arrays_and_x

@@ -11,6 +11,15 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
+import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    """Compiled programs of a module, which would fill the memory with those of all."""
+    yield
+    jax.clear_caches()
+
 
 # A batch of [n] against one of [n, 1] is the classic silent bug of an energy's loss.
 jax.config.update("jax_numpy_rank_promotion", "raise")

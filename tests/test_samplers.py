@@ -507,23 +507,44 @@ def test_chains_run_on_all_local_devices_unless_told_otherwise():
 
 
 def test_progress_is_reported_and_changes_nothing():
-    sampler, key = samplers.mala(step_size=0.9), jax.random.key(5)
+    """However burn-in, thinning and reports fall."""
+    sampler, key = samplers.langevin(step_size=0.3), jax.random.key(5)
     x = jax.random.normal(jax.random.key(6), (70, 2))
-    run = partial(samplers.sample_chains, sampler, STANDARD, key, x)
+    run = partial(samplers.sample_chains, sampler, STANDARD, key, x, 23)
     keep = lambda state, info: state.position  # noqa: E731
-    for num_burn_in, thin in ((0, 1), (5, 3), (11, 4), (57, 1)):
+    for num_burn_in, thin in ((0, 1), (5, 3)):
         options = {"num_burn_in": num_burn_in, "thin": thin, "collect": keep}
-        state, kept = run(57, **options)
+        state, kept = run(**options)
         calls = []
-        same, pieces = run(57, **options, on_progress=calls.append, progress_every=7)
-        assert calls == [7, 14, 21, 28, 35, 42, 49, 56]
+        same, pieces = run(**options, on_progress=calls.append, progress_every=7)
+        assert calls == [7, 14, 21]
         np.testing.assert_array_equal(state.position, same.position)
         np.testing.assert_array_equal(kept, pieces)
-        options["collect"] = None
-        _, means = run(57, **options)
-        _, same = run(57, **options, on_progress=calls.append, progress_every=19)
-        assert calls[8:] == [19, 38, 57]
-        np.testing.assert_allclose(means.energy, same.energy, rtol=1e-5)
+    options["collect"] = None
+    _, means = run(**options)
+    _, same = run(**options, on_progress=calls.append, progress_every=12)
+    assert calls[3:] == [12]
+    np.testing.assert_allclose(means.energy, same.energy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_burn_in", [0, 3, 7])
+@pytest.mark.parametrize("thin", [1, 2, 5])
+def test_segments_collect_every_kept_move_once(num_burn_in, thin):
+    """Whatever the ends: the moves collected are those of one run, in order."""
+    for every in (1, 2, 3, 4, 7, 30):
+        found = []
+        for first in range(0, 30, every):
+            end = min(first + every, 30)
+            parts = base._segment(first, end, num_burn_in, thin)
+            place = first + parts.num_lead
+            if parts.has_odd:
+                found.append(place)
+                place += 1
+            for _ in range(parts.num_periods):
+                place += parts.thin
+                found.append(place - 1)
+            assert place + parts.num_tail == end
+        assert found == list(range(num_burn_in + thin - 1, 30, thin))
 
 
 def test_memory_does_not_grow_with_moves_unless_they_are_kept():

@@ -126,15 +126,14 @@ def cells(config: ConfigDict) -> list[Cell]:
     return found
 
 
-def make_cell(config, workload, sampler, step_size, num_chains, num_steps=None):
+def make_cell(config, workload, sampler, step_size, num_chains):
     num_leapfrog = NUM_LEAPFROG if sampler == "hmc" else 0
-    if num_steps is None:
-        gradients = max(num_leapfrog, 1)
-        if workload == "gaussian" and sampler == "hmc":
-            gradients = 3  # of which the noise is the most
-        a_move = SECONDS_PER_CHAIN_MOVE[workload] * num_chains * gradients
-        seconds = config.seconds * (3 if is_image(workload) else 1)
-        num_steps = max(2, round(seconds / a_move))
+    gradients = max(num_leapfrog, 1)
+    if workload == "gaussian" and sampler == "hmc":
+        gradients = 3  # of which the noise is the most
+    a_move = SECONDS_PER_CHAIN_MOVE[workload] * num_chains * gradients
+    seconds = config.seconds * (3 if is_image(workload) else 1)
+    num_steps = max(2, round(seconds / a_move))
     return Cell(
         workload, sampler, step_size, num_leapfrog, num_chains, num_steps, config.width
     )

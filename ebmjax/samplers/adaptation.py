@@ -13,6 +13,7 @@ from ebmjax.samplers.base import (
     as_pytree,
     chain_keys,
     check_chains,
+    check_count,
     check_number,
     lay_out,
     over_devices,
@@ -108,11 +109,7 @@ def adapt(
             "target_acceptance_rate must be between 0 and 1,"
             f" got {target_acceptance_rate}"
         )
-    least = 100 if adapt_mass else 50
-    if not isinstance(num_steps, int | np.integer) or num_steps < least:
-        raise ValueError(
-            f"num_steps must be a whole number of at least {least}, got {num_steps!r}"
-        )
+    check_count("num_steps", num_steps, 100 if adapt_mass else 50)
     energy_fn = as_pytree(energy_fn)
     layout = lay_out(x, (energy_fn, key, x))
     if layout.is_traced:

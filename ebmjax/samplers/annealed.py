@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ebmjax.samplers.base import (
     Sampler,
@@ -15,6 +14,7 @@ from ebmjax.samplers.base import (
     as_pytree,
     chain_keys,
     check_chains,
+    check_count,
     lay_out,
     no_means,
     over_blocks,
@@ -77,11 +77,7 @@ def sample_annealed(
     Source:
       Song & Ermon (2019), Algorithm 1, for annealed Langevin dynamics.
     """
-    if not isinstance(num_steps_per_level, int | np.integer) or num_steps_per_level < 1:
-        raise ValueError(
-            "num_steps_per_level must be a whole number of at least 1,"
-            f" got {num_steps_per_level!r}"
-        )
+    check_count("num_steps_per_level", num_steps_per_level, 1)
     levels = jax.tree.map(jnp.asarray, levels)
     shapes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(levels)}
     if len(shapes) != 1 or shapes & {(), (0,)}:

@@ -53,6 +53,14 @@ def check_number(name: str, value, *, positive: bool) -> None:
         raise ValueError(f"{name} must not be negative, got {value}")
 
 
+def check_count(name: str, value, least: int) -> None:
+    """Raises unless `value` is a whole number of at least `least`."""
+    if not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(
+            f"{name} must be a whole number of at least {least}, got {value!r}"
+        )
+
+
 def value(function: EnergyFn, x: Array) -> Array:
     """`function(x)`, in float32 at least: an energy may compute in bfloat16."""
     result = jnp.asarray(function(x))
@@ -177,10 +185,7 @@ def sample_chains(
     counts = (("num_steps", num_steps, 0), ("num_burn_in", num_burn_in, 0))
     counts += (("thin", thin, 1), ("progress_every", progress_every, 1))
     for name, count, least in counts:
-        if not isinstance(count, int | np.integer) or count < least:
-            raise ValueError(
-                f"{name} must be a whole number of at least {least}, got {count!r}"
-            )
+        check_count(name, count, least)
     if num_burn_in > num_steps:
         raise ValueError(
             f"num_burn_in must be at most num_steps = {num_steps}, got {num_burn_in}"
@@ -328,10 +333,10 @@ def lay_out(x: Array, arrays: Any) -> Layout:
     leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
     # What a function closes over may be traced, which no argument shows: under a trace
     # the simplest sum is.
-    leaves.append(jnp.zeros(()) + 0)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    probe = jnp.zeros(()) + 0
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in (*leaves, probe)):
         return Layout(None, 1, num_chains)
-    devices = _devices([x, *leaves[:-1]])
+    devices = _devices([x, *leaves])
     local = -(-num_chains // len(devices))
     num_blocks = 1
     # A CPU device that is not alone is one core's. One that is alone may have many

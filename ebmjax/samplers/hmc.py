@@ -8,6 +8,7 @@ import numpy as np
 
 from ebmjax.samplers.base import (
     Sampler,
+    check_count,
     check_number,
     metropolis,
     value_and_gradient,
@@ -91,10 +92,7 @@ def hmc(
     """
     check_number("step_size", step_size, positive=True)
     check_number("temperature", temperature, positive=True)
-    if not isinstance(num_leapfrog, int | np.integer) or num_leapfrog < 1:
-        raise ValueError(
-            f"num_leapfrog must be a whole number of at least 1, got {num_leapfrog!r}"
-        )
+    check_count("num_leapfrog", num_leapfrog, 1)
     if inverse_mass is None:
         inverse_mass = 1.0
     elif not isinstance(inverse_mass, jax.core.Tracer):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebmjax.samplers.base import Sampler, draw_uniform, value
+from ebmjax.samplers.base import Sampler, check_count, draw_uniform, value
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["ReplicaExchangeInfo", "ReplicaExchangeState", "replica_exchange"]
@@ -79,10 +79,7 @@ def replica_exchange(
             "temperatures must be at least two different positive numbers,"
             f" got {temperatures}"
         )
-    if not isinstance(swap_every, int | np.integer) or swap_every < 1:
-        raise ValueError(
-            f"swap_every must be a whole number of at least 1, got {swap_every!r}"
-        )
+    check_count("swap_every", swap_every, 1)
     for temperature in ladder:
         make_sampler(float(temperature))  # raises here what it has to say
     num_levels = len(ladder)

@@ -116,6 +116,27 @@ def test_a_mixture_is_the_sum_of_its_components(kind, event_shape):
     np.testing.assert_allclose(value, expected, rtol=1e-5, atol=2e-4)
     np.testing.assert_allclose(found.reshape(-1), gradient, rtol=1e-4, atol=1e-2)
 
+    # Further derivatives, by hand too: a custom rule gives the first in x.
+    point = jnp.asarray(x.reshape(event_shape))
+    in_params = jax.grad(energies.gaussian_mixture)(params, point)
+    np.testing.assert_allclose(in_params["log_weights"], -shares, rtol=1e-3, atol=1e-5)
+    of_means = -shares[:, None] * pulls
+    found = np.reshape(in_params["means"], (5, size))
+    np.testing.assert_allclose(found, of_means, rtol=1e-3, atol=1e-2)
+    spread = np.einsum("k,ki,kj->ij", shares, pulls, pulls)
+    hessian = np.einsum("k,kij->ij", shares, inverse) - spread
+    hessian += np.outer(gradient, gradient)
+    product = energies.hvp(energies.gaussian_mixture)(
+        params, point, jnp.ones_like(point)
+    )
+    expected, scale = hessian @ np.ones(size), np.abs(spread).sum(1).max()
+    np.testing.assert_allclose(product.reshape(-1), expected, atol=1e-4 * scale)
+    # Along all arguments at once, as forward mode goes.
+    ones = jax.tree.map(jnp.ones_like, (params, point))
+    ones[0]["precisions"] *= 0
+    _, slope = jax.jvp(energies.gaussian_mixture, (params, point), ones)
+    np.testing.assert_allclose(slope, gradient.sum() + of_means.sum() - 1, atol=0.1)
+
 
 def test_mixture_components_carry_their_own_normalisers():
     """Components of equal weight have equal mass, not equal height."""

@@ -106,9 +106,12 @@ def layers(params: dict, kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(layer["kernel"], layer["bias"]) for layer in found]
 
 
-def stride(kernel: np.ndarray) -> int:
-    """Of a layer of `short_run_energy`: 3x3 convolutions keep the size, 4x4 halve."""
-    return {3: 1, 4: 2}[kernel.shape[0]]
+def stride_and_pad(kernel: np.ndarray) -> tuple[int, int]:
+    """Of a layer, by the size of its window: 3x3 keep the image's size, others halve.
+
+    3x3 and 4x4 are of `short_run_energy`, 5x5 of the generator and its energy.
+    """
+    return {3: (1, 1), 4: (2, 1), 5: (2, 2)}[kernel.shape[0]]
 
 
 @functools.lru_cache
@@ -170,11 +173,12 @@ def naive_mlp(params, x):
 def naive_conv(params, x):
     h = x[None]
     for kernel, bias in layers(params, "Conv"):
+        stride, pad = stride_and_pad(kernel)
         h = jax.lax.conv_general_dilated(
             h,
             kernel,
-            (stride(kernel), stride(kernel)),
-            ((1, 1), (1, 1)),
+            (stride, stride),
+            ((pad, pad), (pad, pad)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
         h = jax.nn.leaky_relu(h + bias[None, None, None], 0.2)
@@ -478,7 +482,7 @@ def torch_conv(params: dict, is_compiled: bool) -> TorchEnergy:
         (torch.tensor(kernel).permute(3, 2, 0, 1).contiguous(), torch.tensor(bias))
         for kernel, bias in layers(params, "Conv")
     ]
-    strides = [stride(kernel) for kernel, _ in layers(params, "Conv")]
+    steps = [stride_and_pad(kernel) for kernel, _ in layers(params, "Conv")]
     ((kernel, bias),) = layers(params, "Dense")
     channels = len(convs[-1][1])
     # Flax's map is flattened with its channels last, PyTorch's with its channels first.
@@ -488,10 +492,47 @@ def torch_conv(params: dict, is_compiled: bool) -> TorchEnergy:
 
     def energy(x):
         h = x
-        for (kernel, bias), step in zip(convs, strides):
-            h = torch.nn.functional.conv2d(h, kernel, bias, step, 1)
+        for (kernel, bias), step in zip(convs, steps):
+            h = torch.nn.functional.conv2d(h, kernel, bias, *step)
             h = torch.nn.functional.leaky_relu(h, 0.2)
         return torch.nn.functional.linear(h.flatten(1), *last)[:, 0]
+
+    return TorchEnergy(energy, None, "autograd")
+
+
+def torch_latent(params: dict, is_compiled: bool) -> TorchEnergy:
+    import torch
+
+    generator = params["generator"]
+    image_energy = torch_conv(params["energy"], is_compiled).energy
+    # Kernels, and so the maps between them, have their channels last: as fast as first
+    # or a little faster on the processors that were tried.
+    convs = [
+        (
+            torch.tensor(kernel)
+            .permute(3, 2, 0, 1)
+            .contiguous(memory_format=torch.channels_last),
+            torch.tensor(bias),
+        )
+        for kernel, bias in layers(generator, "TransposedConvolution")
+    ]
+    scales = [
+        [torch.tensor(generator[f"Scale_{i}"][name])[:, None, None] for name in names]
+        for i, names in enumerate([("scale", "bias")] * len(convs))
+    ]
+    ((kernel, bias),) = layers(generator, "Dense")
+    first = torch.tensor(kernel).T.contiguous(), torch.tensor(bias)
+    channels = convs[0][0].shape[0]
+    size = math.isqrt(len(bias) // channels)
+
+    def energy(z):
+        h = torch.nn.functional.linear(z, *first)
+        h = h.reshape(-1, size, size, channels).permute(0, 3, 1, 2)
+        # From 2x2 to 4, 7, 14 and 28: `output_padding` is 0 where the size is odd.
+        for (kernel, bias), (scale, shift), extra in zip(convs, scales, (1, 0, 1, 1)):
+            h = torch.relu(h * scale + shift)
+            h = torch.nn.functional.conv_transpose2d(h, kernel, bias, 2, 2, extra)
+        return image_energy(torch.tanh(h)) + 0.5 * z.square().sum(-1)
 
     return TorchEnergy(energy, None, "autograd")
 
@@ -501,6 +542,7 @@ TORCH_ENERGIES = {
     "mixture": torch_mixture,
     "mlp": torch_mlp,
     "conv": torch_conv,
+    "latent": torch_latent,
 }
 
 

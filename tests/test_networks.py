@@ -1,6 +1,7 @@
 """Networks: known answers on paper, gradients against lax, no example sees another."""
 
 import functools
+import sys
 
 import flax.linen as nn
 import jax
@@ -130,6 +131,16 @@ def derivatives(convolution, x, kernel, v, w):
     }
 
 
+@pytest.fixture(params=["as chosen", "as a convolution"])
+def spelling(request, monkeypatch):
+    """So few channels and pixels would all be matrix products."""
+    if request.param == "as a convolution":
+        module = sys.modules["ebmjax.networks.convolution"]
+        monkeypatch.setattr(module, "FEW_CHANNELS", 0)
+        monkeypatch.setattr(module, "FEW_PLACES", 0)
+
+
+@pytest.mark.usefixtures("spelling")
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolution_has_every_derivative_of_lax(name):
     size, window, strides, padding = CONVOLUTIONS[name]
@@ -160,17 +171,21 @@ def test_convolution_has_every_derivative_of_lax(name):
             )
 
 
-def test_in_a_loop_gradients_are_convolutions_of_the_kind_that_is_fast_on_a_cpu():
+def test_in_a_loop_gradients_are_of_the_kind_that_is_fast_on_a_cpu():
     """Otherwise a scan of gradients takes two to a hundred times as long.
 
     XLA prints the order of axes as `dim_labels`: batch b, features f, input and output
     channels i and o. Only this order, without reversal, is on the fast path.
     """
-    network = networks.short_run_energy((8, 8, 3), width=8)
-    params, _ = jax.eval_shape(network.init, jax.random.key(0))
 
     def energy(params, batch):
-        return jnp.mean(jax.vmap(network.apply, (None, 0))(params, batch))
+        first, second = params
+        h = our_convolution(batch, first, (2, 2), "SAME")
+        return jnp.sum(jnp.sin(transposed(jnp.sin(h), second, (2, 2), 12)))
+
+    def transposed(y, kernel, strides, size):
+        pads = ((1, 1), (1, 1))
+        return networks.transposed_convolution(y, kernel, strides, pads, (size, size))
 
     @jax.jit
     def run(params, batch):
@@ -180,10 +195,18 @@ def test_in_a_loop_gradients_are_convolutions_of_the_kind_that_is_fast_on_a_cpu(
 
         return jax.lax.scan(step, (params, batch), length=3)[0]
 
-    program = run.lower(params, images(4, (8, 8, 3))).compile().as_text()
-    lines = [line for line in program.splitlines() if " convolution(" in line]
-    assert len(lines) == 6  # of two layers: forward, gradient in x, in the kernel
-    for line in lines:
+    def convolutions(channels):
+        kernels = images(2, (4, 4, channels, channels))
+        batch = images(3, (12, 12, channels))
+        program = run.lower((kernels[0], kernels[1]), batch).compile().as_text()
+        lines = program.splitlines()
+        assert sum(" while(" in line for line in lines) == 1
+        return [line for line in lines if " convolution(" in line]
+
+    assert convolutions(16) == []
+    found = convolutions(17)
+    assert len(found) == 6  # each forward, its gradient in the image, in the kernel
+    for line in found:
         assert "dim_labels=b01f_01io->b01f" in line
         assert "rhs_reversal" not in line
 
@@ -541,11 +564,12 @@ def test_a_network_of_two_arguments_checks_both_and_passes_options_on():
         network.apply(params, x)
 
 
+@pytest.mark.usefixtures("spelling")
 @pytest.mark.parametrize("size", [(7, 7), (8, 6), (4, 4)])
 @pytest.mark.parametrize("stride, window, pads", [(2, 5, 2), (2, 4, 1), (1, 3, 1)])
 def test_a_transposed_convolution_is_the_transpose(size, stride, window, pads):
     """<conv(x), y> = <x, transpose(y)> for lax's convolution, in float64; and so are
-    its derivatives, in the image and in the kernel."""
+    its derivatives, in the map and in the kernel, of both orders."""
     with jax.enable_x64(True):
         kernel = jax.random.normal(jax.random.key(0), (window, window, 3, 4))
         x = jax.random.normal(jax.random.key(1), (2, *size, 3))
@@ -564,19 +588,32 @@ def test_a_transposed_convolution_is_the_transpose(size, stride, window, pads):
         y = jax.random.normal(jax.random.key(2), conv(x, kernel).shape)
 
         def ours(y, kernel):
-            image = networks.transposed_convolution(y, kernel, strides, padding, size)
-            return jnp.sum(image * x)
+            return networks.transposed_convolution(y, kernel, strides, padding, size)
 
         def theirs(y, kernel):
-            return jnp.sum(conv(x, kernel) * y)
+            (image,) = jax.linear_transpose(lambda x: conv(x, kernel), x)(y)
+            return image
 
-        np.testing.assert_allclose(ours(y, kernel), theirs(y, kernel), rtol=1e-12)
-        for argument in (0, 1):
-            np.testing.assert_allclose(
-                jax.grad(ours, argument)(y, kernel),
-                jax.grad(theirs, argument)(y, kernel),
-                rtol=1e-10,
-                atol=1e-10,
-            )
+        def energy(images):
+            return lambda y, kernel: jnp.sum(jnp.sin(images(y, kernel)) * x)
+
+        inner = jnp.vdot(ours(y, kernel), x)
+        np.testing.assert_allclose(inner, jnp.vdot(conv(x, kernel), y), rtol=1e-12)
+
+        def derivatives(images):
+            found = []
+            for argument in (0, 1):
+                gradient = jax.grad(energy(images), argument)
+                along = jnp.sin(y), jnp.cos(kernel)
+                found += [gradient(y, kernel)]
+                found += [jax.jvp(gradient, (y, kernel), along)[1]]
+                bent = functools.partial(
+                    lambda g, *a: jnp.sum(jnp.cos(g(*a))), gradient
+                )
+                found += jax.grad(bent, (0, 1))(y, kernel)
+            return found
+
+        for mine, other in zip(derivatives(ours), derivatives(theirs)):
+            np.testing.assert_allclose(mine, other, rtol=1e-9, atol=1e-9)
     with pytest.raises(ValueError, match=r"images of size \(99, 99\) has size .*got"):
         networks.transposed_convolution(y, kernel, strides, padding, (99, 99))

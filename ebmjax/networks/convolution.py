@@ -5,9 +5,11 @@ updates differentiates it in the kernel. XLA's CPU compiler has a fast path for
 convolutions whose axes lie in the usual order and whose kernel is not reversed. The
 convolutions that JAX writes for gradients are neither. Outside of loops the compiler
 rewrites them; in a loop it does not, and they take two to a hundred times as long.
+Small maps, and images of few channels, are faster as matrix products.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -20,6 +22,10 @@ from ebmjax.types import Array
 __all__ = ["convolution", "transposed_convolution"]
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
+
+FEW_CHANNELS, FEW_PLACES = 16, 16
+"""Convolutions of at most so many channels, or to maps of at most so many pixels, are
+matrix products on a CPU."""
 
 
 def convolution(
@@ -35,10 +41,11 @@ def convolution(
     """`jax.lax.conv_general_dilated`, with faster gradients on a CPU.
 
     For `nn.Conv(conv_general_dilated=convolution)`. Values, and derivatives of every
-    order and in every mode, are those of `lax`; only the spelling of the first
-    derivatives differs, and only on a CPU, for two-dimensional convolutions with
-    channels last, no dilation and no groups. All others are handed to `lax`. Second
-    derivatives are right but not fast: `lax` writes them, of what is written here.
+    order and in every mode, are those of `lax`, to rounding; only the spelling differs,
+    and only on a CPU, for two-dimensional convolutions with channels last, no dilation
+    and no groups. All others are handed to `lax`. Where the spelling is a convolution,
+    second derivatives are right but not fast: `lax` writes them, of what is written
+    here.
 
     Args:
       x: `[n, height, width, channels]`.
@@ -77,6 +84,8 @@ def convolution(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     padding = tuple((low, high) for low, high in padding)
+    if is_product(x.shape, kernel.shape, strides, padding):
+        return as_product(x, kernel, strides, padding, precision)
     return channels_last(x, kernel, strides, padding, precision)
 
 
@@ -92,9 +101,9 @@ def transposed_convolution(
     """The transpose of `convolution` as a linear function of its image.
 
     What PyTorch calls a transposed convolution, with its kernel and padding:
-    `image_size` says what there is said by `output_padding`. On a CPU it is one
-    convolution of stride 1 and a rearrangement of its channels to pixels, which is fast
-    in loops, as are its first derivatives. It inverts nothing, and is not
+    `image_size` says what there is said by `output_padding`. On a CPU it is a matrix
+    product, or a convolution of stride 1, and a rearrangement of channels to pixels,
+    which is fast in loops, as are its first derivatives. It inverts nothing, and is not
     `jax.lax.conv_transpose`, whose kernel is reversed and has its channels the other
     way round.
 
@@ -114,39 +123,33 @@ def transposed_convolution(
     """
     strides = tuple(window_strides)
     padding = tuple((low, high) for low, high in padding)
-    sizes = zip(image_size, padding, kernel.shape, strides)
-    size = tuple((n + sum(pads) - k) // stride + 1 for n, pads, k, stride in sizes)
-    if size != y.shape[1:3]:
-        raise ValueError(
-            f"a convolution of images of size {tuple(image_size)} has size {size},"
-            f" got {y.shape[1:3]}"
-        )
-    lows = [low for low, _ in padding]
-
-    def forward(x):
-        if jax.default_backend() == "cpu":
-            return tangent_in_x(x, kernel, strides, lows, precision, size)
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            strides,
-            padding,
-            dimension_numbers=CHANNELS_LAST,
-            precision=precision,
-        )
-
     shape = (y.shape[0], *image_size, kernel.shape[2])
-    (x,) = jax.linear_transpose(forward, jax.ShapeDtypeStruct(shape, y.dtype))(y)
+    if map_size(shape, kernel.shape, strides, padding) != y.shape[1:3]:
+        raise ValueError(
+            f"a convolution of images of size {tuple(image_size)} has size"
+            f" {map_size(shape, kernel.shape, strides, padding)}, got {y.shape[1:3]}"
+        )
+    options = strides, padding, precision
+    if jax.default_backend() != "cpu":
+        return transpose(lambda x: canonical(x, kernel, *options), shape, y)
+    if is_product(shape, kernel.shape, strides, padding):
+        return images_as_product(y, kernel, *options, shape)
+    return images_of(y, kernel, strides, padding, tuple(image_size), precision)
+
+
+def map_size(image_shape, kernel_shape, strides, padding) -> tuple[int, int]:
+    """Height and width of what a convolution makes of such images."""
+    sizes = zip(image_shape[1:3], padding, kernel_shape, strides)
+    return tuple((n + sum(pads) - k) // stride + 1 for n, pads, k, stride in sizes)
+
+
+def transpose(linear, shape, y):
+    """The transpose, at `y`, of a linear function of arrays of that shape."""
+    (x,) = jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, y.dtype))(y)
     return x
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def channels_last(x, kernel, strides, padding, precision):
-    if any(k > n for k, n in zip(kernel.shape, x.shape[1:3])):
-        # XLA takes a hundred times as long for a window that is wider than the image.
-        # A padded image is not: what the window covers is there.
-        config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
-        x, padding = lax.pad(x, jnp.zeros((), x.dtype), config), ((0, 0), (0, 0))
+def canonical(x, kernel, strides, padding, precision):
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -155,6 +158,72 @@ def channels_last(x, kernel, strides, padding, precision):
         dimension_numbers=CHANNELS_LAST,
         precision=precision,
     )
+
+
+def unpad(x, padding):
+    (up, down), (left, right) = padding
+    return x[:, up : x.shape[1] - down, left : x.shape[2] - right]
+
+
+# --- as a matrix product
+
+
+def is_product(image_shape, kernel_shape, strides, padding) -> bool:
+    """Whether a matrix product is the faster spelling."""
+    # XLA's convolution takes a hundred times as long where the window is wider than the
+    # image, whose map is small then, and is slow where a gradient has few channels.
+    size = map_size(image_shape, kernel_shape, strides, padding)
+    wide = any(k > n for k, n in zip(kernel_shape, image_shape[1:3]))
+    return wide or image_shape[3] <= FEW_CHANNELS or math.prod(size) <= FEW_PLACES
+
+
+def as_product(x, kernel, strides, padding, precision):
+    """The convolution as one product of all windows, laid out in rows, and the kernel.
+
+    JAX differentiates it to products as fast, in loops and out of them.
+    """
+    size = map_size(x.shape, kernel.shape, strides, padding)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    # One axis after the other: what transposes this twice adds up as many arrays as a
+    # window has rows and columns, and not as many as it has places.
+    for axis in (2, 1):
+        taps, out, stride = kernel.shape[axis - 1], size[axis - 1], strides[axis - 1]
+        ends = [tap + (out - 1) * stride + 1 for tap in range(taps)]
+        x = jnp.concatenate(
+            [
+                lax.slice_in_dim(x, tap, end, stride, axis)
+                for tap, end in enumerate(ends)
+            ],
+            axis=-1,
+        )
+    kernel = kernel.reshape(-1, kernel.shape[3])
+    return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())), precision)
+
+
+def images_as_product(y, kernel, strides, padding, precision, shape):
+    """The transpose of `as_product`, spelled so that its own transpose is that."""
+    kernel_shape = kernel.shape
+    kernel = kernel.reshape(-1, kernel_shape[3])
+    x = lax.dot_general(y, kernel, (((3,), (1,)), ((), ())), precision)
+    zero = jnp.zeros((), x.dtype)
+    for axis in (1, 2):
+        taps, stride = kernel_shape[axis - 1], strides[axis - 1]
+        length = shape[axis] + sum(padding[axis - 1])
+        span = (x.shape[axis] - 1) * stride + 1
+        parts = lax.split(x, [x.shape[3] // taps] * taps, axis=3)
+        places = [[(0, 0, 0)] * 4 for _ in range(taps)]
+        for tap, config in enumerate(places):
+            config[axis] = (tap, length - span - tap, stride - 1)
+        x = sum(lax.pad(part, zero, config) for part, config in zip(parts, places))
+    return unpad(x, padding)
+
+
+# --- as convolutions of the kind that is fast
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
+def channels_last(x, kernel, strides, padding, precision):
+    return canonical(x, kernel, strides, padding, precision)
 
 
 # The tangents are written as the convolutions whose transposes, which reverse mode runs
@@ -173,6 +242,73 @@ def tangents(strides, padding, precision, primals, tangents):
     if not isinstance(kernel_dot, SymbolicZero):
         y_dot += tangent_in_kernel(x, kernel_dot, strides, lows, precision, size)
     return y, y_dot
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
+def images_of(y, kernel, strides, padding, image_size, precision):
+    """The transposed convolution as the transpose of `tangent_in_x`."""
+    lows = [low for low, _ in padding]
+
+    def forward(x):
+        return tangent_in_x(x, kernel, strides, lows, precision, y.shape[1:3])
+
+    return transpose(forward, (y.shape[0], *image_size, kernel.shape[2]), y)
+
+
+@functools.partial(images_of.defjvp, symbolic_zeros=True)
+def tangents_of_images(strides, padding, image_size, precision, primals, tangents):
+    y, kernel = primals
+    y_dot, kernel_dot = tangents
+    x = images_of(y, kernel, strides, padding, image_size, precision)
+    size = [length + sum(pads) for length, pads in zip(image_size, padding)]
+    x_dot = jnp.zeros((x.shape[0], *size, x.shape[3]), x.dtype)
+    if not isinstance(y_dot, SymbolicZero):
+        x_dot += tangent_in_map(y_dot, kernel, strides, precision, size)
+    if not isinstance(kernel_dot, SymbolicZero):
+        x_dot += tangent_in_kernel_of_map(y, kernel_dot, strides, precision, size)
+    return x, unpad(x_dot, padding)
+
+
+def tangent_in_map(y, kernel, strides, precision, size):
+    """The transposed convolution, written so that its transpose is the convolution.
+
+    As a convolution of `y`, with zeros between its pixels, to padded images of a size.
+    """
+    pads = [
+        (k - 1, length - 1 - (out - 1) * stride)
+        for length, k, stride, out in zip(size, kernel.shape, strides, y.shape[1:3])
+    ]
+    return lax.conv_general_dilated(
+        y,
+        jnp.flip(kernel, (0, 1)),
+        (1, 1),
+        pads,
+        lhs_dilation=strides,
+        dimension_numbers=("NHWC", "HWOI", "NHWC"),
+        precision=precision,
+    )
+
+
+def tangent_in_kernel_of_map(y, kernel, strides, precision, size):
+    """The same, so that its transpose in the kernel has the order of axes that is fast.
+
+    That transpose convolves images `[channels, height, width, n]` with a kernel
+    `[height, width, n, features]`, which is `y`.
+    """
+    pads = [
+        ((out - 1) * stride, length - k)
+        for length, k, stride, out in zip(size, kernel.shape, strides, y.shape[1:3])
+    ]
+    x = lax.conv_general_dilated(
+        kernel.transpose(2, 0, 1, 3),
+        jnp.flip(y, (1, 2)).transpose(1, 2, 0, 3),
+        (1, 1),
+        pads,
+        rhs_dilation=strides,
+        dimension_numbers=("NHWC", "HWOI", "NHWC"),
+        precision=precision,
+    )
+    return x.transpose(3, 1, 2, 0)
 
 
 def tangent_in_x(x, kernel, strides, lows, precision, out_size):

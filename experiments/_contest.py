@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
-DEVICES = "--xla_force_host_platform_device_count"
 PROC_STATUS, PROC_CLEAR = "/proc/self/status", "/proc/self/clear_refs"
 
 
@@ -154,13 +153,15 @@ def environment(name: str) -> dict[str, str]:
     from experiments import _peers
 
     # Not what this process was given for itself: chains need no collectives, threads
-    # beyond the cores cost much, and peers would use one of several devices.
+    # beyond the cores cost much.
     outer = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
     flags = outer.pop("XLA_FLAGS", "").split()
-    flags = [flag for flag in flags if DEVICES not in flag]
+    flags = [flag for flag in flags if _peers.DEVICES not in flag]
+    own = dict(_peers.ENVIRONMENTS.get(name, {}))
     if name in OURS:
-        flags.append(f"{DEVICES}={_peers.num_cores()}")
-    return outer | {"XLA_FLAGS": " ".join(flags)} | _peers.ENVIRONMENTS.get(name, {})
+        own |= _peers.DEVICE_A_CORE
+    flags.append(own.pop("XLA_FLAGS", ""))
+    return outer | {"XLA_FLAGS": " ".join(flags).strip()} | own
 
 
 # --- inside of a process --------------------------------------------------------------
@@ -188,6 +189,14 @@ def _status(field: str) -> int:
     return 0
 
 
+def device_peak() -> int:
+    """Of an accelerator's memory, since the process began, in bytes; 0 for a CPU."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use", 0)
+
+
 def median_seconds(function: Callable, repeats: int) -> float:
     """Of one call, after a first; many calls of a short one are timed together."""
     import jax
@@ -205,6 +214,28 @@ def median_seconds(function: Callable, repeats: int) -> float:
             continue
         times.append(seconds / count)
     return float(np.median(times))
+
+
+@functools.lru_cache
+def matmul_speed(mesh) -> float:
+    """Floating-point operations a second of a large matrix product, on all devices."""
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import PartitionSpec
+
+    size = 1024 if jax.default_backend() == "cpu" else 8192
+    rows = PartitionSpec(mesh.axis_names)
+    key = jax.random.key(0, impl="threefry2x32")
+    sharding = jax.NamedSharding(mesh, rows)
+    left = jax.random.normal(key, (mesh.size * size, size))
+    left, right = jax.device_put(left, sharding), left[:size]
+    right = jax.device_put(right, jax.NamedSharding(mesh, PartitionSpec()))
+    product = jax.jit(
+        jax.shard_map(
+            jnp.matmul, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows
+        )
+    )
+    return mesh.size * 2 * size**3 / median_seconds(lambda: product(left, right), 15)
 
 
 def measure(impl, cell: Cell) -> dict[str, Any]:
@@ -252,8 +283,11 @@ def measure(impl, cell: Cell) -> dict[str, Any]:
     noise = per_device(
         jax.vmap(lambda key: draw_normal(key, x.shape[1:], x.dtype)), chains
     )
+    compiled = gradient.lower(params, x).compile()
     result = {
-        "gradient_seconds": share * median_seconds(lambda: gradient(params, x), 7),
+        "gradient_flops": num_devices * compiled.cost_analysis()["flops"] * share,
+        "matmul_flops_per_second": matmul_speed(mesh),
+        "gradient_seconds": share * median_seconds(lambda: compiled(params, x), 7),
         "noise_seconds": share * median_seconds(lambda: noise(keys), 7),
     }
     key = jax.random.key(1, impl=impl)
@@ -314,6 +348,7 @@ def serve(name: str) -> None:
                     "build_seconds": built - begin,
                     "settings": contender.settings,
                     "peak_bytes": _status("VmHWM") - before,
+                    "device_peak_bytes": device_peak(),
                     "is_finite": bool(np.isfinite(draws).all()),
                 }
             elif request["do"] == "measure":

@@ -84,11 +84,14 @@ TORCH_ENVIRONMENT = {
     "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
 }
 
+DEVICES = "--xla_force_host_platform_device_count"
+DEVICE_A_CORE = {"XLA_FLAGS": f"{DEVICES}={num_cores()}"}  # or one for all; see below
+
 ENVIRONMENTS = {
     "plain scan": {},
-    "blackjax": {},
-    "numpyro": {},
-    "tfp": {},
+    "blackjax": DEVICE_A_CORE,
+    "numpyro": DEVICE_A_CORE,
+    "tfp": DEVICE_A_CORE,
     "torchebm": TORCH_ENVIRONMENT,
     "torch eager": TORCH_ENVIRONMENT,
     "torch.compile": TORCH_ENVIRONMENT,
@@ -195,17 +198,71 @@ NAIVE_ENERGIES = {
 
 
 def jax_contender(program: Callable, params, x0, settings: str) -> Contender:
-    """Of `program(params, key, x0) -> x`, jitted."""
-    compiled = jax.jit(program)
+    """Of `program(params, key, x0) -> x`, jitted.
+
+    Where the process has several devices, either one runs all chains or each runs its
+    share with a key of its own, whichever is faster.
+    """
     params, x0 = jax.tree.map(jnp.asarray, (params, x0))
+    devices = jax.local_devices()
+    mesh = jax.sharding.Mesh(devices, ("chains",))
+    chains, whole = jax.sharding.PartitionSpec("chains"), jax.sharding.PartitionSpec()
 
-    def run(seed: int) -> np.ndarray:
-        key = jax.random.key(seed, impl="threefry2x32")
-        # Of some programs the whole last state comes back, so that the compiler cannot
-        # leave out of the loop what only the caller would have read.
-        return np.asarray(jax.tree.leaves(compiled(params, key, x0))[0])
+    def share(params, key, x0):
+        key = jax.random.fold_in(key, jax.lax.axis_index("chains"))
+        return program(params, key, x0)
 
-    return Contender(run, settings)
+    def make(is_shared: bool) -> Callable[[int], np.ndarray]:
+        def run_program(params, key, x0):  # a new function, so that it compiles anew
+            function = program
+            if is_shared:
+                function = jax.shard_map(
+                    share,
+                    mesh=mesh,
+                    in_specs=(whole, whole, chains),
+                    out_specs=chains,
+                    check_vma=False,
+                )
+            # Of some programs the whole last state comes back, so that the compiler
+            # cannot leave out of the loop what only the caller would have read.
+            return jax.tree.leaves(function(params, key, x0))[0]
+
+        compiled = jax.jit(run_program)
+        placed = params, x0
+        if is_shared:
+            placed = jax.device_put(
+                placed, tuple(jax.NamedSharding(mesh, spec) for spec in (whole, chains))
+            )
+
+        def run(seed: int) -> np.ndarray:
+            key = jax.random.key(seed, impl="threefry2x32")
+            return np.asarray(compiled(placed[0], key, placed[1]))
+
+        return run
+
+    choices = [False]
+    if len(devices) > 1:
+        settings += ", on one device"
+        if len(x0) % len(devices) == 0:
+            choices = [False, True]
+    is_shared = quickest({choice: make(choice) for choice in choices})
+    if is_shared:
+        settings = settings.replace("one device", f"{len(devices)} devices")
+    return Contender(make(is_shared), settings)
+
+
+def quickest(runs: dict):
+    """The name of the function of a seed that is done first."""
+    if len(runs) == 1:
+        return next(iter(runs))
+    seconds = dict.fromkeys(runs, math.inf)
+    for turn in range(4):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run(turn)
+            if turn > 0:  # the first one compiles
+                seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return min(seconds, key=seconds.get)
 
 
 def plain_scan(workload: Workload, sampler: Kernel, x0, num_steps: int) -> Contender:
@@ -279,7 +336,7 @@ def plain_scan(workload: Workload, sampler: Kernel, x0, num_steps: int) -> Conte
 def blackjax(workload: Workload, sampler: Kernel, x0, num_steps: int) -> Contender:
     import blackjax
 
-    h, num_chains = sampler.step_size, len(x0)
+    h = sampler.step_size
 
     def program(params, key, x0):
         def log_density(x):
@@ -305,7 +362,7 @@ def blackjax(workload: Workload, sampler: Kernel, x0, num_steps: int) -> Contend
                 return algorithm.step(key, state)[0]
 
         def body(states, key):
-            keys = jax.random.split(key, num_chains)
+            keys = jax.random.split(key, len(x0))
             return jax.vmap(step)(keys, states), None
 
         keys = jax.random.split(key, num_steps)
@@ -322,7 +379,6 @@ def numpyro(workload: Workload, sampler: Kernel, x0, num_steps: int) -> Contende
 
     if sampler.name != "hmc":
         raise NotImplementedError(f"numpyro has no {sampler.name}")
-    num_chains = len(x0)
 
     def program(params, key, x0):
         kernel = numpyro.infer.HMC(
@@ -335,7 +391,7 @@ def numpyro(workload: Workload, sampler: Kernel, x0, num_steps: int) -> Contende
         )
         # Many keys make the kernel what `chain_method="vectorized"` makes it. `MCMC`
         # itself traces and compiles the energy anew in every run: over a second.
-        states = kernel.init(jax.random.split(key, num_chains), 0, x0, (), {})
+        states = kernel.init(jax.random.split(key, len(x0)), 0, x0, (), {})
 
         def body(states, _):
             return kernel.sample(states, (), {}), None

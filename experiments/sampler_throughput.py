@@ -14,16 +14,21 @@ Figures are medians over the rounds; a ratio is taken within each round, to the 
 scan, and is given with the lowest and the highest. Before anything is timed, every
 contender's draws must have the right mean and variance.
 
-Peers in JAX run on one device with all threads, as their users do; they could be handed
-sharded starts too. Ours make every core a device: `sample_chains` divides the chains.
+Ours make every core a device: `sample_chains` divides the chains. Peers in JAX run on
+one device with all threads, or share their chains among a device a core, whichever is
+faster; the plain scan runs on one, as programs do of which nobody thought more.
 
 Of ours also: the time of the bare value and gradient of all chains and of their random
-numbers, on the same devices, and the overhead, a move's time over those; acceptance;
-effective sample size. Memory is the growth of the process's peak, compilation included.
+numbers, on the same devices, and the overhead, a move's time over those; of networks,
+operations a second over those of a large matrix product here; acceptance; effective
+sample size. Memory is the growth of the process's peak, compilation included.
 
 `throughput.jsonl` has one line a contender and cell, `table.md` the ratios, and
 `ratios.png` the bars. The preset `scaling` writes `scaling.jsonl` and `scaling.png`:
 time over chains and moves, memory over moves, one device against one for every core.
+The preset `largest` doubles the chains until the device's memory is full, and writes
+`largest.jsonl`; on a CPU, whose memory is the machine's, it wants
+`--config.most_chains`.
 
 Peers besides BlackJAX and NumPyro (`requirements-dev.txt`) are installed by hand:
 `pip install torch torchebm tfp-nightly`.
@@ -60,28 +65,30 @@ SECONDS_PER_CHAIN_MOVE = {
     "mlp": 3.5e-7,
     "conv 28x28x1": 1e-3,
     "conv 32x32x3": 1.7e-3,
-    "latent": 4e-3,
+    "latent": 1.2e-3,
 }
 NUM_LEAPFROG = 10
+# A run begins with a gradient that is no move's: of so many, it is little.
+FEWEST_MOVES, FEWEST_MOVES_OF_IMAGES = 4, 20
+PRESETS = ("default", "small", "scaling", "largest")
 
 
 def get_config(preset: str = "default") -> ConfigDict:
-    if preset not in ("default", "small", "scaling"):
-        raise ValueError(
-            f"preset must be 'default', 'small' or 'scaling', got {preset!r}"
-        )
+    if preset not in PRESETS:
+        raise ValueError(f"preset must be of {list(PRESETS)}, got {preset!r}")
     config = {
         "seed": 0,
-        "is_scaling": preset == "scaling",
+        "preset": preset,
         "workloads": tuple(STEP_SIZES),
         "samplers": ("langevin", "mala", "hmc"),
-        "num_chains": (1_000, 10_000, 100_000),  # of energies of vectors
+        "num_chains": (64, 1_000, 10_000, 100_000),  # of energies of vectors
         "num_image_chains": (64,),  # of convolutions and the latent space
         "contenders": (*_contest.OURS, *_peers.PEERS),
         "most_chains_of_all": 10_000,  # with more, only ours, the plain scan and one
         "seconds": 0.3,  # that a plain scan takes for one run, about
         "num_rounds": 7,
         "width": 32,  # of the short-run energies
+        "most_chains": 2**30 if preset == "largest" else 0,
     }
     if preset == "small":
         config |= {
@@ -132,8 +139,8 @@ def make_cell(config, workload, sampler, step_size, num_chains):
     if workload == "gaussian" and sampler == "hmc":
         gradients = 3  # of which the noise is the most
     a_move = SECONDS_PER_CHAIN_MOVE[workload] * num_chains * gradients
-    seconds = config.seconds * (3 if is_image(workload) else 1)
-    num_steps = max(2, round(seconds / a_move))
+    fewest = FEWEST_MOVES_OF_IMAGES if is_image(workload) else FEWEST_MOVES
+    num_steps = max(fewest, round(config.seconds / a_move))
     return Cell(
         workload, sampler, step_size, num_leapfrog, num_chains, num_steps, config.width
     )
@@ -216,6 +223,8 @@ class Contest:
         gradient, noise = found["gradient_seconds"], found["noise_seconds"]
         found["overhead_over_gradient"] = move / gradient
         found["overhead"] = move / (gradients_per_move(cell) * gradient + noise)
+        flops = gradients_per_move(cell) * found["gradient_flops"]
+        found["share_of_matmul"] = flops / move / found["matmul_flops_per_second"]
         if "ess_per_move" in found:
             found["ess_per_second"] = found["ess_per_move"] * cell.num_chains / move
         return found
@@ -284,6 +293,9 @@ def floors_table(rows: list[dict]) -> str:
                 "gradients/s": f"{row['gradients_per_second']:.3g}",
                 "over gradient": f"{row['overhead_over_gradient']:.2f}",
                 "over gradient and noise": f"{row['overhead']:.2f}",
+                "of matmul speed": f"{row['share_of_matmul']:.2f}"
+                if row["workload"] not in ("gaussian", "mixture")
+                else "",
                 "peak MiB": f"{row['peak_mib']:.0f}",
                 "acceptance": f"{row.get('acceptance_rate', 1.0):.2f}",
                 "ESS/s": f"{row['ess_per_second']:.3g}"
@@ -319,8 +331,10 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
     workdir.mkdir(parents=True, exist_ok=True)
     # Processes that share an accelerator must not take most of its memory each.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    if config.is_scaling:
+    if config.preset == "scaling":
         return scaling(config, workdir)
+    if config.preset == "largest":
+        return largest(config, workdir)
     chosen = cells(config)
     if PLAIN not in config.contenders:
         raise ValueError(
@@ -459,6 +473,38 @@ def scaling(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
     text = _run.format_table(devices) + "\n" + _run.format_table(memory)
     _run.write_atomically(workdir / "scaling.md", text)
     print(text)
+    return rows
+
+
+def largest(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
+    """For each energy, the most chains, of powers of two, whose Langevin moves fit."""
+    import jax
+
+    if jax.default_backend() == "cpu" and config.most_chains >= 2**30:
+        raise ValueError(
+            "most_chains must be given on a CPU, whose memory is the machine's:"
+            " --config.most_chains=100_000"
+        )
+    rows = []
+    with Contest(["ebmjax"]) as contest:
+        for workload in config.workloads:
+            num_chains, found = 64, None
+            while num_chains <= config.most_chains:
+                step_size = STEP_SIZES[workload][0]
+                cell = make_cell(config, workload, "langevin", step_size, num_chains)
+                try:
+                    (found,) = contest.rows(cell, ["ebmjax"], 1, measured=False)
+                except RuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error):
+                        raise
+                    break
+                num_chains *= 2
+            if found is None:
+                raise RuntimeError(f"{workload}: not even {num_chains} chains fit")
+            is_full = num_chains <= config.most_chains
+            rows.append(found | {"is_full": is_full} | where(config))
+            print(f"{cell_name(found)} chains fit", flush=True)
+            write_lines(workdir / "largest.jsonl", rows)
     return rows
 
 

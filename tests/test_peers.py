@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ebmjax import energies, networks, samplers
-from experiments import _peers
+from experiments import _contest, _peers
 
 PACKAGES = {
     "plain scan": "jax",
@@ -32,6 +32,9 @@ def as_numpy(tree):
 def workload(name: str) -> tuple[_peers.Workload, np.ndarray]:
     """A small one of that kind, and four chains."""
     shape = {"gaussian": (3,), "mixture": (2,), "mlp": (2,)}.get(name, (8, 8, 2))
+    if name == "latent":
+        made = _contest.workload(name, 4)
+        return made, _contest.starts(_contest.Cell(name, "mala", 0.1, 0, 4, 1, 4))
     random = np.random.default_rng(0)
     x0 = random.standard_normal((4, *shape), np.float32)
     if name == "gaussian":
@@ -91,7 +94,9 @@ def test_the_plain_scan_moves_as_far_as_our_samplers(kernel):
     _peers.check_jumps(kernel, start, found, np.asarray(state.position))
 
 
-@pytest.mark.parametrize("energy", ["gaussian", "mixture", "mlp", "conv 8x8x2"])
+@pytest.mark.parametrize(
+    "energy", ["gaussian", "mixture", "mlp", "conv 8x8x2", "latent"]
+)
 @pytest.mark.parametrize("name", _peers.PEERS)
 def test_peers_run_every_energy(name, energy):
     """Those with energies of their own compare them with ours, and raise."""
@@ -105,6 +110,48 @@ def test_peers_run_every_energy(name, energy):
     np.testing.assert_array_equal(x, contender.run(0))
     assert np.abs(x - x0).max() > 1e-3
     assert not np.array_equal(x, contender.run(1))
+
+
+def test_peers_in_jax_may_share_their_chains_among_devices(monkeypatch):
+    """Which is faster is a matter of the machine; both are right, and all differ."""
+
+    def program(params, key, x0):
+        return x0 + params["by"] + jax.random.normal(key, x0.shape)
+
+    num_devices = jax.local_device_count()
+    assert num_devices > 1
+    x0 = np.zeros((250 * num_devices, 2), np.float32)
+    offered = []
+
+    def choose(choice, runs):
+        offered.append(list(runs))
+        return choice
+
+    for choice, words in ((False, "on one device"), (True, f"on {num_devices} dev")):
+        monkeypatch.setattr(_peers, "quickest", functools.partial(choose, choice))
+        contender = _peers.jax_contender(program, {"by": np.float32(5)}, x0, "it")
+        assert words in contender.settings
+        draws = contender.run(0)
+        assert len(np.unique(draws, axis=0)) == len(draws)
+        _peers.check_moments("it", draws, np.full(2, 5.0), np.ones(2))
+    assert offered == [[False, True]] * 2
+    monkeypatch.setattr(_peers, "quickest", lambda runs: list(runs)[-1])
+    assert "one dev" in _peers.jax_contender(program, {"by": 5.0}, x0[:1], "").settings
+
+
+def test_the_quickest_is_found_after_what_a_first_run_costs(monkeypatch):
+    now = 0.0
+
+    def take(seconds):
+        def run(seed):
+            nonlocal now
+            now += seconds[min(seed, 1)]
+
+        return run
+
+    monkeypatch.setattr(_peers.time, "perf_counter", lambda: now)
+    assert _peers.quickest({"a": take([1.0, 0.5]), "b": take([9.0, 0.4])}) == "b"
+    assert _peers.quickest({"a": take([1.0, 0.3]), "b": take([9.0, 0.4])}) == "a"
 
 
 @pytest.mark.parametrize("energy", ["mixture", "conv 8x8x2"])

@@ -15,7 +15,8 @@ def test_every_preset_has_cells_of_every_workload_and_sampler():
     cells = throughput.cells(throughput.get_config())
     assert {cell.workload for cell in cells} == set(throughput.STEP_SIZES)
     for cell in cells:
-        assert cell.num_steps >= 2
+        # The gradient with which a run begins is little of it.
+        assert cell.num_steps >= (4 if cell.num_chains > 64 else 20)
         assert (cell.num_leapfrog > 0) == (cell.sampler == "hmc")
         assert _contest.starts(cell._replace(num_chains=3)).shape[0] == 3
     assert max(cell.num_chains for cell in cells) == 100_000
@@ -77,7 +78,12 @@ class Clock:
                 "is_finite": self.name != "numpyro",
             }
         if do == "measure":
-            return {"gradient_seconds": 0.01, "noise_seconds": 0.005}
+            return {
+                "gradient_seconds": 0.01,
+                "noise_seconds": 0.005,
+                "gradient_flops": 1e6,
+                "matmul_flops_per_second": 1e9,
+            }
         Clock.turns.append((request["seed"], self.name))
         seconds = {PLAIN: [0.2, 0.4, 0.8], "ebmjax": [0.1, 0.3, 0.2]}
         return {"seconds": seconds.get(self.name, [1.0] * 3)[request["seed"] - 1]}
@@ -106,6 +112,7 @@ def test_ratios_are_taken_within_rounds(monkeypatch):
     np.testing.assert_allclose(ours["moves_per_second"], 5_000)
     np.testing.assert_allclose(ours["gradients_per_second"], 50_000)
     np.testing.assert_allclose(ours["overhead"], 0.1 / (10 * 0.01 + 0.005))
+    np.testing.assert_allclose(ours["share_of_matmul"], 10 * 1e6 / 0.1 / 1e9)
     np.testing.assert_allclose(ours["peak_mib"], 2.0)
     assert "overhead" not in peer
     # Everyone once a round, another first every time.
@@ -119,6 +126,37 @@ def test_draws_that_are_not_finite_stop_the_benchmark(monkeypatch):
     with throughput.Contest(["numpyro"]) as contest:
         with pytest.raises(RuntimeError, match="numpyro: draws of .* are not finite"):
             contest.rows(cell, ["numpyro"], 1)
+
+
+def test_the_largest_number_of_chains_is_the_last_that_fits(monkeypatch, tmp_path):
+    class Small(Clock):
+        def ask(self, do, **request):
+            if do == "build" and request["cell"].num_chains > 300:
+                raise RuntimeError("ebmjax: build failed: RESOURCE_EXHAUSTED: memory")
+            return super().ask(do, **request)
+
+    monkeypatch.setattr(_contest, "Process", Small)
+    config = throughput.get_config("largest").unlock()
+    config.workloads = ("mlp", "latent")
+    with pytest.raises(ValueError, match="most_chains must be given on a CPU"):
+        throughput.run(config, tmp_path)
+    for most, expected in ((200, (128, False)), (10_000, (256, True))):
+        config.most_chains = most
+        throughput.run(config, tmp_path)
+        lines = (tmp_path / "largest.jsonl").read_text().splitlines()
+        found = [json.loads(line) for line in lines]
+        assert [row["workload"] for row in found] == ["mlp", "latent"]
+        for row in found:
+            assert (row["num_chains"], row["is_full"]) == expected
+
+
+def test_floors_count_operations():
+    """Of x . x / 2 by 100 precisions: about four operations an element, times chains;
+    and a product of matrices takes the time that it takes."""
+    cell = _contest.Cell("gaussian", "langevin", 1e-3, 0, 64, 2, 32)
+    found = _contest.measure("threefry2x32", cell)
+    assert 2 * 6_400 < found["gradient_flops"] < 8 * 6_400
+    assert 1e8 < found["matmul_flops_per_second"] < 1e15
 
 
 def test_the_latent_space_is_that_of_the_papers_size():

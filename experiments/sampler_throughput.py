@@ -69,7 +69,7 @@ SECONDS_PER_CHAIN_MOVE = {
 }
 NUM_LEAPFROG = 10
 # A run begins with a gradient that is no move's: of so many, it is little.
-FEWEST_MOVES, FEWEST_MOVES_OF_IMAGES = 4, 20
+FEWEST_MOVES, FEWEST_MOVES_OF_IMAGES = 4, 40
 PRESETS = ("default", "small", "scaling", "largest")
 
 
@@ -87,6 +87,7 @@ def get_config(preset: str = "default") -> ConfigDict:
         "most_chains_of_all": 10_000,  # with more, only ours, the plain scan and one
         "seconds": 0.3,  # that a plain scan takes for one run, about
         "num_rounds": 7,
+        "num_image_rounds": 5,
         "width": 32,  # of the short-run energies
         "most_chains": 2**30 if preset == "largest" else 0,
     }
@@ -99,6 +100,7 @@ def get_config(preset: str = "default") -> ConfigDict:
             "contenders": (*_contest.OURS, PLAIN, "blackjax"),
             "seconds": 0.01,
             "num_rounds": 2,
+            "num_image_rounds": 2,
             "width": 4,
         }
     return ConfigDict(config).lock()
@@ -349,7 +351,9 @@ def run(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
                 names = [name for name in names if name in few]
             begin = time.perf_counter()
             before = load()
-            for row in contest.rows(cell, names, config.num_rounds):
+            is_long = is_image(cell.workload)
+            rounds = config.num_image_rounds if is_long else config.num_rounds
+            for row in contest.rows(cell, names, rounds):
                 rows.append(row | {"load": before} | where(config))
             print(
                 f"{cell_name(cell._asdict())} chains:",

@@ -16,7 +16,7 @@ def test_every_preset_has_cells_of_every_workload_and_sampler():
     assert {cell.workload for cell in cells} == set(throughput.STEP_SIZES)
     for cell in cells:
         # The gradient with which a run begins is little of it.
-        assert cell.num_steps >= (4 if cell.num_chains > 64 else 20)
+        assert cell.num_steps >= (4 if cell.num_chains > 64 else 40)
         assert (cell.num_leapfrog > 0) == (cell.sampler == "hmc")
         assert _contest.starts(cell._replace(num_chains=3)).shape[0] == 3
     assert max(cell.num_chains for cell in cells) == 100_000

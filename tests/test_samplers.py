@@ -468,8 +468,10 @@ def test_numbers_are_the_same_on_any_devices_and_in_any_blocks(num_chains):
     leave most devices with nothing but what fills them up."""
     sampler, key = samplers.mala(step_size=0.15), jax.random.key(7)
     x = jax.random.normal(jax.random.key(8), (num_chains, 100))
-    num_blocks = base.lay_out(x, (key, x)).num_blocks
-    assert num_blocks == (2 if num_chains == 3_001 else 1)
+    assert base.lay_out(x, (key, x)).num_blocks == (3 if num_chains == 3_001 else 1)
+    matrix = jnp.zeros((64, 64))  # larger blocks, for products with it
+    layout = base.lay_out(x, (matrix, key, x))
+    assert layout.num_blocks == (2 if num_chains == 3_001 else 1)
     run = partial(samplers.sample_chains, sampler, STANDARD, key)
     alone, info = run(jax.device_put(x, jax.devices()[5]), 6)
     assert alone.position.devices() == {jax.devices()[5]}

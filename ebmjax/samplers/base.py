@@ -24,9 +24,12 @@ __all__ = ["Sampler", "sample_chain", "sample_chains"]
 BLOCK = 64
 """Chains that share one folded key. Part of the random numbers: never change it."""
 
-CACHE_ELEMENTS, MOST_CHAINS, FEWEST_CHAINS = 2**15, 512, 16
+CACHE_ELEMENTS, FEWEST_CHAINS = 2**15, 16
+MOST_CHAINS, MOST_CHAINS_OF_LARGE, LARGE_ELEMENTS = 128, 256, 2**12
 """How many chains a CPU core walks together, so that what a move touches stays in its
-cache: changes speed and no random number."""
+cache, and so that XLA does not divide small arrays among threads, each of which would
+wait for the other device's. Products with large matrices, those of so many elements,
+want more rows. Changes speed and no random number."""
 
 
 class Sampler(NamedTuple):
@@ -343,7 +346,10 @@ def lay_out(x: Array, arrays: Any) -> Layout:
     # threads, for which a small block is too little work.
     if devices[0].platform == "cpu" and len(devices) > 1:
         size = CACHE_ELEMENTS // max(1, math.prod(event_shape))
-        size = min(max(size, FEWEST_CHAINS), MOST_CHAINS)
+        sizes = [np.size(leaf) for leaf in jax.tree.leaves(arrays) if leaf is not x]
+        is_large = max(sizes, default=0) >= LARGE_ELEMENTS
+        most = MOST_CHAINS_OF_LARGE if is_large else MOST_CHAINS
+        size = min(max(size, FEWEST_CHAINS), most)
         num_blocks = max(1, -(-local // size))
     return Layout(devices, num_blocks, -(-local // num_blocks))
 

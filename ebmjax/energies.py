@@ -16,9 +16,12 @@ from jax.custom_derivatives import SymbolicZero
 from ebmjax.types import Array, Energy, EnergyFn, Params
 
 __all__ = [
+    "divergence",
     "gaussian",
+    "gaussian_bernoulli_rbm",
     "gaussian_mixture",
     "hvp",
+    "ica",
     "laplacian",
     "latent_energy",
     "score",
@@ -157,6 +160,7 @@ def _mixture_tangent(primals, tangents):
     *params_dot, x_dot = tangents
     log_terms = _log_terms(*params, x)
     largest = jax.lax.stop_gradient(jnp.max(log_terms))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0.0)  # as logsumexp has it
     weights = jnp.exp(log_terms - largest)
     total = jnp.sum(weights)
     energy_dot = jnp.zeros_like(total)
@@ -166,18 +170,62 @@ def _mixture_tangent(primals, tangents):
             jnp.sum(weights * precision * step)
             for precision, step in _elements(precisions, means, x)
         ]
-        energy_dot += jnp.stack(sums) / total @ x_dot.reshape(-1)
-    if not all(isinstance(dot, SymbolicZero) for dot in params_dot):
-        params_dot = [
-            jnp.zeros_like(value) if isinstance(dot, SymbolicZero) else dot
-            for value, dot in zip(params, params_dot)
-        ]
+        energy_dot += jnp.sum(jnp.stack(sums) * x_dot.reshape(-1)) / total
+    moved = {
+        index: dot
+        for index, dot in enumerate(params_dot)
+        if not isinstance(dot, SymbolicZero)
+    }
+    if moved:
 
-        def of_params(*params):
-            return -jax.nn.logsumexp(_log_terms(*params, x))
+        def of_params(changed):
+            new = [changed.get(index, param) for index, param in enumerate(params)]
+            return -jax.nn.logsumexp(_log_terms(*new, x))
 
-        energy_dot += jax.jvp(of_params, params, params_dot)[1]
+        here = {index: params[index] for index in moved}
+        energy_dot += jax.jvp(of_params, (here,), (moved,))[1]
     return -(largest + jnp.log(total)), energy_dot
+
+
+def gaussian_bernoulli_rbm(params: Params, x: Array) -> Array:
+    """Energy of a restricted Boltzmann machine of normal and binary units, the binary
+    ones summed out.
+
+    The joint law is `exp(x . weights h / 2 + visible_bias . x + hidden_bias . h - |x|^2
+    / 2)` with `h` in {-1, 1}: given `h` the `x` are normal of variance 1. What is left
+    of it is `|x|^2 / 2 - visible_bias . x - sum log(2 cosh(x weights / 2 +
+    hidden_bias))`, a mixture of `2^hidden` normals. Its log partition function is a sum
+    of that many terms: see `targets.gaussian_bernoulli_rbm`.
+
+    Args:
+      params: `{"weights": [d, hidden], "visible_bias": [d], "hidden_bias": [hidden]}`.
+      x: One example `[d]`.
+
+    Returns:
+      A scalar, in nats.
+    """
+    fields = 0.5 * x @ params["weights"] + params["hidden_bias"]
+    hidden = jnp.sum(jnp.logaddexp(fields, -fields))
+    return 0.5 * jnp.sum(x**2) - jnp.sum(params["visible_bias"] * x) - hidden
+
+
+def ica(params: Params, x: Array) -> Array:
+    """Energy of independent logistic sources, mixed linearly.
+
+    Minus the log density of the sources `x unmixing`, standard logistic each, as if
+    they were the data: the Jacobian is left out, so that the log partition function is
+    `-log |det unmixing|`, and a method that learns it can be held to that.
+
+    Args:
+      params: `{"unmixing": [d, d]}`.
+      x: One example `[d]`.
+
+    Returns:
+      A scalar, in nats.
+    """
+    sources = x @ params["unmixing"]
+    # -log of exp(-s) / (1 + exp(-s))^2, which is even in s.
+    return jnp.sum(jax.nn.softplus(sources) + jax.nn.softplus(-sources))
 
 
 def score(energy: Energy) -> Callable[[Params, Array], Array]:
@@ -212,17 +260,29 @@ def laplacian(energy: Energy) -> Callable[[Params, Array], Array]:
     the score is minus this.
     """
     gradient = jax.grad(energy, argnums=1)
+    return lambda params, x: divergence(lambda y: gradient(params, y), x)
 
-    def trace(params, x):
-        _, product = jax.linearize(lambda y: gradient(params, y), x)
 
-        def diagonal(index):
-            basis = jnp.zeros(x.size, x.dtype).at[index].set(1).reshape(x.shape)
-            return product(basis).reshape(-1)[index]
+def divergence(
+    field: Callable[[Array], Array], x: Array, weights: Array | None = None
+) -> Array:
+    """Exact `sum_i weights_i d field_i / d x_i` at `x [*event]`, a scalar.
 
-        return jnp.sum(jax.lax.map(diagonal, jnp.arange(x.size), batch_size=128))
+    Costs one Jacobian-vector product for every element of the event, in blocks of 128.
 
-    return trace
+    Args:
+      field: `[*event] -> [*event]`.
+      x: Where.
+      weights: `[*event]`; ones if None.
+    """
+    _, product = jax.linearize(field, x)
+    weights = jnp.ones_like(x) if weights is None else weights
+
+    def diagonal(index):
+        basis = jnp.zeros(x.size, x.dtype).at[index].set(1).reshape(x.shape)
+        return product(basis).reshape(-1)[index] * weights.reshape(-1)[index]
+
+    return jnp.sum(jax.lax.map(diagonal, jnp.arange(x.size), batch_size=128))
 
 
 def tilt(energy_fn: EnergyFn, reference_fn: EnergyFn, fraction: Array) -> EnergyFn:

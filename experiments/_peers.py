@@ -15,6 +15,7 @@ One step size means one thing: a Langevin move, and a proposal of MALA, is
 `x - h grad E(x) + sqrt(2 h) n`; a leapfrog of HMC, of unit mass, takes time `h`.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import math
@@ -197,6 +198,20 @@ NAIVE_ENERGIES = {
 }
 
 
+FORCED: bool | None = None
+"""Whether JAX peers share their chains; None for whichever is faster."""
+
+
+@contextlib.contextmanager
+def forced(is_shared: bool):
+    global FORCED
+    before, FORCED = FORCED, is_shared
+    try:
+        yield
+    finally:
+        FORCED = before
+
+
 def jax_contender(program: Callable, params, x0, settings: str) -> Contender:
     """Of `program(params, key, x0) -> x`, jitted.
 
@@ -230,22 +245,27 @@ def jax_contender(program: Callable, params, x0, settings: str) -> Contender:
         compiled = jax.jit(run_program)
         placed = params, x0
         if is_shared:
+            missing = -len(x0) % len(devices)  # chains that fill up the last share
+            full = jnp.concatenate([x0, x0[:1].repeat(missing, 0)])
             placed = jax.device_put(
-                placed, tuple(jax.NamedSharding(mesh, spec) for spec in (whole, chains))
+                (params, full),
+                tuple(jax.NamedSharding(mesh, spec) for spec in (whole, chains)),
             )
 
         def run(seed: int) -> np.ndarray:
             key = jax.random.key(seed, impl="threefry2x32")
-            return np.asarray(compiled(placed[0], key, placed[1]))
+            return np.asarray(compiled(placed[0], key, placed[1]))[: len(x0)]
 
         return run
 
     choices = [False]
     if len(devices) > 1:
         settings += ", on one device"
-        if len(x0) % len(devices) == 0:
-            choices = [False, True]
-    is_shared = quickest({choice: make(choice) for choice in choices})
+        choices = [False, True]
+    if FORCED in choices:
+        is_shared = FORCED
+    else:
+        is_shared = quickest({choice: make(choice) for choice in choices})
     if is_shared:
         settings = settings.replace("one device", f"{len(devices)} devices")
     return Contender(make(is_shared), settings)
@@ -942,7 +962,8 @@ def verify(name: str, kernel_name: str, make: Callable) -> None:
     On a Gaussian in five dimensions: after many moves from a point, the mean and
     variance of every coordinate (of unadjusted Langevin the biased variance,
     `1 / (p (1 - h p / 2))`); after one move from exact draws, the mean squared
-    distance, which must be the plain scan's.
+    distance, which must be the plain scan's. Of a JAX peer both ways to lay out its
+    chains over several devices.
 
     Raises:
       AssertionError: Naming the peer and the coordinate.
@@ -954,12 +975,19 @@ def verify(name: str, kernel_name: str, make: Callable) -> None:
     workload = Workload("gaussian", params, energies.gaussian)
     if ENVIRONMENTS.get(name) is TORCH_ENVIRONMENT:
         make = functools.partial(make, num_threads=1)
-    who = f"{name}, {kernel_name}"
+    may_share = ENVIRONMENTS.get(name) is DEVICE_A_CORE and jax.local_device_count() > 1
+    for is_shared in (False, True) if may_share else (False,):
+        with forced(is_shared):
+            _verify(f"{name}, {kernel_name}", make, workload, sampler, num_steps)
 
+
+def _verify(who, make, workload, sampler, num_steps):
+    mean = workload.params["mean"].astype(float)
+    precision = workload.params["precision"].astype(float)
     start = np.zeros((NUM_CHAINS, 5), np.float32)
     draws = make(workload, sampler, start, num_steps).run(0)
     variance = 1 / precision
-    if kernel_name == "langevin":
+    if sampler.name == "langevin":
         variance = variance / (1 - sampler.step_size * precision / 2)
     check_moments(who, draws, mean, variance)
 

@@ -490,8 +490,9 @@ def largest(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
             " --config.most_chains=100_000"
         )
     rows = []
-    with Contest(["ebmjax"]) as contest:
-        for workload in config.workloads:
+    for workload in config.workloads:
+        # A process for each: its peak of memory is since it began.
+        with Contest(["ebmjax"]) as contest:
             num_chains, found = 64, None
             while num_chains <= config.most_chains:
                 step_size = STEP_SIZES[workload][0]

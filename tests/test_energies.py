@@ -121,6 +121,25 @@ def test_a_mixture_is_the_sum_of_its_components(kind, event_shape):
     in_params = jax.grad(energies.gaussian_mixture)(params, point)
     np.testing.assert_allclose(in_params["log_weights"], -shares, rtol=1e-3, atol=1e-5)
     of_means = -shares[:, None] * pulls
+    # Of a diagonal: half of a component's x^2 less its variance.
+    steps = x - np.float32(means)
+    of_diagonal = (
+        shares[:, None]
+        * (steps**2 - np.linalg.inv(inverse)[:, range(size), range(size)])
+        / 2
+    )
+    of_precisions = {
+        "one": of_diagonal.sum(),
+        "scalars": of_diagonal.sum(1),
+        "vectors": of_diagonal,
+    }
+    if kind in of_precisions:
+        np.testing.assert_allclose(
+            np.reshape(in_params["precisions"], np.shape(of_precisions[kind])),
+            of_precisions[kind],
+            rtol=1e-3,
+            atol=1e-5,
+        )
     found = np.reshape(in_params["means"], (5, size))
     np.testing.assert_allclose(found, of_means, rtol=1e-3, atol=1e-2)
     spread = np.einsum("k,ki,kj->ij", shares, pulls, pulls)
@@ -168,6 +187,35 @@ def test_mixture_is_finite_and_sloped_far_away():
     np.testing.assert_allclose(
         score(params, jnp.array([1000.0, 0.0])), [-4000.0, 0.0], rtol=1e-6
     )
+
+
+def test_a_mixture_of_whole_numbers_is_differentiated_in_the_others():
+    """Integers have no tangents: weights and x do; a batch's as one example's."""
+
+    def energy(log_weights, x, number=int):
+        means = [[number(0)] * 2, [number(3)] * 2]
+        params = {"means": means, "precisions": number(4), "log_weights": log_weights}
+        return energies.gaussian_mixture(params, x)
+
+    log_weights, x = jnp.log(jnp.array([0.3, 0.7])), jnp.array([[1.0, 2.0], [0.0, 1.0]])
+    for argument in (0, 1):
+        batch = jax.jit(jax.vmap(jax.grad(energy, argument), (None, 0)))
+        found = batch(log_weights, x)
+        for i in range(2):
+            one = jax.grad(partial(energy, number=float), argument)(log_weights, x[i])
+            np.testing.assert_allclose(found[i], one, rtol=1e-5)
+
+
+def test_where_the_density_is_zero_in_floats_the_energy_is_infinite():
+    """With its gradient or without: samplers refuse an infinite energy."""
+    params = {
+        "means": jnp.zeros((2, 2)),
+        "precisions": 1.0,
+        "log_weights": jnp.zeros(2),
+    }
+    x = jnp.array([1e20, 0.0])
+    assert energies.gaussian_mixture(params, x) == jnp.inf
+    assert jax.value_and_grad(energies.gaussian_mixture, 1)(params, x)[0] == jnp.inf
 
 
 def test_mixture_weights_need_not_sum_to_one():

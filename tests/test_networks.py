@@ -82,6 +82,7 @@ CONVOLUTIONS = {  # (height, width), kernel, strides, padding
     "window wider than the image": ((2, 3), (5, 5), (2, 2), ((2, 2), (2, 2))),
     "window higher than the image": ((1, 4), (4, 4), (1, 1), ((2, 2), (1, 2))),
     "more taps than places": ((4, 4), (5, 5), (2, 2), ((2, 2), (2, 2))),
+    "pixels cut off": ((9, 8), (3, 3), (2, 1), ((-1, 0), (-2, -1))),
     "padding longer than the kernel's reach": (
         (5, 5),
         (2, 2),
@@ -209,6 +210,20 @@ def test_in_a_loop_gradients_are_of_the_kind_that_is_fast_on_a_cpu():
     for line in found:
         assert "dim_labels=b01f_01io->b01f" in line
         assert "rhs_reversal" not in line
+
+
+def test_large_images_are_no_products_and_empty_maps_are_lax_s():
+    """25 windows of 256 x 256 x 16 elements would be 105 MB an example."""
+    module = sys.modules["ebmjax.networks.convolution"]
+    same = ((2, 2), (2, 2))
+    assert not module.is_product((1, 256, 256, 16), (5, 5, 16, 4), (1, 1), same)
+    assert module.is_product((1, 32, 32, 3), (3, 3, 3, 4), (1, 1), ((1, 1), (1, 1)))
+    x = images(1, (2, 2, 3))
+    empty = our_convolution(x, jnp.ones((5, 5, 3, 4)), (1, 1), "VALID")
+    assert empty.shape == (1, 0, 0, 4)
+    assert our_convolution(x, jnp.ones((1, 1, 3, 0)), (1, 1), "VALID").shape[-1] == 0
+    with pytest.raises(TypeError, match="dtype"):
+        our_convolution(x, jnp.ones((1, 1, 3, 2), jnp.bfloat16), (1, 1), "VALID")
 
 
 def test_convolution_leaves_to_lax_what_it_does_not_know():
@@ -566,7 +581,9 @@ def test_a_network_of_two_arguments_checks_both_and_passes_options_on():
 
 @pytest.mark.usefixtures("spelling")
 @pytest.mark.parametrize("size", [(7, 7), (8, 6), (4, 4)])
-@pytest.mark.parametrize("stride, window, pads", [(2, 5, 2), (2, 4, 1), (1, 3, 1)])
+@pytest.mark.parametrize(
+    "stride, window, pads", [(2, 5, 2), (2, 4, 1), (1, 3, 1), (1, 3, -1)]
+)
 def test_a_transposed_convolution_is_the_transpose(size, stride, window, pads):
     """<conv(x), y> = <x, transpose(y)> for lax's convolution, in float64; and so are
     its derivatives, in the map and in the kernel, of both orders."""

@@ -151,11 +151,18 @@ def test_the_largest_number_of_chains_is_the_last_that_fits(monkeypatch, tmp_pat
 
 
 def test_floors_count_operations():
-    """Of x . x / 2 by 100 precisions: about four operations an element, times chains;
-    and a product of matrices takes the time that it takes."""
-    cell = _contest.Cell("gaussian", "langevin", 1e-3, 0, 64, 2, 32)
+    """Of the MLP 2 (2 128 + 128^2 + 128) in products, twice for the gradient, and a few
+    for every unit; of 4x4 convolutions and their like, by hand, too."""
+    cell = _contest.Cell("mlp", "langevin", 1e-3, 0, 64, 2, 4)
     found = _contest.measure("threefry2x32", cell)
-    assert 2 * 6_400 < found["gradient_flops"] < 8 * 6_400
+    products = 2 * 64 * 2 * (2 * 128 + 128**2 + 128)
+    assert products < found["gradient_flops"] < 1.2 * products
+    # Width 4, 28x28x1: 3x3 to 4 channels; 4x4, halving, to 8, 16, 32; 3x3x32 to one.
+    cell = cell._replace(workload="conv 28x28x1")
+    products = 784 * 9 * 4 + 196 * 64 * 8 + 49 * 128 * 16 + 9 * 256 * 32 + 9 * 32
+    counted = _contest.gradient_flops(cell)
+    # Less at the borders, where windows meet zeros; more for biases and slopes.
+    assert 0.7 < counted / (2 * 2 * products) < 1.2
     assert 1e8 < found["matmul_flops_per_second"] < 1e15
 
 

@@ -23,9 +23,9 @@ __all__ = ["convolution", "transposed_convolution"]
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
-FEW_CHANNELS, FEW_PLACES = 16, 16
+FEW_CHANNELS, FEW_PLACES, MOST_ELEMENTS = 16, 16, 2**20
 """Convolutions of at most so many channels, or to maps of at most so many pixels, are
-matrix products on a CPU."""
+matrix products on a CPU, unless an example's windows have more elements together."""
 
 
 def convolution(
@@ -84,6 +84,12 @@ def convolution(
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], strides, padding)
     padding = tuple((low, high) for low, high in padding)
+    is_empty = min(*map_size(x.shape, kernel.shape, strides, padding), x.size) <= 0
+    if is_empty or kernel.size == 0 or x.dtype != kernel.dtype:
+        return canonical(x, kernel, strides, padding, precision)  # or its error
+    # Cut off first: XLA may read outside of an array whose padding is negative.
+    x = pad(x, [(min(low, 0), min(high, 0)) for low, high in padding])
+    padding = tuple((max(low, 0), max(high, 0)) for low, high in padding)
     if is_product(x.shape, kernel.shape, strides, padding):
         return as_product(x, kernel, strides, padding, precision)
     return channels_last(x, kernel, strides, padding, precision)
@@ -160,9 +166,14 @@ def canonical(x, kernel, strides, padding, precision):
     )
 
 
+def pad(x, padding):
+    """Zeros around images, or, of a negative padding, pixels cut off."""
+    config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
+    return lax.pad(x, jnp.zeros((), x.dtype), config)
+
+
 def unpad(x, padding):
-    (up, down), (left, right) = padding
-    return x[:, up : x.shape[1] - down, left : x.shape[2] - right]
+    return pad(x, [(-low, -high) for low, high in padding])
 
 
 # --- as a matrix product
@@ -174,7 +185,9 @@ def is_product(image_shape, kernel_shape, strides, padding) -> bool:
     # image, whose map is small then, and is slow where a gradient has few channels.
     size = map_size(image_shape, kernel_shape, strides, padding)
     wide = any(k > n for k, n in zip(kernel_shape, image_shape[1:3]))
-    return wide or image_shape[3] <= FEW_CHANNELS or math.prod(size) <= FEW_PLACES
+    few = image_shape[3] <= FEW_CHANNELS or math.prod(size) <= FEW_PLACES
+    elements = math.prod(size) * math.prod(kernel_shape[:3])
+    return wide or (few and elements <= MOST_ELEMENTS)
 
 
 def as_product(x, kernel, strides, padding, precision):
@@ -183,7 +196,7 @@ def as_product(x, kernel, strides, padding, precision):
     JAX differentiates it to products as fast, in loops and out of them.
     """
     size = map_size(x.shape, kernel.shape, strides, padding)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    x = pad(x, padding)
     # One axis after the other: what transposes this twice adds up as many arrays as a
     # window has rows and columns, and not as many as it has places.
     for axis in (2, 1):

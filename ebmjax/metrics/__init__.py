@@ -2,10 +2,34 @@
 
 from ebmjax.metrics.diagnostics import effective_sample_size, potential_scale_reduction
 from ebmjax.metrics.distances import frechet_distance, frechet_distance_from_moments
+from ebmjax.metrics.log_partition import (
+    Annealed,
+    annealed_importance_sampling,
+    importance_sampling,
+    quadrature,
+    reverse_annealed_importance_sampling,
+)
+from ebmjax.metrics.stein import (
+    SteinTest,
+    kernel_stein_discrepancy,
+    kernel_stein_test,
+    median_distance,
+    stein_kernel,
+)
 
 __all__ = [
+    "Annealed",
+    "SteinTest",
+    "annealed_importance_sampling",
     "effective_sample_size",
     "frechet_distance",
     "frechet_distance_from_moments",
+    "importance_sampling",
+    "kernel_stein_discrepancy",
+    "kernel_stein_test",
+    "median_distance",
     "potential_scale_reduction",
+    "quadrature",
+    "reverse_annealed_importance_sampling",
+    "stein_kernel",
 ]

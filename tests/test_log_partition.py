@@ -1,0 +1,191 @@
+"""Log partition functions: exact values in 1, 2, 10 and 100 dimensions, bracketed."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ebmjax import energies, metrics, samplers
+
+LOG_TWO_PI = math.log(2 * math.pi)
+
+
+def normal_reference(dim, scale=1.0):
+    def sample(key):
+        return scale * jax.random.normal(key, (dim,))
+
+    def log_prob(x):
+        log_scale = math.log(scale) + 0.5 * LOG_TWO_PI
+        return -0.5 * jnp.sum((x / scale) ** 2) - dim * log_scale
+
+    return sample, log_prob
+
+
+def wide_gaussian(dim):
+    """An energy, its log partition function, and exact draws of its law."""
+    precision = np.geomspace(0.25, 4.0, dim) if dim > 1 else np.array([0.25])
+    params = {"mean": jnp.full(dim, 0.5), "precision": jnp.asarray(precision)}
+    truth = 0.5 * (dim * LOG_TWO_PI - np.log(precision).sum())
+
+    def draw(key, num):
+        scales = jnp.sqrt(params["precision"])[None]
+        return 0.5 + jax.random.normal(key, (num, dim)) / scales
+
+    return functools.partial(energies.gaussian, params), truth, draw
+
+
+@pytest.mark.parametrize("dim", [1, 10, 100])
+def test_forwards_and_in_reverse_they_bracket_the_truth(dim):
+    """The expectation of the forward bound is below, of the reverse above; both
+    estimates within five standard errors, from the spread of their own weights."""
+    energy_fn, truth, draw = wide_gaussian(dim)
+    num_fractions = 1_000 if dim == 100 else 200
+    options = {
+        "reference": normal_reference(dim),
+        "fractions": num_fractions,
+        "num_steps": 2,
+    }
+    sampler = samplers.mala(step_size=0.35 / dim ** (1 / 3))
+    forward = metrics.annealed_importance_sampling(
+        sampler, energy_fn, jax.random.key(0), num_chains=800, **options
+    )
+    reverse = metrics.reverse_annealed_importance_sampling(
+        sampler, energy_fn, jax.random.key(1), draw(jax.random.key(2), 800), **options
+    )
+    errors = []
+    for found, sign in ((forward, 1), (reverse, -1)):
+        weights = np.exp(sign * (found.log_weights - found.log_partition))
+        np.testing.assert_allclose(weights.mean(), 1.0, rtol=1e-4)
+        errors.append(5 * weights.std() / len(weights) ** 0.5)
+        size = weights.sum() ** 2 / (weights**2).sum()
+        np.testing.assert_allclose(found.effective_sample_size, size, rtol=1e-3)
+        assert abs(found.log_partition - truth) < errors[-1] < 0.3
+        rates = found.acceptance_rate
+        assert rates.shape == (num_fractions - 1,) and rates.min() > 0.5
+    spread = [found.log_weights.std() / 800**0.5 for found in (forward, reverse)]
+    assert forward.bound < truth + 5 * spread[0]
+    assert reverse.bound > truth - 5 * spread[1]
+    assert forward.bound < forward.log_partition + 1e-4
+    assert reverse.bound > reverse.log_partition - 1e-4
+
+
+def test_a_chain_that_stays_weighs_as_importance_sampling():
+    """Moves of a step of 1e-30: all of the way is one weight E - reference."""
+    energy_fn, _, _ = wide_gaussian(1)
+    reference = normal_reference(1, 3.0)
+    still = samplers.mala(step_size=1e-30)
+    found = metrics.annealed_importance_sampling(
+        still, energy_fn, jax.random.key(0), reference=reference, num_chains=50
+    )
+    weights = [-energy_fn(x) - reference[1](x) for x in found.position]
+    np.testing.assert_allclose(found.log_weights, weights, rtol=1e-4, atol=1e-4)
+
+
+def test_the_last_fraction_is_weighed_and_not_moved_and_steps_may_change():
+    """Two fractions: moved once, at the first, by the sampler made for it."""
+    energy_fn, _, _ = wide_gaussian(1)
+    reference = normal_reference(1)
+    sampler_of = lambda fraction: samplers.langevin(  # noqa: E731
+        step_size=1e-30 + 0.0 * fraction
+    )
+    found = metrics.annealed_importance_sampling(
+        sampler_of,
+        energy_fn,
+        jax.random.key(0),
+        reference=reference,
+        num_chains=20,
+        fractions=[0.3, 1.0],
+    )
+    assert found.acceptance_rate.tolist() == [1.0]
+    x = found.position
+    weights = jax.vmap(lambda x: -energy_fn(x) - reference[1](x))(x)
+    np.testing.assert_allclose(found.log_weights, weights, atol=1e-5)
+
+
+def test_the_bracket_holds_the_truth_as_often_as_it_should():
+    """Of 200 brackets of 16 chains each, bounds widened by two standard errors: each
+    side misses with a chance of at most 2.3 % for normal means, more for few; 8 % and
+    four binomial errors."""
+    dim = 2
+    energy_fn, truth, draw = wide_gaussian(dim)
+    sampler = samplers.mala(step_size=0.3)
+    num, size = 200, 16
+    options = {"reference": normal_reference(dim), "fractions": 30}
+    forward = metrics.annealed_importance_sampling(
+        sampler, energy_fn, jax.random.key(0), num_chains=num * size, **options
+    )
+    reverse = metrics.reverse_annealed_importance_sampling(
+        sampler,
+        energy_fn,
+        jax.random.key(1),
+        draw(jax.random.key(2), num * size),
+        **options,
+    )
+    sides = []
+    for found, sign in ((forward, 1), (reverse, -1)):
+        sets = np.asarray(found.log_weights).reshape(num, size)
+        error = sets.std(1, ddof=1) / size**0.5
+        sides.append((sign * (truth - sets.mean(1)) > -2 * error).mean())
+        # And it is a bound: on average it is on its side by more than its error.
+        assert sign * (truth - sets.mean()) > 3 * sets.std() / sets.size**0.5
+    assert min(sides) > 0.92 - 4 * (0.08 * 0.92 / num) ** 0.5
+
+
+def test_importance_sampling_of_a_wider_proposal():
+    energy_fn, truth, _ = wide_gaussian(1)
+    proposal = normal_reference(1, 4.0)
+    found, size = metrics.importance_sampling(
+        energy_fn, jax.random.key(0), proposal=proposal, num_samples=50_000
+    )
+    # Weights' relative variance: 2 n / ESS - 1 is below 2 here.
+    assert abs(found - truth) < 5 * (1 / size) ** 0.5 < 0.04
+    assert 20_000 < size < 50_000
+    exact, size = metrics.importance_sampling(
+        lambda x: -proposal[1](x) - 1.5,
+        jax.random.key(0),
+        proposal=proposal,
+        num_samples=100,
+    )
+    np.testing.assert_allclose([exact, size], [1.5, 100], rtol=1e-5)
+
+
+@pytest.mark.parametrize("bounds", [(-8, 9), [(-8, 9)], [(-8, 9), (-7, 8)]])
+def test_quadrature_of_one_and_two_dimensions(bounds):
+    dim = np.size(bounds) // 2
+    with jax.enable_x64(True):
+        value = metrics.quadrature(
+            lambda x: 0.5 * jnp.sum((x - 0.5) ** 2), bounds, num_points=300
+        )
+    # What lies beyond the bounds: at least 7.5 standard deviations.
+    np.testing.assert_allclose(value, 0.5 * dim * LOG_TWO_PI, rtol=1e-12)
+    # A box's area where the energy is 0.
+    area = np.prod(np.diff(np.reshape(bounds, (-1, 2)), axis=1))
+    flat = metrics.quadrature(lambda x: 0.0 * jnp.sum(x), bounds, num_points=50)
+    np.testing.assert_allclose(flat, math.log(area), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        ({"fractions": [0.5, 0.2, 1.0]}, "fractions must increase"),
+        ({"fractions": [0.5, 0.9]}, "fractions must increase from above 0 to 1"),
+        ({"fractions": 0}, "fractions must be a whole number of at least 1, got 0"),
+        ({"num_steps": 0}, "num_steps must be a whole number of at least 1, got 0"),
+        ({"num_chains": 0}, "num_chains must be a whole number.*got 0"),
+    ],
+)
+def test_bad_options_are_named(call, message):
+    options = {"reference": normal_reference(1), "num_chains": 2} | call
+    with pytest.raises(ValueError, match=message):
+        metrics.annealed_importance_sampling(
+            samplers.mala(step_size=0.1), jnp.sum, jax.random.key(0), **options
+        )
+
+
+@pytest.mark.parametrize("bounds", [(1, 0), [(0, 1), (3, 2)], [(0, 1)] * 3])
+def test_bounds_that_are_no_intervals_are_refused(bounds):
+    with pytest.raises(ValueError, match="bounds must be one or two intervals"):
+        metrics.quadrature(jnp.sum, bounds)

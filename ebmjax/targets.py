@@ -1,9 +1,10 @@
 """Toy densities: exact draws, and the exact energy.
 
 Each factory returns a `Target` whose draws and whose energy are of one and the same
-law. Every energy here is normalised: it is minus the log density, in nats, and its log
-partition function is 0. All are two-dimensional but `gaussian_mixture`, which takes
-any event.
+law. The energies are minus log densities, in nats, and their log partition function is
+0, but for those of the models `gaussian_bernoulli_rbm` and `ica`, which have one of
+their own. All are two-dimensional but for these and `gaussian_mixture`, which takes any
+event.
 
 The defaults are the field's usual ones, in the units of those who made them usual: the
 targets are of different widths, so to compare methods on several, state the numbers.
@@ -24,7 +25,9 @@ __all__ = [
     "Target",
     "checkerboard",
     "eight_gaussians",
+    "gaussian_bernoulli_rbm",
     "gaussian_mixture",
+    "ica",
     "rings",
     "swiss_roll",
     "twenty_five_gaussians",
@@ -41,7 +44,7 @@ class Target(NamedTuple):
       energy_fn: `energy_fn(x) -> []` for one example `[*event]`, in nats; None where it
         is not known. Computed in float32, or in float64 for an `x` of that type.
       log_partition: Log of the integral of `exp(-energy_fn)`; None where it is not
-        known, 0.0 for a normalised energy, which all targets here have.
+        known, 0.0 for a normalised energy.
     """
 
     sample: Callable[[Key, int], Array]
@@ -451,3 +454,106 @@ def checkerboard(*, num_squares: int = 4, side: float = 2.0) -> Target:
         return jnp.where(is_dark, log_area, jnp.inf).astype(index.dtype)
 
     return Target(sample, energy_fn, 0.0)
+
+
+MOST_HIDDEN = 20
+"""Binary units whose 2^n states are counted."""
+
+
+def gaussian_bernoulli_rbm(
+    weights: Array, visible_bias: Array, hidden_bias: Array
+) -> Target:
+    """The law of `energies.gaussian_bernoulli_rbm`: exact, as a mixture of normals.
+
+    Every state `h` of the binary units is a normal of variance 1 around `visible_bias +
+    weights h / 2`, with the log weight `hidden_bias . h + |mean|^2 / 2`.
+
+    Args:
+      weights: `[d, hidden]`, with at most 20 hidden units.
+      visible_bias: `[d]`.
+      hidden_bias: `[hidden]`.
+
+    Returns:
+      A `Target` on events of shape `(d,)`.
+
+    Raises:
+      ValueError: If the shapes do not fit or there are too many hidden units.
+    """
+    arrays = [np.asarray(a, np.float64) for a in (weights, visible_bias, hidden_bias)]
+    weights, visible_bias, hidden_bias = arrays
+    if weights.ndim != 2 or (visible_bias.shape, hidden_bias.shape) != (
+        weights.shape[:1],
+        weights.shape[1:],
+    ):
+        raise ValueError(
+            "weights, visible_bias and hidden_bias must be [d, hidden], [d] and"
+            f" [hidden], got {', '.join(str(a.shape) for a in arrays)}"
+        )
+    num_hidden = len(hidden_bias)
+    if num_hidden > MOST_HIDDEN:
+        raise ValueError(
+            f"hidden units must be at most {MOST_HIDDEN}, for their states are counted,"
+            f" got {num_hidden}"
+        )
+    bits = np.arange(2**num_hidden)[:, None] >> np.arange(num_hidden)[None]
+    states = 2.0 * (bits & 1) - 1.0
+    means = visible_bias + 0.5 * states @ weights.T
+    logits = states @ hidden_bias + 0.5 * (means**2).sum(1)
+    largest = logits.max()
+    log_sum = largest + math.log(np.exp(logits - largest).sum())
+    params = {
+        "weights": weights,
+        "visible_bias": visible_bias,
+        "hidden_bias": hidden_bias,
+    }
+    # Counted in float64; draws need no more than float32.
+    log_probs = (logits - log_sum).astype(np.float32)
+    centres = means.astype(np.float32)
+
+    def sample(key, num):
+        state_key, noise_key = jax.random.split(key)
+        state = jax.random.categorical(state_key, jnp.asarray(log_probs), shape=(num,))
+        noise = jax.random.normal(noise_key, (num, len(visible_bias)))
+        return jnp.asarray(centres)[state] + noise
+
+    def energy_fn(x):
+        x = _example(x, visible_bias.shape)
+        as_x = {name: jnp.asarray(array, x.dtype) for name, array in params.items()}
+        return energies.gaussian_bernoulli_rbm(as_x, x)
+
+    log_partition = log_sum + 0.5 * len(visible_bias) * math.log(2 * math.pi)
+    return Target(sample, energy_fn, log_partition)
+
+
+def ica(mixing: Array) -> Target:
+    """Independent standard logistic sources, mixed: `x = s mixing`.
+
+    The energy is `energies.ica` with the inverse of the mixing; its log partition
+    function is `log |det mixing|`, and the entropy `2 d + log |det mixing|`.
+
+    Args:
+      mixing: `[d, d]`, invertible.
+
+    Returns:
+      A `Target` on events of shape `(d,)`.
+
+    Raises:
+      ValueError: If the mixing is not square or not invertible.
+    """
+    mixing = np.asarray(mixing, np.float64)
+    if mixing.ndim != 2 or mixing.shape[0] != mixing.shape[1]:
+        raise ValueError(f"mixing must be [d, d], got {mixing.shape}")
+    sign, log_det = np.linalg.slogdet(mixing)
+    if sign == 0:
+        raise ValueError(f"mixing must be invertible, got {mixing.tolist()}")
+    unmixing = np.linalg.inv(mixing)
+    matrix = mixing.astype(np.float32)
+
+    def sample(key, num):
+        return jax.random.logistic(key, (num, len(matrix))) @ jnp.asarray(matrix)
+
+    def energy_fn(x):
+        x = _example(x, (len(matrix),))
+        return energies.ica({"unmixing": jnp.asarray(unmixing, x.dtype)}, x)
+
+    return Target(sample, energy_fn, float(log_det))

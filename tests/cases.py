@@ -71,11 +71,18 @@ SAMPLERS = {
 
 NOT_SAMPLERS = {"sample_chain", "sample_chains", "sample_annealed", "adapt"}
 NOT_SAMPLERS |= {"chain_generator", "invert_chain"}
+NOT_SAMPLERS |= {"coupled_chains", "unbiased_weights"}
 
 _LANGEVIN = samplers.langevin(step_size=0.1)
 _CD = functools.partial(
     objectives.contrastive_divergence, energies.gaussian, sampler=_LANGEVIN, num_steps=3
 )
+
+
+def _quartic(params, x):
+    """Not quadratic: there slices along signs would all be equal."""
+    return energies.gaussian(params, x) ** 2
+
 
 OBJECTIVES = {
     "contrastive_divergence": lambda: _CD(start=starts.noise(jax.random.normal)),
@@ -92,9 +99,68 @@ OBJECTIVES = {
         energy_penalty=0.1,
         data_noise_scale=lambda count: 0.1 / (1 + count),
     ),
+    "score_matching": lambda: objectives.score_matching(energies.gaussian),
+    "sliced_score_matching": lambda: objectives.sliced_score_matching(_quartic),
+    "finite_difference_score_matching": lambda: (
+        objectives.finite_difference_score_matching(_quartic, step=0.1)
+    ),
+    "non_negative_score_matching": lambda: objectives.non_negative_score_matching(
+        energies.gaussian
+    ),
+    "denoising_score_matching": lambda: objectives.denoising_score_matching(
+        energies.gaussian, noise_scale=0.5
+    ),
+    "denoising_score_matching, control variate": lambda: (
+        objectives.denoising_score_matching(
+            energies.gaussian, noise_scale=0.5, variance_reduction="control_variate"
+        )
+    ),
+    "multi_scale_denoising_score_matching": lambda: (
+        objectives.multi_scale_denoising_score_matching(
+            energy=lambda params, x, scale: energies.gaussian(params, x) / (1 + scale),
+            noise_scales=(0.1, 1.0),
+        )
+    ),
+    "kernel_stein": lambda: objectives.kernel_stein(energies.gaussian),
+    "ratio_matching": lambda: objectives.ratio_matching(energies.gaussian),
+    "minimum_probability_flow": lambda: objectives.minimum_probability_flow(
+        energies.gaussian
+    ),
+    "minimum_velocity": lambda: objectives.minimum_velocity(
+        energies.gaussian, step_size=0.1
+    ),
+    "noise_contrastive": lambda: objectives.noise_contrastive(
+        energies.gaussian, noise_distribution=_normal((2,)), num_noise=3
+    ),
+    "conditional_noise_contrastive": lambda: objectives.conditional_noise_contrastive(
+        energies.gaussian, noise_scale=0.5
+    ),
+    "unbiased_contrastive_divergence": lambda: (
+        objectives.unbiased_contrastive_divergence(
+            energies.gaussian,
+            step_size=1.0,
+            start=starts.data(),
+            num_steps=3,
+            max_steps=6,
+        )
+    ),
+    "self_contrastive": lambda: objectives.self_contrastive(
+        energies.gaussian,
+        sample=lambda params, key: params["mean"] + jax.random.normal(key, (2,)),
+        num_noise=2,
+    ),
 }
 """Of two-dimensional data, with `params["energy"]` those of a Gaussian energy."""
 
+DRAW_NOTHING = {"score_matching", "non_negative_score_matching", "ratio_matching"}
+DRAW_NOTHING |= {"minimum_probability_flow", "kernel_stein"}
+
 NOT_OBJECTIVES = {"stateless"}
 
-GAUSSIAN_PARAMS = {"energy": {"mean": jnp.ones(2), "precision": jnp.full((2,), 0.5)}}
+PAIRS = {"f_contrastive", "flow_contrastive", "learned_stein", "variational"}
+"""Modules of two objectives each, one a player; tested in files of their own."""
+
+GAUSSIAN_PARAMS = {
+    "energy": {"mean": jnp.ones(2), "precision": jnp.full((2,), 0.5)},
+    "log_partition": jnp.array(0.5),
+}

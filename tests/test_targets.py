@@ -545,3 +545,93 @@ def test_a_batch_is_refused_with_the_way_out(name):
 def test_a_bad_argument_is_named_with_its_value(factory, arguments, message):
     with pytest.raises(ValueError, match=message):
         getattr(targets, factory)(**arguments)
+
+
+# --- models with exact answers
+
+
+RBM = targets.gaussian_bernoulli_rbm(
+    np.array([[1.5, -1.0, 0.5], [0.5, 2.0, -1.5]]),
+    np.array([0.3, -0.2]),
+    np.array([0.4, -0.1, 0.2]),
+)
+
+
+def test_a_machine_of_two_kinds_has_the_mass_and_the_score_that_it_says():
+    """By quadrature on the plane; the score is b - x + B tanh(B^T x / 2 + c) / 2."""
+    axis = np.linspace(-9, 9, 301)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    with jax.enable_x64(True):
+        values = jax.vmap(RBM.energy_fn)(jnp.asarray(grid))
+    mass = np.exp(-np.asarray(values)).sum() * (axis[1] - axis[0]) ** 2
+    np.testing.assert_allclose(np.log(mass), RBM.log_partition, rtol=1e-6)
+    x = np.array([0.7, -1.1])
+    weights = np.array([[1.5, -1.0, 0.5], [0.5, 2.0, -1.5]])
+    fields = np.tanh(0.5 * x @ weights + np.array([0.4, -0.1, 0.2]))
+    score = np.array([0.3, -0.2]) - x + 0.5 * weights @ fields
+    np.testing.assert_allclose(
+        -jax.grad(RBM.energy_fn)(jnp.asarray(x)), score, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", ["rbm", "ica"])
+def test_draws_of_a_model_have_its_law(name):
+    """Means of x, of x x^T and of the energy against quadrature, to five errors."""
+    target = RBM if name == "rbm" else targets.ica([[1.0, 0.5], [-0.3, 0.8]])
+    reach = 9 if name == "rbm" else 45
+    axis = np.linspace(-reach, reach, 601)
+    grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
+    with jax.enable_x64(True):
+        values = np.asarray(jax.vmap(target.energy_fn)(jnp.asarray(grid)))
+    area = (axis[1] - axis[0]) ** 2
+    weights = np.exp(-values - target.log_partition) * area
+    np.testing.assert_allclose(weights.sum(), 1.0, rtol=1e-5)
+    draws = np.asarray(target.sample(jax.random.key(0), 40_000), float)
+    energies_of_draws = np.asarray(jax.vmap(target.energy_fn)(jnp.asarray(draws)))
+
+    def features(x, energy):
+        return np.column_stack([x, x[:, :1] * x, x[:, 1] ** 2, energy])
+
+    exact = weights @ features(grid, values)
+    found = features(draws, energies_of_draws)
+    error = 5 * found.std(0) / len(found) ** 0.5
+    np.testing.assert_array_less(np.abs(found.mean(0) - exact), error)
+
+
+def test_mixed_sources_have_this_entropy():
+    """2 d + log |det A|, and the log partition function log |det A|."""
+    mixing = np.array([[2.0, 0.5, 0.0], [0.0, 1.0, 0.3], [0.4, 0.0, 1.5]])
+    target = targets.ica(mixing)
+    log_det = np.log(abs(np.linalg.det(mixing)))
+    np.testing.assert_allclose(target.log_partition, log_det, rtol=1e-12)
+    x = target.sample(jax.random.key(0), 40_000)
+    nats = jax.vmap(target.energy_fn)(x) + target.log_partition
+    # -log density of a logistic variable has the variance pi^2 / 3 - 4 + ... < 1.
+    np.testing.assert_allclose(nats.mean(), 6 + log_det, atol=5 * (3 / 40_000) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (
+            lambda: targets.ica(np.ones((2, 3))),
+            r"mixing must be \[d, d\], got \(2, 3\)",
+        ),
+        (lambda: targets.ica(np.ones((2, 2))), "mixing must be invertible"),
+        (
+            lambda: targets.gaussian_bernoulli_rbm(
+                np.ones((2, 3)), np.ones(3), np.ones(2)
+            ),
+            r"must be .*got \(2, 3\), \(3,\), \(2,\)",
+        ),
+        (
+            lambda: targets.gaussian_bernoulli_rbm(
+                np.ones((2, 30)), np.ones(2), np.ones(30)
+            ),
+            "at most 20.*got 30",
+        ),
+    ],
+)
+def test_bad_models_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

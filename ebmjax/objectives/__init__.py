@@ -1,12 +1,57 @@
 """Training objectives: a loss and its memory, for `training.Player`."""
 
+from ebmjax.objectives import (
+    f_contrastive,
+    flow_contrastive,
+    learned_stein,
+    variational,
+)
 from ebmjax.objectives.base import Aux, Objective, stateless
+from ebmjax.objectives.binary import minimum_probability_flow, ratio_matching
 from ebmjax.objectives.contrastive import ContrastiveCarry, contrastive_divergence
+from ebmjax.objectives.denoising import (
+    denoising_score_matching,
+    multi_scale_denoising_score_matching,
+)
+from ebmjax.objectives.kernel_stein import kernel_stein
+from ebmjax.objectives.minimum_velocity import minimum_velocity
+from ebmjax.objectives.noise_contrastive import (
+    NoiseDistribution,
+    conditional_noise_contrastive,
+    noise_contrastive,
+    self_contrastive,
+)
+from ebmjax.objectives.score_matching import (
+    finite_difference_score_matching,
+    non_negative_score_matching,
+    score_matching,
+    sliced_score_matching,
+)
+from ebmjax.objectives.unbiased import unbiased_contrastive_divergence
 
 __all__ = [
     "Aux",
     "ContrastiveCarry",
+    "NoiseDistribution",
     "Objective",
+    "conditional_noise_contrastive",
     "contrastive_divergence",
+    "denoising_score_matching",
+    "finite_difference_score_matching",
+    "f_contrastive",
+    "flow_contrastive",
+    "kernel_stein",
+    "learned_stein",
+    "minimum_probability_flow",
+    "minimum_velocity",
+    "multi_scale_denoising_score_matching",
+    "noise_contrastive",
+    "non_negative_score_matching",
+    "ratio_matching",
+    "score_matching",
+    "self_contrastive",
+    "sliced_score_matching",
     "stateless",
+    "unbiased_contrastive_divergence",
+    "variational",
 ]

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from ebmjax.types import Array, Energy, Key, Network, Params
 
 __all__ = ["Aux", "Objective", "stateless"]
@@ -54,3 +57,70 @@ def stateless(
 def as_function(network: Energy | Network) -> Energy:
     """A plain function, from one or from a `Network`."""
     return network.apply if isinstance(network, Network) else network
+
+
+def averaged(
+    example_loss: Callable[[Params, Key, Array], tuple[Array, dict[str, Array]]],
+) -> Objective:
+    """An objective that is the mean of a loss of one example.
+
+    Args:
+      example_loss: `example_loss(params, key, x) -> (scalar, metrics)` for an example
+        `x: [*event]`, with a key of its own.
+    """
+
+    def loss(params, key, batch):
+        keys = jax.random.split(key, batch.shape[0])
+        values, metrics = jax.vmap(example_loss, (None, 0, 0))(params, keys, batch)
+        metrics = jax.tree.map(jnp.mean, jax.lax.stop_gradient(metrics))
+        return jnp.mean(values), metrics
+
+    return stateless(loss)
+
+
+Score = Callable[..., Array]
+"""`score(params, x, ...) -> [*event]` of the whole `params`, a dict by network."""
+
+
+def score_of(
+    energy: Energy | Network | None, score_network: Score | Network | None
+) -> Score:
+    """The score of an energy, `params["energy"]`, or a network that is one itself,
+    `params["score"]`. What else is given, such as a noise scale, is handed on.
+
+    Raises:
+      TypeError: Unless exactly one of the two is given.
+    """
+    if (energy is None) == (score_network is None):
+        given = "neither" if energy is None else "both"
+        raise TypeError(f"give exactly one of energy and score_network, got {given}")
+    if energy is not None:
+        gradient = jax.grad(as_function(energy), argnums=1)
+        return lambda params, x, *rest: -gradient(params["energy"], x, *rest)
+    network = as_function(score_network)
+
+    def score(params, x, *rest):
+        result = network(params["score"], x, *rest)
+        if jnp.shape(result) != x.shape:
+            raise ValueError(
+                f"score_network must return an array of the example's shape {x.shape},"
+                f" got {jnp.shape(result)}"
+            )
+        return result
+
+    return score
+
+
+def dot(a: Array, b: Array) -> Array:
+    """Of two events of one shape, over all elements."""
+    return jnp.sum(a * b)
+
+
+def check_positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name} must be positive, got {value}")
+
+
+def check_choice(name: str, value, choices: tuple) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {value!r}")

@@ -3,6 +3,11 @@
 from ebmjax.samplers.adaptation import Adapted, adapt
 from ebmjax.samplers.annealed import sample_annealed
 from ebmjax.samplers.base import Sampler, sample_chain, sample_chains
+from ebmjax.samplers.coupled import (
+    CoupledChains,
+    coupled_chains,
+    unbiased_weights,
+)
 from ebmjax.samplers.hmc import HMCInfo, HMCState, hmc
 from ebmjax.samplers.independence import (
     IndependenceInfo,
@@ -25,6 +30,7 @@ from ebmjax.samplers.underdamped import (
 
 __all__ = [
     "Adapted",
+    "CoupledChains",
     "HMCInfo",
     "HMCState",
     "IndependenceInfo",
@@ -40,6 +46,7 @@ __all__ = [
     "UnderdampedState",
     "adapt",
     "chain_generator",
+    "coupled_chains",
     "hmc",
     "independence",
     "invert_chain",
@@ -49,5 +56,6 @@ __all__ = [
     "sample_annealed",
     "sample_chain",
     "sample_chains",
+    "unbiased_weights",
     "underdamped",
 ]

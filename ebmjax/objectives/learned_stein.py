@@ -1,0 +1,131 @@
+"""The Stein discrepancy with a learned critic: two players, no second derivatives of
+the energy in the data.
+
+The Stein term of a critic `f`, a network `(params, x) -> [*event]`, is the mean over
+data of `score . f + divergence of f`, which is 0 for every critic where the model is
+the data's law. The critic maximises it less `l2_weight |f|^2`; its best is `(score -
+score of data) / (2 l2_weight)`, where the Stein term is the Fisher divergence over
+`l2_weight`. The energy minimises it.
+
+Source:
+  Grathwohl, Wang, Jacobsen, Duvenaud & Zemel (2020), "Learning the Stein discrepancy
+  for training and evaluating energy-based models without sampling".
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ebmjax import energies
+from ebmjax.objectives.base import (
+    Objective,
+    as_function,
+    averaged,
+    check_positive,
+    dot,
+    score_of,
+)
+from ebmjax.samplers.base import check_count
+from ebmjax.types import Array, Energy, Network
+
+__all__ = ["critic_objective", "energy_objective"]
+
+Critic = Callable[..., Array] | Network
+
+
+def critic_objective(
+    energy: Energy | Network,
+    critic: Critic,
+    *,
+    l2_weight: float,
+    num_projections: int | None = 1,
+) -> Objective:
+    """The critic's loss: minus the Stein term plus `l2_weight |f|^2`.
+
+    Args:
+      energy: `energy(params, x)` of one example, or a `Network`, with the parameters
+        `params["energy"]`; held fixed.
+      critic: `critic(params, x) -> [*event]`, with the parameters `params["critic"]`.
+      l2_weight: Positive; it scales the best critic and changes no minimum.
+      num_projections: Normal directions of Hutchinson's estimate of the divergence;
+        None for the exact one.
+
+    Returns:
+      A stateless `Objective` for a player that trains `("critic",)`. Metrics: `stein`,
+      the Stein term; `critic_square`, the mean of `|f|^2`.
+
+    Raises:
+      ValueError: If the weight is not positive or `num_projections` below 1.
+    """
+    check_positive("l2_weight", l2_weight)
+    stein = _stein_term(energy, critic, num_projections)
+
+    def example_loss(params, key, x):
+        params = params | jax.lax.stop_gradient({"energy": params["energy"]})
+        value, at_x = stein(params, key, x)
+        square = dot(at_x, at_x)
+        return l2_weight * square - value, {"stein": value, "critic_square": square}
+
+    return averaged(example_loss)
+
+
+def energy_objective(
+    energy: Energy | Network, critic: Critic, *, num_projections: int | None = 1
+) -> Objective:
+    """The energy's loss: the Stein term of the critic, held fixed.
+
+    Only `score . f` depends on the energy; the divergence is there so that the value is
+    the discrepancy.
+
+    Args:
+      energy: As in `critic_objective`.
+      critic: As in `critic_objective`.
+      num_projections: As in `critic_objective`.
+
+    Returns:
+      A stateless `Objective` for a player that trains `("energy",)`. Metrics: `stein`,
+      `critic_square`.
+
+    Raises:
+      ValueError: If `num_projections` is below 1.
+    """
+    stein = _stein_term(energy, critic, num_projections)
+
+    def example_loss(params, key, x):
+        params = params | jax.lax.stop_gradient({"critic": params["critic"]})
+        value, at_x = stein(params, key, x)
+        return value, {"stein": value, "critic_square": dot(at_x, at_x)}
+
+    return averaged(example_loss)
+
+
+def _stein_term(energy, critic, num_projections):
+    """`(params, key, x) -> (score . f + divergence of f, f)`."""
+    if num_projections is not None:
+        check_count("num_projections", num_projections, 1)
+    score, critic = score_of(energy, None), as_function(critic)
+
+    def stein(params, key, x):
+        def field(x):
+            return critic(params["critic"], x)
+
+        at_x = field(x)
+        if jnp.shape(at_x) != x.shape:
+            raise ValueError(
+                f"critic must return an array of the example's shape {x.shape},"
+                f" got {jnp.shape(at_x)}"
+            )
+        if num_projections is None:
+            divergence = energies.divergence(field, x)
+        else:
+            shape = (num_projections, *x.shape)
+            directions = jax.random.normal(key, shape, x.dtype)
+
+            def along(v):
+                return dot(v, jax.jvp(field, (x,), (v,))[1])
+
+            divergence = jnp.mean(jax.vmap(along)(directions))
+        return dot(score(params, x), at_x) + divergence, at_x
+
+    return stein

@@ -1,0 +1,196 @@
+"""Pairs of chains that meet, for expectations without a burn-in's bias."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ebmjax.samplers.base import (
+    check_count,
+    check_number,
+    draw_uniform,
+    scalar_energy,
+    value,
+)
+from ebmjax.types import Array, EnergyFn, Key
+
+__all__ = ["CoupledChains", "coupled_chains", "unbiased_weights"]
+
+COUPLINGS = ("reflection", "maximal")
+
+
+class CoupledChains(NamedTuple):
+    """Two chains of one law, the second a move behind.
+
+    Attributes:
+      leader: `[max_steps + 1, *event]`, from its start.
+      follower: `[max_steps, *event]`, from its start.
+      meeting_time: `[]`, int32: the first t at least 1 with `leader[t] ==
+        follower[t - 1]`, from where on that is so for ever; `max_steps + 1` if they
+        have not met by then.
+    """
+
+    leader: Array
+    follower: Array
+    meeting_time: Array
+
+
+def coupled_chains(
+    energy_fn: EnergyFn,
+    key: Key,
+    x: Array,
+    y: Array,
+    *,
+    step_size: float,
+    max_steps: int,
+    coupling: str = "reflection",
+) -> CoupledChains:
+    """Two random-walk Metropolis chains that are each right alone, and meet.
+
+    The leader makes a move alone; then both move together, with proposals `N(position,
+    step_size^2)` that are equal as often as they can be, and one uniform number for
+    both acceptances. Once equal they stay so.
+
+    Args:
+      energy_fn: Energy of one example.
+      key: A typed key.
+      x: Where the leader begins, `[*event]`.
+      y: Where the follower begins, of the same law as `x`; may be `x` itself.
+      step_size: Standard deviation of a proposal, in units of x (for Langevin samplers
+        it is the square of that).
+      max_steps: Moves of the leader, whether or not they meet before.
+      coupling: Of the proposals: "reflection" mirrors the one at the other's where they
+        are not equal, which brings chains in many dimensions nearer; "maximal" draws
+        anew, by rejection, which takes the longer the nearer the chains are, and under
+        `vmap` as long as the longest.
+
+    Returns:
+      `CoupledChains` of one pair.
+
+    Raises:
+      ValueError: If the step is not positive, `max_steps` below 1, or the coupling
+        unknown.
+
+    Source:
+      Jacob, O'Leary & Atchade (2020), "Unbiased Markov chain Monte Carlo methods with
+      couplings".
+    """
+    check_number("step_size", step_size, positive=True)
+    check_count("max_steps", max_steps, 1)
+    if coupling not in COUPLINGS:
+        raise ValueError(f"coupling must be one of {COUPLINGS}, got {coupling!r}")
+    energy_fn = functools.partial(value, scalar_energy(energy_fn))
+    propose = _reflected if coupling == "reflection" else _maximal
+
+    def accept(log_uniform, proposed, state):
+        new = proposed, energy_fn(proposed)
+        is_accepted = log_uniform <= state[1] - new[1]
+        return jax.tree.map(lambda a, b: jnp.where(is_accepted, a, b), new, state)
+
+    def log_uniform(key):
+        return jnp.log(draw_uniform(key, (), x))
+
+    def together(carry, index):
+        leader, follower, has_met = carry
+        proposal_key, accept_key = jax.random.split(jax.random.fold_in(key, index))
+        proposals = propose(proposal_key, leader[0], follower[0], step_size)
+        uniform = log_uniform(accept_key)
+        leader = accept(uniform, proposals[0], leader)
+        follower = accept(uniform, proposals[1], follower)
+        has_met |= jnp.all(leader[0] == follower[0])
+        # Equal positions have equal energies, but for what a compiler makes of them.
+        follower = jax.tree.map(lambda a, b: jnp.where(has_met, a, b), leader, follower)
+        return (leader, follower, has_met), (leader[0], follower[0], has_met)
+
+    leader, follower = (x, energy_fn(x)), (y, energy_fn(y))
+    proposal_key, accept_key = jax.random.split(jax.random.fold_in(key, 0))
+    noise = jax.random.normal(proposal_key, x.shape, x.dtype)
+    moved = accept(log_uniform(accept_key), x + step_size * noise, leader)
+    has_met = jnp.all(moved[0] == y)
+    follower = jax.tree.map(lambda a, b: jnp.where(has_met, a, b), moved, follower)
+    _, (leaders, followers, have_met) = jax.lax.scan(
+        together, (moved, follower, has_met), jnp.arange(1, max_steps)
+    )
+    met_at = jnp.concatenate([jnp.atleast_1d(has_met), have_met])
+    return CoupledChains(
+        leader=jnp.concatenate([jnp.stack([x, moved[0]]), leaders]),
+        follower=jnp.concatenate([jnp.expand_dims(y, 0), followers]),
+        meeting_time=(1 + jnp.sum(~met_at)).astype(jnp.int32),
+    )
+
+
+def _reflected(key, x, y, step_size):
+    noise_key, uniform_key = jax.random.split(key)
+    noise = jax.random.normal(noise_key, x.shape, x.dtype)
+    shift = (x - y) / step_size
+    uniform = jnp.log(draw_uniform(uniform_key, (), x))
+    is_equal = uniform <= -0.5 * jnp.sum(shift * (2 * noise + shift))
+    # A shift of 0 is always equal: its direction is never asked for.
+    square = jnp.maximum(jnp.sum(shift**2), jnp.finfo(x.dtype).tiny)
+    mirrored = noise - 2 * jnp.sum(noise * shift) / square * shift
+    ahead = x + step_size * noise
+    return ahead, jnp.where(is_equal, ahead, y + step_size * mirrored)
+
+
+def _maximal(key, x, y, step_size):
+    noise_key, uniform_key, loop_key = jax.random.split(key, 3)
+    ahead = x + step_size * jax.random.normal(noise_key, x.shape, x.dtype)
+
+    def log_ratio(point, other, own):
+        """log N(point; other) - log N(point; own)."""
+        squares = jnp.sum((point - own) ** 2) - jnp.sum((point - other) ** 2)
+        return 0.5 * squares / step_size**2
+
+    uniform = jnp.log(draw_uniform(uniform_key, (), x))
+    is_equal = uniform <= log_ratio(ahead, y, x)
+
+    def again(carry):
+        key, _, _ = carry
+        key, noise_key, uniform_key = jax.random.split(key, 3)
+        point = y + step_size * jax.random.normal(noise_key, x.shape, x.dtype)
+        uniform = jnp.log(draw_uniform(uniform_key, (), x))
+        # Not "above": a NaN would be tried for ever.
+        return key, point, ~(uniform <= log_ratio(point, x, y))
+
+    _, point, _ = jax.lax.while_loop(
+        lambda carry: ~carry[2], again, (loop_key, ahead, is_equal)
+    )
+    return ahead, point
+
+
+def unbiased_weights(
+    meeting_time: Array, num_burn_in: int, num_steps: int, max_steps: int
+) -> tuple[Array, Array]:
+    """Weights with which the mean over a pair of chains has no bias.
+
+    With `k = num_burn_in` and `m = num_steps`: the mean of the leader's positions k to
+    m, and for every t from `k + 1` until they meet `min(1, (t - k) / (m - k + 1))`
+    times the leader at t less the follower at `t - 1`.
+
+    Args:
+      meeting_time: From `CoupledChains`.
+      num_burn_in: First positions left out, at least 0.
+      num_steps: The last position of the plain mean, at most `max_steps`.
+      max_steps: Of the chains. A pair that has not met by then is cut off there, which
+        is a bias: count them.
+
+    Returns:
+      `([max_steps + 1], [max_steps])`, for leader and follower.
+
+    Raises:
+      ValueError: Unless `0 <= num_burn_in <= num_steps <= max_steps`.
+    """
+    if not 0 <= num_burn_in <= num_steps <= max_steps:
+        raise ValueError(
+            "num_burn_in, num_steps and max_steps must not decrease, nor be negative,"
+            f" got {num_burn_in}, {num_steps} and {max_steps}"
+        )
+    times = jnp.arange(max_steps + 1)
+    length = num_steps - num_burn_in + 1
+    plain = (times >= num_burn_in) & (times <= num_steps)
+    is_apart = (times > num_burn_in) & (times < meeting_time)
+    correction = jnp.where(
+        is_apart, jnp.minimum(1.0, (times - num_burn_in) / length), 0.0
+    )
+    return plain / length + correction, -correction[1:]

@@ -1,0 +1,150 @@
+"""Coupled chains: each has its law, they meet and stay, and nothing is biased."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from ebmjax import energies, objectives, samplers, starts
+from ebmjax.samplers import coupled
+
+COUPLINGS = ("reflection", "maximal")
+
+
+def run(coupling, num=60_000, max_steps=60, seed=0):
+    """The target N(1, 1) from N(8, 1), proposals of standard deviation 1.5."""
+    energy_fn = functools.partial(energies.gaussian, {"mean": 1.0, "precision": 1.0})
+    keys = jax.random.split(jax.random.key(seed), 3)
+    x, y = (8 + jax.random.normal(key, (num,)) for key in keys[:2])
+
+    def pair(key, x, y):
+        return samplers.coupled_chains(
+            energy_fn, key, x, y, step_size=1.5, max_steps=max_steps, coupling=coupling
+        )
+
+    return jax.jit(jax.vmap(pair))(jax.random.split(keys[2], num), x, y)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_the_mean_has_no_bias_long_before_the_chains_have_arrived(coupling):
+    """k = 2, m = 10 from seven standard deviations away: 1, within five standard
+    errors; the plain mean of the same positions is far off. All have met by 60."""
+    chains = run(coupling)
+    assert (chains.meeting_time <= 60).all()
+    weights = jax.vmap(lambda time: samplers.unbiased_weights(time, 2, 10, 60))(
+        chains.meeting_time
+    )
+    parts = zip(weights, (chains.leader, chains.follower))
+    values = np.asarray(sum(jnp.sum(w * x, axis=1) for w, x in parts))
+    error = 5 * values.std() / len(values) ** 0.5
+    np.testing.assert_allclose(values.mean(), 1.0, atol=error)
+    assert error < 0.6
+    assert chains.leader[:, 2:11].mean() > 2.0  # off by more than that
+
+
+def test_reflected_chains_meet_after_about_seven_moves():
+    assert abs(run("reflection").meeting_time.mean() - 7) < 1.5
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_chains_that_met_are_one(coupling):
+    chains = run(coupling, num=500)
+    times = np.arange(1, 61)
+    is_equal = np.asarray(chains.leader[:, 1:] == chains.follower)
+    has_met = times >= np.asarray(chains.meeting_time)[:, None]
+    np.testing.assert_array_equal(is_equal, has_met)
+
+
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_leader_and_follower_have_one_law(coupling):
+    """The leader at t against the follower at t, both t moves from the same law: a
+    two-sample Kolmogorov distance that chance passes once in 1e5."""
+    chains = run(coupling, num=4_000)
+    others = run(coupling, num=4_000, seed=1)
+    for t in (1, 3, 8):
+        distance = scipy.stats.ks_2samp(chains.leader[:, t], others.follower[:, t])
+        assert distance.pvalue > 1e-5
+
+
+@pytest.mark.parametrize("propose", [coupled._reflected, coupled._maximal])
+def test_proposals_are_normal_and_as_often_equal_as_can_be(propose):
+    """Standard deviations apart: 2 Phi(-|x - y| / (2 s)) of them are equal; both are
+    normal around their own chain, in three dimensions."""
+    x, y, step = jnp.array([0.3, -1.0, 2.0]), jnp.array([1.0, 0.5, 1.5]), 1.2
+    num = 40_000
+    keys = jax.random.split(jax.random.key(0), num)
+    ahead, behind = jax.vmap(lambda key: propose(key, x, y, step))(keys)
+    for draws, centre in ((ahead, x), (behind, y)):
+        z = (np.asarray(draws) - np.asarray(centre)) / step
+        np.testing.assert_allclose(z.mean(0), 0.0, atol=5 / num**0.5)
+        np.testing.assert_allclose(z.T @ z / num, np.eye(3), atol=6 * (2 / num) ** 0.5)
+    distance = float(jnp.linalg.norm(x - y)) / step
+    share = 2 * scipy.stats.norm.cdf(-distance / 2)
+    error = 5 * (share * (1 - share) / num) ** 0.5
+    found = np.asarray((ahead == behind).all(1)).mean()
+    np.testing.assert_allclose(found, share, atol=error)
+
+
+def test_the_weights_of_this_meeting():
+    """k = 1, m = 2, met at 5: the plain mean of 1 and 2, a half of the difference at 2,
+    the whole at 3 and 4."""
+    leader, follower = samplers.unbiased_weights(jnp.array(5), 1, 2, 6)
+    np.testing.assert_allclose(leader, [0, 0.5, 1.0, 1.0, 1.0, 0, 0])
+    np.testing.assert_allclose(follower, [0, -0.5, -1.0, -1.0, 0, 0])
+
+
+def test_the_gradient_of_the_likelihood_is_unbiased_from_a_single_move():
+    """E = a x^2 / 2 with a = .5, data of mean square 1: (1 - 1 / a) / 2 = -.5, within
+    five standard errors, from chains that begin at the data."""
+    objective = objectives.unbiased_contrastive_divergence(
+        lambda a, x: 0.5 * a * x**2,
+        step_size=2.0,
+        start=starts.data(),
+        num_steps=1,
+        max_steps=80,
+    )
+    batch = jnp.tile(jnp.array([1.0, -1.0]), 8)
+
+    def gradient(key):
+        def loss(a):
+            return objective.loss({"energy": a}, key, batch, ())
+
+        return jax.grad(loss, has_aux=True)(0.5)
+
+    found, aux = jax.jit(jax.vmap(gradient))(jax.random.split(jax.random.key(0), 2_000))
+    assert aux.metrics["cut_off_rate"].max() == 0
+    error = 5 * found.std() / len(found) ** 0.5
+    np.testing.assert_allclose(found.mean(), -0.5, atol=error)
+    assert error < 0.15
+    # Cut off after two moves it is reported, and biased.
+    short = objectives.unbiased_contrastive_divergence(
+        lambda a, x: 0.5 * a * x**2,
+        step_size=2.0,
+        start=starts.data(),
+        num_steps=1,
+        max_steps=2,
+    )
+    _, aux = short.loss({"energy": 0.5}, jax.random.key(0), jnp.tile(batch, 50), ())
+    assert 0.1 < aux.metrics["cut_off_rate"] < 0.9
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"step_size": 0.0}, "step_size must be positive, got 0"),
+        ({"max_steps": 0}, "max_steps must be a whole number of at least 1, got 0"),
+        ({"coupling": "none"}, "coupling must be one of .*'none'"),
+    ],
+)
+def test_bad_options_are_named(options, message):
+    options = {"step_size": 1.0, "max_steps": 3} | options
+    with pytest.raises(ValueError, match=message):
+        samplers.coupled_chains(jnp.sum, jax.random.key(0), 0.0, 0.0, **options)
+
+
+def test_stretches_that_make_no_sense_are_refused():
+    with pytest.raises(ValueError, match="must not decrease.*got 3, 2 and 5"):
+        samplers.unbiased_weights(jnp.array(1), 3, 2, 5)

@@ -1,0 +1,409 @@
+"""Score matching: closed forms on normal data, and estimators of one quantity agree."""
+
+import itertools
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.special
+from expectations import estimate, expected, normal_nodes
+
+from ebmjax import energies, objectives
+
+MODULE = sys.modules["ebmjax.objectives.score_matching"]
+A = np.array([[2.0, 0.5], [0.5, 1.0]])
+DELTA = np.array([0.3, -0.4])
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def gaussian_params(precision=A, mean=DELTA):
+    return {"energy": {"mean": jnp.asarray(mean), "precision": jnp.asarray(precision)}}
+
+
+def quartic(params, x):
+    """Neither quadratic nor a sum over elements."""
+    flat = x.reshape(-1)
+    bend = jnp.sum(params * flat) ** 4 / 4
+    return bend + 0.5 * jnp.sum(flat**2) + jnp.sin(flat[0] * flat[-1])
+
+
+def quartic_score(params, x):
+    return -jax.grad(quartic, 1)(params, x)
+
+
+QUARTIC = jnp.array([0.3, -0.5, 0.7])
+
+
+def loss(objective, params, batch, key=0):
+    return objective.loss(params, jax.random.key(key), batch, ())[0]
+
+
+def both_kinds(make):
+    """The same objective of an energy and of the score that is its own."""
+    yield make(quartic), {"energy": QUARTIC}
+    yield make(score_network=quartic_score), {"score": QUARTIC}
+
+
+# --- exact
+
+
+def test_on_normal_data_it_is_this_number_and_least_at_the_data_s_covariance():
+    """tr(A^2 (S + delta delta^T)) / 2 - tr A, with S the covariance over n: exact of
+    the examples there are, with a minimum of -tr S^-1 / 2 at the precision S^-1."""
+    data = jax.random.normal(jax.random.key(0), (50, 2)) @ jnp.array(
+        [[1, 0.6], [0, 0.8]]
+    )
+    mean = np.asarray(data.mean(0))
+    covariance = np.cov(data.T, bias=True)
+    objective = objectives.score_matching(energies.gaussian)
+    shift = mean - DELTA
+    second = covariance + np.outer(shift, shift)
+    np.testing.assert_allclose(
+        loss(objective, gaussian_params(), data),
+        0.5 * np.trace(A @ A @ second) - np.trace(A),
+        rtol=1e-12,
+    )
+    best = gaussian_params(np.linalg.inv(covariance), mean)
+    value, gradient = jax.value_and_grad(lambda p: loss(objective, p, data))(best)
+    expected_value = -0.5 * np.trace(np.linalg.inv(covariance))
+    np.testing.assert_allclose(value, expected_value, rtol=1e-12)
+    for leaf in jax.tree.leaves(gradient):
+        np.testing.assert_allclose(leaf, 0.0, atol=1e-12)
+    # A plus before the Laplacian would have no minimum among the precisions.
+    assert value < loss(objective, gaussian_params(), data)
+
+
+def test_a_score_network_is_matched_like_an_energy():
+    """The divergence of a field that is no gradient: of (x y, x^2), y + 0."""
+    x = jnp.array([[2.0, 3.0]])
+    objective = objectives.score_matching(
+        score_network=lambda scale, x: scale * jnp.stack([x[0] * x[1], x[0] ** 2])
+    )
+    value = loss(objective, {"score": 2.0}, x)
+    np.testing.assert_allclose(value, 0.5 * 4 * (36 + 16) + 2 * 3)
+    batch = jax.random.normal(jax.random.key(1), (4, 3))
+    values = [
+        loss(objective, params, batch)
+        for objective, params in both_kinds(objectives.score_matching)
+    ]
+    np.testing.assert_allclose(values[0], values[1], rtol=1e-12)
+
+
+# --- sliced
+
+
+@pytest.mark.parametrize("variance_reduced", [True, False])
+def test_over_all_sign_vectors_slices_are_exact(monkeypatch, variance_reduced):
+    """Signs' mean outer product is the identity, in the first term and the second."""
+    signs = jnp.array(list(itertools.product([-1.0, 1.0], repeat=3)))
+    monkeypatch.setattr(MODULE, "draw_directions", lambda *_: signs)
+    batch = jax.random.normal(jax.random.key(0), (5, 3))
+    make = lambda *args, **options: objectives.sliced_score_matching(  # noqa: E731
+        *args, num_projections=8, variance_reduced=variance_reduced, **options
+    )
+    exact = loss(objectives.score_matching(quartic), {"energy": QUARTIC}, batch)
+    for objective, params in both_kinds(make):
+        np.testing.assert_allclose(loss(objective, params, batch), exact, rtol=1e-12)
+
+
+@pytest.mark.parametrize("projection", ["rademacher", "gaussian", "sphere"])
+def test_slices_have_the_exact_mean_and_the_variance_of_their_directions(projection):
+    """Of v . H v: 2 sum of H_ij^2 off the diagonal for signs, 2 |H|^2 for normals, and
+    for the sphere (2 |H|^2 - 2 tr(H)^2 / d) d / (d + 2)."""
+    precision = np.array([[2.0, 0.5, -0.3], [0.5, 1.0, 0.8], [-0.3, 0.8, 1.5]])
+    params = gaussian_params(precision, np.zeros(3))
+    x = jnp.array([[0.4, -1.0, 0.3]])
+    objective = objectives.sliced_score_matching(
+        energies.gaussian, projection=projection
+    )
+    num = 40_000
+    keys = jax.random.split(jax.random.key(2), num)
+    values = jax.vmap(lambda key: objective.loss(params, key, x, ())[0])(keys)
+    square, trace = (precision**2).sum(), np.trace(precision)
+    variance = {
+        "rademacher": 2 * (square - (np.diag(precision) ** 2).sum()),
+        "gaussian": 2 * square,
+        "sphere": (2 * square - 2 * trace**2 / 3) * 3 / 5,
+    }[projection]
+    exact = loss(objectives.score_matching(energies.gaussian), params, x)
+    assert abs(values.mean() - exact) < 5 * (variance / num) ** 0.5
+    # Of the variance's own error the fourth moment is at most that of a chi-square.
+    np.testing.assert_allclose(values.var(), variance, rtol=5 * (14 / num) ** 0.5)
+
+
+def test_directions_on_the_sphere_have_the_square_root_of_the_dimension():
+    v = MODULE.draw_directions(jax.random.key(0), "sphere", (100, 2, 3), jnp.float64)
+    np.testing.assert_allclose((v**2).sum((1, 2)), 6.0, rtol=1e-12)
+
+
+def test_a_diagonal_hessian_needs_one_sign_vector():
+    params = gaussian_params(np.diag([3.0, 5.0]))
+    batch = jax.random.normal(jax.random.key(0), (7, 2))
+    sliced = objectives.sliced_score_matching(energies.gaussian)
+    exact = objectives.score_matching(energies.gaussian)
+    np.testing.assert_allclose(
+        loss(sliced, params, batch), loss(exact, params, batch), rtol=1e-12
+    )
+
+
+def test_more_projections_average():
+    batch = jnp.ones((1, 3))
+    params, spreads = {"energy": QUARTIC}, []
+    for num in (1, 16):
+        objective = objectives.sliced_score_matching(quartic, num_projections=num)
+        keys = jax.random.split(jax.random.key(0), 2_000)
+        run = jax.vmap(lambda k, f=objective: f.loss(params, k, batch, ())[0])
+        spreads.append(run(keys).var())
+    # A ratio of two sample variances of 2,000, each with a relative error of 5 %.
+    np.testing.assert_allclose(spreads[0] / spreads[1], 16, rtol=0.3)
+
+
+# --- finite differences
+
+
+def test_of_a_quadratic_energy_every_step_is_exact():
+    """The same direction for the same key: sliced on the sphere, to rounding."""
+    batch = jax.random.normal(jax.random.key(0), (6, 2))
+    sliced = objectives.sliced_score_matching(
+        energies.gaussian, projection="sphere", variance_reduced=False
+    )
+    expected_value = loss(sliced, gaussian_params(), batch)
+    for step in (1e-2, 1.0, 10.0):
+        objective = objectives.finite_difference_score_matching(
+            energies.gaussian, step=step
+        )
+        value = loss(objective, gaussian_params(), batch)
+        np.testing.assert_allclose(value, expected_value, rtol=1e-10 / step**2)
+
+
+@pytest.mark.parametrize("kind", [0, 1])
+def test_half_of_the_step_makes_a_quarter_of_the_error(kind):
+    batch = 0.5 * jax.random.normal(jax.random.key(0), (6, 3))
+    pairs = [
+        list(
+            both_kinds(
+                lambda *args, step=step, **options: (
+                    objectives.finite_difference_score_matching(
+                        *args, step=step, **options
+                    )
+                )
+            )
+        )[kind]
+        for step in (0.02, 0.01)
+    ]
+    make = lambda *args, **options: objectives.sliced_score_matching(  # noqa: E731
+        *args, projection="sphere", variance_reduced=kind == 1, **options
+    )
+    limit, params = list(both_kinds(make))[kind]
+    exact = loss(limit, params, batch)
+    errors = [loss(objective, params, batch) - exact for objective, _ in pairs]
+    # The next term of the error is smaller by step^2 = 4e-4 times a number near 1.
+    np.testing.assert_allclose(errors[0] / errors[1], 4, rtol=0.02)
+    assert abs(errors[0]) > 1e-7
+
+
+# --- denoising
+
+
+@pytest.mark.parametrize("variance_reduction", ["antithetic", "control_variate", None])
+def test_denoising_learns_the_noised_data(monkeypatch, variance_reduction):
+    """a^2 (S + s^2) / 2 - a plus 1 / (2 s^2), which the antithetic form leaves out;
+    least at a = 1 / (S + s^2)."""
+    a, variance, scale = 0.7, 1.6, 0.5
+    objective = objectives.denoising_score_matching(
+        energies.gaussian, noise_scale=scale, variance_reduction=variance_reduction
+    )
+
+    def mean_loss(a):
+        params = {"energy": {"mean": 0.0, "precision": a}}
+        return expected(monkeypatch, objective, params, normal_nodes(20, 0.0, variance))
+
+    constant = 0.0 if variance_reduction == "antithetic" else 0.5 / scale**2
+    value = 0.5 * a**2 * (variance + scale**2) - a + constant
+    np.testing.assert_allclose(mean_loss(a), value, rtol=1e-12)
+    best = 1 / (variance + scale**2)
+    np.testing.assert_allclose(jax.grad(mean_loss)(best), 0.0, atol=1e-12)
+    np.testing.assert_allclose(jax.grad(jax.grad(mean_loss))(best), 1 / best, rtol=1e-9)
+
+
+def test_denoising_in_many_dimensions_has_the_same_law():
+    """tr(A^2 Sigma) / 2 - tr A, Sigma = S + s^2, within five standard errors."""
+    scale, root = 0.6, np.array([[1.0, 0.6], [0.0, 0.8]])
+    data = jax.random.normal(jax.random.key(0), (4_000, 16, 2)) @ jnp.asarray(root)
+    sigma = root.T @ root + scale**2 * np.eye(2)
+    exact = 0.5 * np.trace(A @ A @ sigma) - np.trace(A)
+    for reduction, constant in (("antithetic", 0), ("control_variate", 1), (None, 1)):
+        objective = objectives.denoising_score_matching(
+            energies.gaussian, noise_scale=scale, variance_reduction=reduction
+        )
+        params = gaussian_params(mean=np.zeros(2))
+        value, error = estimate(objective, params, jax.random.key(1), data)
+        assert abs(value - exact - constant / scale**2) < 5 * error
+
+
+def test_with_small_noise_both_reductions_are_sliced_score_matching():
+    """Along the same noise, the error falls with the scale (twice for the antithetic
+    one); without reduction it grows."""
+    batch = 0.5 * jax.random.normal(jax.random.key(1), (6, 3))
+    params = {"energy": QUARTIC}
+    sliced = objectives.sliced_score_matching(quartic, projection="gaussian")
+    exact = loss(sliced, params, batch)
+    for reduction, order in (("antithetic", 2), ("control_variate", 1)):
+        errors = []
+        for scale in (2e-3, 1e-3):
+            objective = objectives.denoising_score_matching(
+                quartic, noise_scale=scale, variance_reduction=reduction
+            )
+            constant = 0 if order == 2 else 3 / (2 * scale**2)
+            errors.append(loss(objective, params, batch) - constant - exact)
+        np.testing.assert_allclose(errors[0] / errors[1], 2**order, rtol=0.05)
+
+
+def test_a_score_network_is_denoised_like_an_energy():
+    batch = jax.random.normal(jax.random.key(0), (5, 3))
+    for reduction in ("antithetic", "control_variate", None):
+        make = lambda *args, r=reduction, **options: (  # noqa: E731
+            objectives.denoising_score_matching(
+                *args, noise_scale=0.3, variance_reduction=r, **options
+            )
+        )
+        values = [loss(objective, p, batch) for objective, p in both_kinds(make)]
+        np.testing.assert_allclose(values[0], values[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("weighting", [None, lambda scale: 3 * scale])
+def test_many_scales_are_weighted_and_each_has_its_own_score(weighting):
+    """With the score -x / (S + s^2) of noised normal data in d dimensions, the mean of
+    |s score + n|^2 is d S / (S + s^2); scales are drawn with equal shares."""
+    scales, variance, dim = (0.5, 2.0), 1.5, 3
+    objective = objectives.multi_scale_denoising_score_matching(
+        lambda params, x, scale: -params * x / (variance + scale**2),
+        noise_scales=scales,
+        weighting=weighting,
+    )
+    data = jax.random.normal(jax.random.key(0), (4_000, 8, dim)) * variance**0.5
+    value, error = estimate(objective, {"score": 1.0}, jax.random.key(1), data)
+    weights = [1.0 if weighting is None else 3 / scale for scale in scales]
+    terms = [0.5 * dim * variance / (variance + s**2) for s in scales]
+    assert abs(value - np.mean(np.multiply(weights, terms))) < 5 * error
+    _, aux = objective.loss(
+        {"score": 0.0}, jax.random.key(2), data.reshape(-1, dim), ()
+    )
+    num = data.size
+    np.testing.assert_allclose(aux.metrics["residual"], 1.0, atol=5 * (2 / num) ** 0.5)
+
+
+def test_an_energy_with_a_scale_is_denoised_like_its_score():
+    energy = lambda p, x, scale: p * jnp.sum(x**4) / (1 + scale)  # noqa: E731
+    score = lambda p, x, scale: -4 * p * x**3 / (1 + scale)  # noqa: E731
+    batch = jax.random.normal(jax.random.key(0), (5, 3))
+    make = objectives.multi_scale_denoising_score_matching
+    of_energy = make(energy=energy, noise_scales=[0.1, 1.0])
+    of_score = make(score, noise_scales=[0.1, 1.0])
+    np.testing.assert_allclose(
+        loss(of_energy, {"energy": 0.5}, batch),
+        loss(of_score, {"score": 0.5}, batch),
+        rtol=1e-12,
+    )
+
+
+# --- non-negative
+
+
+def test_the_law_of_waiting_times_is_found_from_its_moments():
+    """Gamma with shape 3 and rate 2, quadrature exact for its moments: no gradient
+    there, and the value -sum of the squared data score's x^2 / 2, that is -k' / 2."""
+    nodes, weights = scipy.special.roots_genlaguerre(10, 2.0)
+    nodes, weights = nodes / 2.0, weights / weights.sum()
+    energy = lambda p, x: p[1] * x - (p[0] - 1) * jnp.log(x)  # noqa: E731
+    objective = objectives.non_negative_score_matching(energy)
+
+    def mean_loss(params):
+        one = jax.vmap(lambda x: loss(objective, {"energy": params}, x[None]))
+        return jnp.asarray(weights) @ one(jnp.asarray(nodes))
+
+    truth = jnp.array([3.0, 2.0])
+    np.testing.assert_allclose(jax.grad(mean_loss)(truth), 0.0, atol=1e-10)
+    assert np.linalg.eigvalsh(jax.hessian(mean_loss)(truth)).min() > 0.1
+    # E x^2 s^2 = E ((k - 1) - rate x)^2 = var(rate x) + 1 = k + 1.
+    np.testing.assert_allclose(mean_loss(truth), -0.5 * 4, rtol=1e-10)
+
+
+# --- minimum velocity
+
+
+def test_minimum_velocity_is_score_matching_to_the_order_of_its_step(monkeypatch):
+    """E = theta x^4 / 4 on standard normal data: 7.5 theta^2 - 3 theta, whose gradient
+    is 1.5 at .3; through y, for with it stopped the gradient would be another."""
+
+    def mean_loss(theta, step_size):
+        energy = lambda theta, x: theta * x**4 / 4  # noqa: E731
+        objective = objectives.minimum_velocity(energy, step_size=step_size)
+        return expected(monkeypatch, objective, {"energy": theta}, normal_nodes())
+
+    values = [mean_loss(0.3, step) for step in (0.1, 0.01, 0.001)]
+    np.testing.assert_allclose(values, [-0.334, -0.2365, -0.2262], atol=5.1e-4)
+    gradients = [jax.grad(mean_loss)(0.3, step) for step in (2e-4, 1e-4)]
+    errors = np.subtract(gradients, 1.5)
+    assert abs(errors[1]) < 2e-2
+    np.testing.assert_allclose(errors[0] / errors[1], 2, rtol=0.01)
+
+
+def test_the_control_variate_keeps_the_variance_bounded():
+    """Of v . H v / step without the last term it would grow as 1 / step."""
+    x = jnp.array([[0.5, -0.3, 0.8]])
+    variances = []
+    for step_size in (1e-2, 1e-4):
+        objective = objectives.minimum_velocity(quartic, step_size=step_size)
+        keys = jax.random.split(jax.random.key(0), 4_000)
+        run = jax.vmap(lambda k, f=objective: f.loss({"energy": QUARTIC}, k, x, ())[0])
+        variances.append(run(keys).var())
+    np.testing.assert_allclose(variances[0], variances[1], rtol=0.3)
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    "make, options, message",
+    [
+        (
+            "sliced_score_matching",
+            {"num_projections": 0},
+            "num_projections must.*got 0",
+        ),
+        ("sliced_score_matching", {"projection": "cube"}, "projection must.*'cube'"),
+        ("finite_difference_score_matching", {"step": 0.0}, "step must be pos.*got 0"),
+        ("denoising_score_matching", {"noise_scale": -1}, "noise_scale must.*got -1"),
+        (
+            "denoising_score_matching",
+            {"noise_scale": 1, "variance_reduction": "none"},
+            "variance_reduction must be one of.*'none'",
+        ),
+        ("minimum_velocity", {"step_size": 0}, "step_size must be positive, got 0"),
+    ],
+)
+def test_bad_options_are_named(make, options, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(objectives, make)(quartic, **options)
+
+
+def test_exactly_one_of_energy_and_score_network_is_asked_for():
+    with pytest.raises(TypeError, match="exactly one of energy and score_.*neither"):
+        objectives.score_matching()
+    with pytest.raises(TypeError, match="exactly one of energy and score_.*both"):
+        objectives.sliced_score_matching(quartic, score_network=quartic_score)
+    with pytest.raises(ValueError, match="noise_scales must be positive.*-1"):
+        objectives.multi_scale_denoising_score_matching(
+            quartic_score, noise_scales=[1.0, -1.0]
+        )
+    scalar = objectives.score_matching(score_network=lambda params, x: params * 1.0)
+    with pytest.raises(ValueError, match=r"of the example's shape \(3,\), got \(\)"):
+        loss(scalar, {"score": 1.0}, jnp.ones((2, 3)))

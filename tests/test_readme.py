@@ -49,6 +49,17 @@ def test_ten_lines_sample_an_energy_of_ones_own(capsys):
     assert (metrics.potential_scale_reduction(found["draws"]) < 1.03).all()
 
 
+def test_fifteen_lines_train_an_energy_on_ones_own_array(capsys):
+    """The score of N(1, 4) in three dimensions has a mean square of 3 / 4."""
+    found = {}
+    with jax.numpy_rank_promotion("allow"):  # as in a user's program
+        exec(compile(block("sliced_score_matching"), "README.md", "exec"), found)
+        gradients = jax.vmap(jax.grad(found["energy_fn"]))(found["data"])
+    assert len(capsys.readouterr().out.split()) > 6
+    error = ((np.asarray(gradients) - (found["data"] - 1) / 4) ** 2).sum(1).mean()
+    assert error < 0.1 * 0.75
+
+
 @pytest.mark.slow
 def test_a_trained_energy_is_loaded_scored_and_sampled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

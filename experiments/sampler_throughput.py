@@ -21,7 +21,9 @@ faster; the plain scan runs on one, as programs do of which nobody thought more.
 Of ours also: the time of the bare value and gradient of all chains and of their random
 numbers, on the same devices, and the overhead, a move's time over those; of networks,
 operations a second over those of a large matrix product here; acceptance; effective
-sample size. Memory is the growth of the process's peak, compilation included.
+sample size, where the energy has a law to sample (untrained networks have none). Of few
+chains the bare calls are mostly dispatch, and no floor. Memory is the growth of the
+process's peak in a first run, compilation included.
 
 `throughput.jsonl` has one line a contender and cell, `table.md` the ratios, and
 `ratios.png` the bars. The preset `scaling` writes `scaling.jsonl` and `scaling.png`:

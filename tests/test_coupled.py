@@ -99,13 +99,14 @@ def test_the_weights_of_this_meeting():
 def test_the_gradient_of_the_likelihood_is_unbiased_from_a_single_move():
     """E = a x^2 / 2 with a = .5, data of mean square 1: (1 - 1 / a) / 2 = -.5, within
     five standard errors, from chains that begin at the data."""
-    objective = objectives.unbiased_contrastive_divergence(
+    make = functools.partial(
+        objectives.unbiased_contrastive_divergence,
         lambda a, x: 0.5 * a * x**2,
         step_size=2.0,
         start=starts.data(),
         num_steps=1,
-        max_steps=80,
     )
+    objective = make(max_steps=80)
     batch = jnp.tile(jnp.array([1.0, -1.0]), 8)
 
     def gradient(key):
@@ -120,13 +121,7 @@ def test_the_gradient_of_the_likelihood_is_unbiased_from_a_single_move():
     np.testing.assert_allclose(found.mean(), -0.5, atol=error)
     assert error < 0.15
     # Cut off after two moves it is reported, and biased.
-    short = objectives.unbiased_contrastive_divergence(
-        lambda a, x: 0.5 * a * x**2,
-        step_size=2.0,
-        start=starts.data(),
-        num_steps=1,
-        max_steps=2,
-    )
+    short = make(max_steps=2)
     _, aux = short.loss({"energy": 0.5}, jax.random.key(0), jnp.tile(batch, 50), ())
     assert 0.1 < aux.metrics["cut_off_rate"] < 0.9
 

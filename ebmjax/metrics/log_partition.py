@@ -104,8 +104,8 @@ def annealed_importance_sampling(
     sample, _ = reference
     sample_key, move_key = jax.random.split(key)
     x = jax.vmap(sample)(jax.random.split(sample_key, num_chains))
-    steps = np.diff(_fractions(fractions), prepend=0.0)
     levels = _fractions(fractions)
+    steps = np.diff(levels, prepend=0.0)
     return _anneal(sampler, energy_fn, move_key, x, reference, levels, steps, num_steps)
 
 
@@ -185,8 +185,7 @@ def _anneal(sampler, energy_fn, key, x, reference, levels, steps, num_steps):
     )
     is_reverse = steps[0] < 0
     # The inverse's mean in reverse: log_weights there are of the way back.
-    log_partition = _log_mean_exp(log_weights)
-    size = jnp.exp(2 * log_partition - _log_mean_exp(2 * log_weights)) * len(x)
+    log_partition, size = _mean_weight(log_weights)
     sign = -1 if is_reverse else 1
     return Annealed(
         log_partition=sign * log_partition,
@@ -198,8 +197,11 @@ def _anneal(sampler, energy_fn, key, x, reference, levels, steps, num_steps):
     )
 
 
-def _log_mean_exp(values: Array) -> Array:
-    return jax.nn.logsumexp(values) - math.log(len(values))
+def _mean_weight(log_weights: Array) -> tuple[Array, Array]:
+    """The log of the mean weight, and the effective sample size."""
+    log_sum = jax.nn.logsumexp(log_weights)
+    size = jnp.exp(2 * log_sum - jax.nn.logsumexp(2 * log_weights))
+    return log_sum - math.log(len(log_weights)), size
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "num_steps", "layout"))
@@ -292,9 +294,7 @@ def importance_sampling(
         return -energy_fn(x) - log_prob(x)
 
     log_weights = jax.vmap(log_weight)(jax.random.split(key, num_samples))
-    log_partition = _log_mean_exp(log_weights)
-    size = jnp.exp(2 * log_partition - _log_mean_exp(2 * log_weights)) * num_samples
-    return log_partition, size
+    return _mean_weight(log_weights)
 
 
 def quadrature(

@@ -69,7 +69,7 @@ def stein_kernel(
     rows = rows - jnp.mean(rows, axis=0, keepdims=True)  # products lose fewer digits
     squares = squared_distances(rows)
     if bandwidth is None:
-        bandwidth = median_distance(x)
+        bandwidth = _median(squares)
     elif isinstance(bandwidth, int | float) and not bandwidth > 0:
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
     area = jnp.asarray(bandwidth, rows.dtype) ** 2
@@ -102,11 +102,16 @@ def median_distance(x: Array) -> Array:
     Raises:
       ValueError: If there are fewer than two.
     """
-    if len(x) < 2:
-        raise ValueError(f"a median distance needs two examples or more, got {len(x)}")
     rows = x.reshape(len(x), -1)
-    squares = squared_distances(rows - jnp.mean(rows, axis=0, keepdims=True))
-    above = jnp.triu_indices(len(x), 1)
+    return _median(squared_distances(rows - jnp.mean(rows, axis=0, keepdims=True)))
+
+
+def _median(squares: Array) -> Array:
+    if len(squares) < 2:
+        raise ValueError(
+            f"a median distance needs two examples or more, got {len(squares)}"
+        )
+    above = jnp.triu_indices(len(squares), 1)
     median = jnp.median(jnp.sqrt(squares[above]))
     # Where most examples coincide it would be 0, and the kernel not a number.
     return jax.lax.stop_gradient(jnp.where(median > 0, median, 1.0))

@@ -111,14 +111,13 @@ def score_of(
     return score
 
 
+def score_metrics(score: Array) -> dict[str, Array]:
+    return {"score_norm": jnp.sqrt(dot(score, score))}
+
+
 def dot(a: Array, b: Array) -> Array:
     """Of two events of one shape, over all elements."""
     return jnp.sum(a * b)
-
-
-def check_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
 
 
 def check_choice(name: str, value, choices: tuple) -> None:

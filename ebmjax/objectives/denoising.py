@@ -14,10 +14,11 @@ from ebmjax.objectives.base import (
     Objective,
     averaged,
     check_choice,
-    check_positive,
     dot,
+    score_metrics,
     score_of,
 )
+from ebmjax.samplers.base import check_number
 from ebmjax.types import Array, Energy, Network
 
 __all__ = ["denoising_score_matching", "multi_scale_denoising_score_matching"]
@@ -69,14 +70,14 @@ def denoising_score_matching(
       Vincent (2011), "A connection between score matching and denoising autoencoders";
       the control variate: Wang et al. (2020), as cited by Song & Kingma (2021).
     """
-    check_positive("noise_scale", noise_scale)
+    check_number("noise_scale", noise_scale, positive=True)
     check_choice("variance_reduction", variance_reduction, VARIANCE_REDUCTIONS)
     score = score_of(energy, score_network)
 
     def example_loss(params, key, x):
         noise = jax.random.normal(key, x.shape, x.dtype)
         ahead = score(params, x + noise_scale * noise)
-        metrics = {"score_norm": jnp.sqrt(dot(ahead, ahead))}
+        metrics = score_metrics(ahead)
         if variance_reduction is None:
             residual = ahead + noise / noise_scale
             return 0.5 * dot(residual, residual), metrics

@@ -22,11 +22,10 @@ from ebmjax.objectives.base import (
     Objective,
     as_function,
     averaged,
-    check_positive,
     dot,
     score_of,
 )
-from ebmjax.samplers.base import check_count
+from ebmjax.samplers.base import check_count, check_number
 from ebmjax.types import Array, Energy, Network
 
 __all__ = ["critic_objective", "energy_objective"]
@@ -58,7 +57,7 @@ def critic_objective(
     Raises:
       ValueError: If the weight is not positive or `num_projections` below 1.
     """
-    check_positive("l2_weight", l2_weight)
+    check_number("l2_weight", l2_weight, positive=True)
     stein = _stein_term(energy, critic, num_projections)
 
     def example_loss(params, key, x):

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from ebmjax.objectives.base import Objective, as_function, averaged, check_positive, dot
+from ebmjax.objectives.base import Objective, as_function, averaged, dot
+from ebmjax.samplers.base import check_number
 from ebmjax.types import Energy, Network
 
 __all__ = ["minimum_velocity"]
@@ -33,7 +34,7 @@ def minimum_velocity(energy: Energy | Network, *, step_size: float) -> Objective
       Movellan (2008), "A minimum velocity approach to learning"; the estimator: Wang
       et al. (2020), as cited by Song & Kingma (2021).
     """
-    check_positive("step_size", step_size)
+    check_number("step_size", step_size, positive=True)
     energy = as_function(energy)
 
     def example_loss(params, key, x):

@@ -9,9 +9,8 @@ from ebmjax.objectives.base import (
     Objective,
     as_function,
     averaged,
-    check_positive,
 )
-from ebmjax.samplers.base import check_count
+from ebmjax.samplers.base import check_count, check_number
 from ebmjax.types import Array, Energy, Key, Network
 
 __all__ = [
@@ -163,7 +162,7 @@ def conditional_noise_contrastive(
       Ceylan & Gutmann (2018), "Conditional noise-contrastive estimation of unnormalised
       models".
     """
-    check_positive("noise_scale", noise_scale)
+    check_number("noise_scale", noise_scale, positive=True)
     energy = as_function(energy)
 
     def example_loss(params, key, x):

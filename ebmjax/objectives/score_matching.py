@@ -21,11 +21,11 @@ from ebmjax.objectives.base import (
     as_function,
     averaged,
     check_choice,
-    check_positive,
     dot,
+    score_metrics,
     score_of,
 )
-from ebmjax.samplers.base import check_count
+from ebmjax.samplers.base import check_count, check_number
 from ebmjax.types import Array, Energy, Key, Network
 
 __all__ = [
@@ -73,7 +73,7 @@ def score_matching(
     def example_loss(params, key, x):
         at_x = score(params, x)
         trace = energies.divergence(lambda y: score(params, y), x)
-        return 0.5 * dot(at_x, at_x) + trace, norms(at_x)
+        return 0.5 * dot(at_x, at_x) + trace, score_metrics(at_x)
 
     return averaged(example_loss)
 
@@ -127,7 +127,7 @@ def sliced_score_matching(
             return 0.5 * square + dot(v, product), at_x
 
         values, scores = jax.vmap(along)(directions)
-        return jnp.mean(values), norms(scores[0])
+        return jnp.mean(values), score_metrics(scores[0])
 
     return averaged(example_loss)
 
@@ -175,7 +175,7 @@ def finite_difference_score_matching(
       Pang, Xu, Li, Song, Ermon & Zhu (2020), "Efficient learning of generative models
       via finite-difference score matching".
     """
-    check_positive("step", step)
+    check_number("step", step, positive=True)
     score = score_of(energy, score_network)
 
     def of_energy(params, x, v):
@@ -228,10 +228,6 @@ def non_negative_score_matching(
     def example_loss(params, key, x):
         at_x = score(params, x)
         trace = energies.divergence(lambda y: score(params, y), x, weights=x**2)
-        return dot(2 * x, at_x) + trace + 0.5 * dot(x**2, at_x**2), norms(at_x)
+        return dot(2 * x, at_x) + trace + 0.5 * dot(x**2, at_x**2), score_metrics(at_x)
 
     return averaged(example_loss)
-
-
-def norms(score: Array) -> dict[str, Array]:
-    return {"score_norm": jnp.sqrt(dot(score, score))}

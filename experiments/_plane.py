@@ -9,9 +9,10 @@ import numpy as np
 
 from ebmjax.types import Array, EnergyFn
 
-__all__ = ["Plane", "kl_divergence", "plane", "total_variation"]
+__all__ = ["Plane", "at_points", "kl_divergence", "plane", "total_variation"]
 
 _FINE = 4  # points a bin and side, for the integral over a bin
+_BLOCK = 10_000  # points at a time
 
 
 class Plane(NamedTuple):
@@ -19,14 +20,17 @@ class Plane(NamedTuple):
 
     Attributes:
       points: `[(4 * num_bins)^2, 2]`, the finer grid on which densities are evaluated.
-      probabilities: `probabilities(energy_fn) -> [points]`: `exp(-energy)` normalised
-        over the points. An energy function per temperature: divide before.
+      log_probabilities: `log_probabilities(energy_fn) -> [points]`: `-energy` less the
+        logarithm of what normalises it over the points. An energy function per
+        temperature: divide before.
+      probabilities: `probabilities(energy_fn) -> [points]`: their exponentials.
       binned: `binned(probabilities) -> [num_bins, num_bins]`.
       histogram: `histogram(x) -> [num_bins, num_bins]`, shares of the rows `[n, 2]`;
         what lies outside is missing from the sum.
     """
 
     points: Array
+    log_probabilities: Callable[[EnergyFn], np.ndarray]
     probabilities: Callable[[EnergyFn], np.ndarray]
     binned: Callable[[np.ndarray], np.ndarray]
     histogram: Callable[[Array], np.ndarray]
@@ -44,10 +48,13 @@ def plane(bound: float, num_bins: int) -> Plane:
     points = jnp.stack(jnp.meshgrid(centers, centers, indexing="ij"), -1)
     points = jnp.asarray(points.reshape(-1, 2), jnp.float32)
 
+    def log_probabilities(energy_fn):
+        energies = np.asarray(at_points(energy_fn, points), np.float64)
+        logits = energies.min() - energies
+        return logits - np.log(np.exp(logits).sum())
+
     def probabilities(energy_fn):
-        energies = np.asarray(jax.vmap(energy_fn)(points), np.float64)
-        weights = np.exp(energies.min() - energies)
-        return weights / weights.sum()
+        return np.exp(log_probabilities(energy_fn))
 
     def binned(values):
         return values.reshape(num_bins, _FINE, num_bins, _FINE).sum((1, 3))
@@ -56,7 +63,12 @@ def plane(bound: float, num_bins: int) -> Plane:
         counts, _, _ = np.histogram2d(*np.asarray(x).T, bins=(edges, edges))
         return counts / len(x)
 
-    return Plane(points, probabilities, binned, histogram)
+    return Plane(points, log_probabilities, probabilities, binned, histogram)
+
+
+def at_points(function: Callable[[Array], Array], points: Array) -> Array:
+    """A function of one example at many, in blocks."""
+    return jax.lax.map(function, points, batch_size=_BLOCK)
 
 
 def total_variation(a: np.ndarray, b: np.ndarray) -> float:

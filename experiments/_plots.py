@@ -101,6 +101,52 @@ def densities(
     _save(plt, figure, path)
 
 
+def density_table(
+    path: pathlib.Path,
+    rows: Mapping[str, Mapping[str, np.ndarray]],
+    bounds: Mapping[str, Sequence[float]],
+) -> None:
+    """Densities in a table: row -> column -> `[n, n]`, as in `densities`.
+
+    A row's densities share a scale, that of its first; what a row lacks is left blank.
+    """
+    plt = _pyplot()
+    columns = list(dict.fromkeys(name for panels in rows.values() for name in panels))
+    figure, axes = plt.subplots(
+        len(columns),
+        len(rows),
+        figsize=(1.6 * len(rows), 1.6 * len(columns)),
+        squeeze=False,
+    )
+    for index, (row, panels) in enumerate(rows.items()):
+        largest = np.max(next(iter(panels.values())))
+        for axis, name in zip(axes[:, index], columns, strict=True):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if name in panels:
+                axis.imshow(
+                    np.asarray(panels[name]).T,
+                    origin="lower",
+                    extent=[*bounds[row], *bounds[row]],
+                    cmap="magma",
+                    vmin=0,
+                    vmax=largest,
+                )
+            else:
+                axis.axis("off")
+            if name == columns[0]:
+                axis.set_title(row, fontsize=8)
+            if index == 0:
+                axis.set_ylabel(
+                    name.replace("_", "\n"),
+                    fontsize=5,
+                    rotation=0,
+                    ha="right",
+                    va="center",
+                )
+    _save(plt, figure, path)
+
+
 def curves(
     path: pathlib.Path,
     panels: Mapping[str, Mapping[str, tuple[np.ndarray, np.ndarray]]],

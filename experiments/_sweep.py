@@ -4,9 +4,13 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from experiments import _run
+
+CELLS = "cells"
+FAILURE = "failure.txt"
 
 
 def sweep(
@@ -17,9 +21,6 @@ def sweep(
     columns: Sequence[str],
 ) -> str:
     """Runs every cell in a folder of its own, and tabulates their last evaluations.
-
-    A cell is a whole run: a stopped sweep goes on within the cell where it stopped, and
-    finished cells are neither trained nor evaluated again.
 
     Args:
       build: As for `_run.run`.
@@ -36,28 +37,84 @@ def sweep(
         that can be known.
     """
     workdir = pathlib.Path(workdir)
-    configs = {name: _overridden(config, values) for name, values in cells.items()}
-    rows = []
-    for index, (name, cell) in enumerate(configs.items(), 1):
-        # Cells of one config, as where the columns of a table cross, are one run.
-        twin = next(first for first in configs if configs[first] == cell)
-        folder = workdir / "cells" / twin
-        scalars = _finished(folder, cell)
-        if scalars is None:
-            print(f"cell {index}/{len(configs)}: {name}", flush=True)
-            scalars = _run.run(build, cell, folder)
-            if not scalars:
-                raise SystemExit(0)  # preempted; the same command goes on
-        if missing := sorted(set(columns) - set(scalars)):
-            raise ValueError(f"cell {name} has no {missing}; it has {sorted(scalars)}")
-        rows.append({"cell": name} | {column: scalars[column] for column in columns})
+    configs = {name: overridden(config, values) for name, values in cells.items()}
+    # Cells of one config, as where the columns of a table cross, are one run.
+    twins = {
+        name: next(first for first in configs if configs[first] == cell)
+        for name, cell in configs.items()
+    }
+    unique = {name: cell for name, cell in configs.items() if twins[name] == name}
+    table = ""
+
+    def report(found):
+        nonlocal table
+        rows = []
+        for name, twin in twins.items():
+            if twin not in found:
+                continue
+            scalars = found[twin]
+            if missing := sorted(set(columns) - set(scalars)):
+                raise ValueError(
+                    f"cell {name} has no {missing}; it has {sorted(scalars)}"
+                )
+            row = {column: scalars[column] for column in columns}
+            rows.append({"cell": name} | row)
         table = _run.format_table(rows)
         _run.write_atomically(workdir / "table.md", table)
+
+    run_cells(build, unique, workdir, report)
     print(table)
     return table
 
 
-def _overridden(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+def run_cells(
+    build: Callable[[ConfigDict, _run.Keys], _run.Experiment],
+    configs: Mapping[str, ConfigDict],
+    workdir: pathlib.Path,
+    report: Callable[[dict[str, dict[str, float]]], None],
+    *,
+    keeps_failures: bool = False,
+) -> None:
+    """Runs every cell whose folder does not hold its end yet.
+
+    A cell is a whole run: a stopped sweep goes on within the cell where it stopped, and
+    finished cells are neither trained nor evaluated again.
+
+    Args:
+      build: As for `_run.run`.
+      configs: Name -> config of a cell.
+      workdir: Holds `cells/<name>/`.
+      report: Called with the evaluations found so far, name -> scalars, after each.
+      keeps_failures: Whether a cell whose metrics cease to be finite is left, with the
+        reason in `failure.txt`, and the others go on; else it ends the sweep.
+    """
+    found = {}
+    for index, (name, cell) in enumerate(configs.items(), 1):
+        folder = workdir / CELLS / name
+        scalars = finished(folder, cell)
+        if scalars is None and not (folder / FAILURE).is_file():
+            print(f"cell {index}/{len(configs)}: {name}", flush=True)
+            jax.clear_caches()  # of the cells before, which would pile up
+            try:
+                scalars = _run.run(build, cell, folder)
+            except FloatingPointError as error:
+                if not keeps_failures:
+                    raise
+                _run.write_atomically(folder / FAILURE, f"{error}\n")
+            else:
+                if not scalars:
+                    raise SystemExit(0)  # preempted; the same command goes on
+        if scalars is not None:
+            found[name] = scalars
+        report(found)
+
+
+def overridden(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """A locked copy with other values, by dotted path.
+
+    Raises:
+      ValueError: If the config has no such option.
+    """
     cell = ConfigDict(config.to_dict())
     known = _run.flat(config.to_dict())
     if unknown := sorted(set(values) - set(known)):
@@ -66,7 +123,7 @@ def _overridden(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
     return cell.lock()
 
 
-def _finished(folder: pathlib.Path, config: ConfigDict) -> dict[str, float] | None:
+def finished(folder: pathlib.Path, config: ConfigDict) -> dict[str, float] | None:
     """The evaluation of a cell's last step, if this very cell has been finished."""
     _run.guard_config(config, folder)
     evaluations = _run.finite_evaluations(_run.read_lines(folder))

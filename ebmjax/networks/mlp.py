@@ -1,5 +1,6 @@
-"""Energies of vectors, by a plain multilayer perceptron."""
+"""Energies and fields of vectors, by a plain multilayer perceptron."""
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -9,15 +10,16 @@ from ebmjax.networks.base import from_module
 from ebmjax.networks.layer import dense
 from ebmjax.types import Array, Network
 
-__all__ = ["mlp_energy"]
+__all__ = ["mlp", "mlp_energy"]
 
 
 class MLP(nn.Module):
-    """Dense layers with an activation after all but the last, which gives a scalar."""
+    """Dense layers with an activation after all but the last."""
 
     widths: tuple[int, ...]
     activation: str
     negative_slope: float
+    out_shape: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -25,7 +27,7 @@ class MLP(nn.Module):
         h = x.reshape(-1)
         for width in self.widths:
             h = activation(dense(h, width))
-        return dense(h, 1)[0]
+        return dense(h, math.prod(self.out_shape)).reshape(self.out_shape)
 
 
 def mlp_energy(
@@ -51,7 +53,40 @@ def mlp_energy(
     Raises:
       ValueError: If there is no such activation, or a width is not positive.
     """
+    return mlp(
+        event_shape,
+        (),
+        widths=widths,
+        activation=activation,
+        negative_slope=negative_slope,
+    )
+
+
+def mlp(
+    in_shape: tuple[int, ...],
+    out_shape: tuple[int, ...],
+    *,
+    widths: Sequence[int],
+    activation: str = "swish",
+    negative_slope: float = 0.2,
+) -> Network:
+    """Dense layers from arrays to arrays: score networks, critics, generators.
+
+    Args:
+      in_shape: Of one argument, which is flattened.
+      out_shape: Of what is returned; `()` for a scalar.
+      widths: As in `mlp_energy`.
+      activation: As in `mlp_energy`.
+      negative_slope: As in `mlp_energy`.
+
+    Returns:
+      A stateless `Network`.
+
+    Raises:
+      ValueError: If there is no such activation, or a width is not positive.
+    """
     activation_fn(activation, negative_slope)
     if not all(width > 0 for width in widths):
         raise ValueError(f"widths must be positive, got {tuple(widths)}")
-    return from_module(MLP(tuple(widths), activation, negative_slope), event_shape)
+    module = MLP(tuple(widths), activation, negative_slope, tuple(out_shape))
+    return from_module(module, in_shape)

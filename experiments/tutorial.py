@@ -1,0 +1,1050 @@
+"""Every way to train an energy, on data whose law is known: which of them finds it?
+
+Paper: Song & Kingma (2021), "How to train your energy-based models".
+Claim checked: all of its methods have the data's law as their optimum, where they apply
+(`METHODS` says where, and why not elsewhere); what they find of it differs.
+
+    python -m experiments.tutorial --workdir=runs/nce
+    python -m experiments.tutorial --workdir=runs/x \
+        --config=experiments/tutorial.py:sliced_score_matching,rings
+    python -m experiments.tutorial --workdir=runs/tutorial --sweep \
+        --config=experiments/tutorial.py:all,all
+
+Presets are `method,target`: a key of `METHODS` and one of `TARGETS`, or `all`, which
+needs `--sweep`. A sweep goes on where it stopped. Several may share a workdir if their
+cells differ: `all,rings` beside `all,two_moons`. In the plane every cell takes less
+than two minutes on one core.
+"""
+
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ebmjax import (
+    energies,
+    metrics,
+    networks,
+    objectives,
+    samplers,
+    starts,
+    targets,
+    training,
+)
+from ebmjax.types import Array, Energy, Key, Params
+from experiments import _checkpoint, _data, _plane, _plots, _run, _sweep
+
+# --- targets -----------------------------------------------------------------------
+
+
+def unmixing_of(*, dim: int, matrix_seed: int) -> np.ndarray:
+    """A random matrix, drawn until its condition is below `dim`."""
+    rng = np.random.default_rng(matrix_seed)
+    while True:
+        unmixing = rng.normal(size=(dim, dim))
+        if np.linalg.cond(unmixing) < dim:
+            return unmixing
+
+
+def _ica(**options) -> targets.Target:
+    return targets.ica(np.linalg.inv(unmixing_of(**options)))
+
+
+def _gaussian_bernoulli_rbm(
+    *, dim: int, num_hidden: int, weight_scale: float, matrix_seed: int
+) -> targets.Target:
+    """Weights of one size and random signs, standard normal biases."""
+    rng = np.random.default_rng(matrix_seed)
+    weights = weight_scale * rng.choice([-1.0, 1.0], size=(dim, num_hidden))
+    biases = rng.normal(size=dim), rng.normal(size=num_hidden)
+    return targets.gaussian_bernoulli_rbm(weights, *biases)
+
+
+CONSTRUCTORS = {
+    "eight_gaussians": targets.eight_gaussians,
+    "rings": targets.rings,
+    "two_moons": targets.two_moons,
+    "checkerboard": targets.checkerboard,
+    "ica": _ica,
+    "gaussian_bernoulli_rbm": _gaussian_bernoulli_rbm,
+}
+
+SMOOTH = ("eight_gaussians", "rings", "two_moons")
+PLANE = (*SMOOTH, "checkerboard")
+ICA = ("ica_10", "ica_50")
+RBM = ("rbm_10", "rbm_50")
+
+TARGETS = {
+    # Neighbours five standard deviations apart: two modes, but not two worlds.
+    "eight_gaussians": {"name": "eight_gaussians", "radius": 2.0, "std": 0.3},
+    "rings": {"name": "rings", "radii": (1.0, 2.0, 3.0, 4.0), "std": 0.15},
+    "two_moons": {"name": "two_moons", "noise_scale": 0.1},
+    "checkerboard": {"name": "checkerboard", "num_squares": 4, "side": 2.0},
+    "ica_10": {"name": "ica", "dim": 10, "matrix_seed": 0},
+    "ica_50": {"name": "ica", "dim": 50, "matrix_seed": 0},
+    "rbm_10": {
+        "name": "gaussian_bernoulli_rbm",
+        "dim": 10,
+        "num_hidden": 5,
+        "weight_scale": 1.0,
+        "matrix_seed": 0,
+    },
+    "rbm_50": {
+        "name": "gaussian_bernoulli_rbm",
+        "dim": 50,
+        "num_hidden": 10,
+        "weight_scale": 0.5,
+        "matrix_seed": 0,
+    },
+}
+
+BOUNDS = {"eight_gaussians": 6.0, "rings": 8.0, "two_moons": 5.0, "checkerboard": 8.0}
+"""Densities are integrated over `[-bound, bound]^2`, twice as wide as the data."""
+
+
+def _nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    distances = ((points[:, None] - centres[None]) ** 2).sum(-1)
+    return distances.argmin(1)
+
+
+def modes_of(section: Mapping[str, Any], points: np.ndarray) -> np.ndarray:
+    """Which part of a target in the plane each point `[n, 2]` belongs to, `[n]`."""
+    name = section["name"]
+    if name == "eight_gaussians":
+        angles = np.arange(8) * (math.pi / 4)
+        return _nearest(points, np.stack([np.cos(angles), np.sin(angles)], 1))
+    if name == "rings":
+        radii = np.asarray(section["radii"])
+        distance = np.linalg.norm(points, axis=1)
+        return np.abs(distance[:, None] - radii[None]).argmin(1)
+    if name == "two_moons":
+        angles = np.linspace(0, math.pi, 64)
+        upper = np.stack([np.cos(angles), np.sin(angles)], 1)
+        arcs = np.concatenate([upper, np.array([1.0, 0.5]) - upper])
+        return np.concatenate(
+            [_nearest(part, arcs) // 64 for part in np.array_split(points, 100)]
+        )
+    num = section["num_squares"]
+    index = np.floor(points / section["side"] + num / 2).clip(-1, num).astype(int) + 1
+    return index[:, 0] * (num + 2) + index[:, 1]
+
+
+# --- the model ---------------------------------------------------------------------
+
+
+class Model(NamedTuple):
+    """An energy to train.
+
+    Attributes:
+      init: `init(key) -> params` of the energy.
+      energy: `energy(params, x) -> []`.
+      log_partition: `log_partition(params) -> []`, exact; None where no formula is.
+      sample: `sample(params, key) -> x`, an exact draw; None where there is none.
+    """
+
+    init: Callable[[Key], Params]
+    energy: Energy
+    log_partition: Callable[[Params], Array] | None = None
+    sample: Callable[[Params, Key], Array] | None = None
+
+
+def mlp_model(moments, *, widths, activation, with_scale: bool = False) -> Model:
+    """Dense layers plus a normal energy twice as wide as the data: always integrable.
+
+    With `with_scale`, the energy of a noised example: `energy(params, x, noise_scale)`.
+    """
+    mean, covariance = moments
+    width = float(np.sqrt(np.trace(covariance) / len(mean)))
+    mean = mean.astype(np.float32)
+    shape = (len(mean) + with_scale,)
+    network = networks.mlp_energy(shape, widths=widths, activation=activation)
+
+    def energy(params, x, *scale):
+        h = (x - mean) / width
+        base = 0.125 * jnp.sum(h**2)
+        if with_scale:
+            h = jnp.append(h, jnp.log(scale[0]))
+        return base + network.apply(params, h)
+
+    return Model(lambda key: network.init(key)[0], energy)
+
+
+def ica_model(moments) -> Model:
+    mean, covariance = moments
+    # Sources of the variance of logistic ones, in the data's principal directions.
+    whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T * (math.pi / math.sqrt(3))
+
+    def init(key):
+        noise = 0.1 * jax.random.normal(key, covariance.shape)
+        return {"unmixing": whiten.astype(np.float32) @ (jnp.eye(len(mean)) + noise)}
+
+    def sample(params, key):
+        sources = jax.random.logistic(key, mean.shape)
+        return jnp.linalg.solve(params["unmixing"].T, sources)
+
+    def log_partition(params):
+        return -jnp.linalg.slogdet(params["unmixing"])[1]
+
+    return Model(init, energies.ica, log_partition, sample)
+
+
+def rbm_model(moments, *, num_hidden: int) -> Model:
+    mean, _ = moments
+
+    def init(key):
+        weights = 0.3 * jax.random.normal(key, (len(mean), num_hidden))
+        return {
+            "weights": weights,
+            "visible_bias": jnp.asarray(mean, weights.dtype),
+            "hidden_bias": jnp.zeros(num_hidden),
+        }
+
+    bits = np.arange(2**num_hidden)[:, None] >> np.arange(num_hidden)[None]
+    states = jnp.asarray(2.0 * (bits & 1) - 1.0, jnp.float32)
+
+    def mixture(params):
+        means = params["visible_bias"] + 0.5 * states @ params["weights"].T
+        return means, states @ params["hidden_bias"] + 0.5 * jnp.sum(means**2, axis=1)
+
+    def sample(params, key):
+        state_key, noise_key = jax.random.split(key)
+        means, logits = mixture(params)
+        state = jax.random.categorical(state_key, logits)
+        return means[state] + jax.random.normal(noise_key, mean.shape)
+
+    def log_partition(params):
+        constant = 0.5 * len(mean) * math.log(2 * math.pi)
+        return jax.nn.logsumexp(mixture(params)[1]) + constant
+
+    return Model(init, energies.gaussian_bernoulli_rbm, log_partition, sample)
+
+
+MODELS = {"mlp": mlp_model, "ica": ica_model, "gaussian_bernoulli_rbm": rbm_model}
+
+
+# --- methods -----------------------------------------------------------------------
+
+
+class Problem(NamedTuple):
+    """What a method is handed.
+
+    Attributes:
+      model: The energy to train.
+      data: `data(key, num) -> [num, d]`, draws.
+      moments: The data's mean and covariance, float64, of draws.
+      optimizer: `optimizer() -> optax transformation`, of the energy.
+      opponent: The same for a flow, a critic or a generator.
+      key: Of initial parameters.
+    """
+
+    model: Model
+    data: Callable[[Key, int], Array]
+    moments: tuple[np.ndarray, np.ndarray]
+    optimizer: Callable[[], optax.GradientTransformation]
+    opponent: Callable[[], optax.GradientTransformation]
+    key: Key
+
+
+Setup = tuple[dict[str, training.Player], dict[str, Params]]
+
+
+def _alone(make: Callable[..., objectives.Objective], **fixed):
+    """A method of one player that trains the energy alone."""
+
+    def method(problem: Problem, **options) -> Setup:
+        objective = make(problem.model.energy, **fixed, **options)
+        return _energy_player(problem, objective)
+
+    return method
+
+
+def _energy_player(problem, objective, **others) -> Setup:
+    """The energy, and what of `others` is trained with it."""
+    params = {"energy": problem.model.init(problem.key)} | others
+    player = training.Player(tuple(params), objective, problem.optimizer())
+    return {"energy": player}, params
+
+
+def _gaussian(moments, widen: float = 1.0):
+    """`(sample, log_prob)` of the normal law with the data's moments."""
+    mean, covariance = moments
+    size = len(mean)
+    lower = widen * np.linalg.cholesky(covariance)
+    log_det = np.log(np.diag(lower)).sum()
+    inverse = np.linalg.inv(lower).astype(np.float32)
+    mean, lower = mean.astype(np.float32), lower.astype(np.float32)
+
+    def sample(key):
+        return mean + lower @ jax.random.normal(key, (size,))
+
+    def log_prob(x):
+        normal = -0.5 * jnp.sum((inverse @ (x - mean)) ** 2)
+        return normal - log_det - 0.5 * size * math.log(2 * math.pi)
+
+    return sample, log_prob
+
+
+def _flow(problem, num_layers: int, width: int):
+    """A flow that begins as the normal law with the data's moments."""
+    mean, covariance = problem.moments
+    flow = networks.real_nvp(mean.shape, num_layers=num_layers, widths=(width, width))
+    params = flow.init(jax.random.fold_in(problem.key, 1))
+    lower = np.linalg.cholesky(covariance)
+    np.fill_diagonal(lower, np.log(np.diag(lower)))
+    params |= {
+        "mean": jnp.asarray(mean, jnp.float32),
+        "lower": jnp.asarray(lower, jnp.float32),
+    }
+    return flow, params
+
+
+def _fit_flow(problem, num_updates: int, **options):
+    """A flow of the largest likelihood."""
+    flow, params = _flow(problem, **options)
+    optimizer = optax.adam(
+        _run.schedule(start=3e-3, final=1e-5, decay_steps=num_updates)
+    )
+
+    def loss(params, x):
+        return -jnp.mean(jax.vmap(flow.log_prob, (None, 0))(params, x))
+
+    def update(carry, key):
+        params, opt_state = carry
+        slope = jax.grad(loss)(params, problem.data(key, 256))
+        moves, opt_state = optimizer.update(slope, opt_state)
+        return (optax.apply_updates(params, moves), opt_state), ()
+
+    @jax.jit
+    def fit(params, key):
+        keys = jax.random.split(key, num_updates)
+        return jax.lax.scan(update, (params, optimizer.init(params)), keys)[0][0]
+
+    params = fit(params, jax.random.fold_in(problem.key, 2))
+    return functools.partial(flow.sample, params), functools.partial(
+        flow.log_prob, params
+    )
+
+
+def _initial_log_partition(problem, log_prob) -> Array:
+    """With which the data's log odds against a noise are 0 on average at first."""
+    params = problem.model.init(problem.key)
+    x = problem.data(jax.random.fold_in(problem.key, 3), 1000)
+
+    def excess(x):
+        return -problem.model.energy(params, x) - log_prob(x)
+
+    return jnp.mean(jax.vmap(excess)(x))
+
+
+def noise_contrastive(problem, *, noise: str, num_noise: int, **options) -> Setup:
+    makes = {"gaussian": _gaussian, "flow": lambda _: _fit_flow(problem, **options)}
+    if noise not in makes:
+        raise ValueError(f"objective.noise must be one of {list(makes)}, got {noise!r}")
+    distribution = makes[noise](problem.moments)
+    objective = objectives.noise_contrastive(
+        problem.model.energy, noise_distribution=distribution, num_noise=num_noise
+    )
+    constant = _initial_log_partition(problem, distribution[1])
+    return _energy_player(problem, objective, log_partition=constant)
+
+
+def flow_contrastive(problem, **options) -> Setup:
+    flow, flow_params = _flow(problem, **options)
+    module, pair = objectives.flow_contrastive, (flow.sample, flow.log_prob)
+    constant = _initial_log_partition(
+        problem, functools.partial(flow.log_prob, flow_params)
+    )
+    players, params = _energy_player(
+        problem,
+        module.energy_objective(problem.model.energy, pair),
+        log_partition=constant,
+    )
+    critic = module.flow_objective(problem.model.energy, pair)
+    players["flow"] = training.Player(("flow",), critic, problem.opponent())
+    return players, params | {"flow": flow_params}
+
+
+def variational(problem, *, num_flow_updates: int, **options) -> Setup:
+    flow, flow_params = _flow(problem, **options)
+    module, pair = objectives.variational, (flow.sample, flow.log_prob)
+    players, params = _energy_player(
+        problem, module.energy_objective(problem.model.energy, pair)
+    )
+    first = training.Player(
+        ("flow",),
+        module.flow_objective(problem.model.energy, pair),
+        problem.opponent(),
+        num_flow_updates,
+    )
+    return {"flow": first} | players, params | {"flow": flow_params}
+
+
+def learned_stein(
+    problem, *, l2_weight: float, num_critic_updates: int, width: int
+) -> Setup:
+    mean, covariance = problem.moments
+    spread = np.sqrt(np.diag(covariance)).astype(np.float32)
+    network = networks.mlp(mean.shape, mean.shape, widths=(width, width))
+
+    def critic(params, x):
+        return network.apply(params, (x - mean.astype(np.float32)) / spread)
+
+    module = objectives.learned_stein
+    players, params = _energy_player(
+        problem, module.energy_objective(problem.model.energy, critic)
+    )
+    first = training.Player(
+        ("critic",),
+        module.critic_objective(problem.model.energy, critic, l2_weight=l2_weight),
+        problem.opponent(),
+        num_critic_updates,
+    )
+    critic_params, _ = network.init(jax.random.fold_in(problem.key, 1))
+    return {"critic": first} | players, params | {"critic": critic_params}
+
+
+def _draw_of(problem, section: Mapping[str, Any] | None):
+    """`sample(params, key) -> x` of the model: exact, or the end of a chain."""
+    if problem.model.sample is not None:
+        return problem.model.sample
+    draw, _ = _gaussian(problem.moments, widen=1.5)
+    sampler = samplers.mala(step_size=section["step_size"])
+
+    def sample(params, key):
+        start_key, chain_key = jax.random.split(key)
+        energy_fn = functools.partial(problem.model.energy, params)
+        state, _ = samplers.sample_chain(
+            sampler, energy_fn, chain_key, draw(start_key), section["num_steps"]
+        )
+        return state.position
+
+    return sample
+
+
+def f_contrastive(problem, *, divergence: str, num_critic_updates: int, **chain):
+    module = objectives.f_contrastive
+    widths = (64, 64)
+    mean, covariance = problem.moments
+    critic_model = mlp_model(problem.moments, widths=widths, activation="swish")
+    options = {"sample": _draw_of(problem, chain), "divergence": divergence}
+    arguments = problem.model.energy, critic_model.energy
+    players, params = _energy_player(
+        problem, module.energy_objective(*arguments, **options)
+    )
+    critic = module.critic_objective(*arguments, **options)
+    first = training.Player(("critic",), critic, problem.opponent(), num_critic_updates)
+    critic_params = critic_model.init(jax.random.fold_in(problem.key, 1))
+    return {"critic": first} | players, params | {"critic": critic_params}
+
+
+def self_contrastive(problem, **options) -> Setup:
+    objective = objectives.self_contrastive(
+        problem.model.energy, sample=_draw_of(problem, None), **options
+    )
+    return _energy_player(problem, objective)
+
+
+def _draw_noise(moments):
+    """`draw(key, shape)`: a normal half as wide again as the data."""
+    sample, _ = _gaussian(moments, widen=1.5)
+
+    def draw(key, shape):
+        return jax.vmap(sample)(jax.random.split(key, shape[0]))
+
+    return draw
+
+
+def contrastive_divergence(
+    problem,
+    *,
+    start: str,
+    step_size: float,
+    num_steps: int,
+    capacity: int = 0,
+    reinit_prob: float = 0.0,
+    **options,
+) -> Setup:
+    draw = _draw_noise(problem.moments)
+    devices = jax.device_count()
+    makes = {
+        "data": starts.data,
+        "noise": lambda: starts.noise(draw),
+        "replay": lambda: starts.replay(
+            draw,
+            event_shape=problem.moments[0].shape,
+            capacity=capacity // devices,
+            reinit_prob=reinit_prob,
+        ),
+    }
+    if start not in makes:
+        raise ValueError(f"objective.start must be one of {list(makes)}, got {start!r}")
+    if capacity % devices:
+        raise ValueError(
+            f"objective.capacity must be a multiple of the {devices} devices,"
+            f" got {capacity}"
+        )
+    objective = objectives.contrastive_divergence(
+        problem.model.energy,
+        sampler=samplers.mala(step_size=step_size),
+        num_steps=num_steps,
+        start=makes[start](),
+        **options,
+    )
+    return _energy_player(problem, objective)
+
+
+def maximum_likelihood(problem) -> Setup:
+    """With the exact log partition function: what the others are to be held against."""
+
+    def loss(params, key, batch):
+        at_data = jax.vmap(problem.model.energy, (None, 0))(params["energy"], batch)
+        constant = problem.model.log_partition(params["energy"])
+        return jnp.mean(at_data) + constant, {"log_partition": constant}
+
+    return _energy_player(problem, objectives.stateless(loss))
+
+
+class Method(NamedTuple):
+    """A line of the table.
+
+    Attributes:
+      make: `make(problem, **options) -> (players, params)`.
+      targets: Where it applies.
+      num_gradients: `num_gradients(options, dim)`: gradients of the energy for each
+        example of a batch in one update. A value with its gradient in the parameters is
+        one, a score one more, and differentiating a score doubles it.
+      options: Of `make`, `objective.*` in the config.
+      num_updates: Of training.
+      overrides: Other values of the config than the common ones, dotted.
+      per_target: Target -> options that differ there.
+    """
+
+    make: Callable[..., Setup]
+    targets: tuple[str, ...]
+    num_gradients: Callable[[Mapping[str, Any], int], float]
+    options: Mapping[str, Any] = {}
+    num_updates: int = 10_000
+    overrides: Mapping[str, Any] = {}
+    per_target: Mapping[str, Mapping[str, Any]] = {}
+
+
+HIGH = (*ICA, *RBM)
+DIFFERENTIABLE = (*SMOOTH, *HIGH)
+"""Score matching and its kin compare scores, and a checkerboard has none."""
+
+_CHAIN = {"eight_gaussians": 0.05, "rings": 0.01, "two_moons": 0.005}
+_CHAIN |= {"checkerboard": 0.05, "ica_10": 0.02, "ica_50": 0.005}
+_CHAIN |= {"rbm_10": 0.3, "rbm_50": 0.15}
+"""Steps of the samplers: a fraction of the square of each target's narrowest width."""
+
+
+def _steps(**factors) -> dict[str, dict[str, float]]:
+    """`_CHAIN` times a factor, as options per target."""
+    return {
+        target: {name: factor * step for name, factor in factors.items()}
+        for target, step in _CHAIN.items()
+    }
+
+
+FLOW = {"num_layers": 6, "width": 32}
+
+METHODS = {
+    "score_matching": Method(
+        _alone(objectives.score_matching),
+        DIFFERENTIABLE,
+        lambda options, dim: 2 * (1 + dim),
+    ),
+    "sliced_score_matching": Method(
+        _alone(objectives.sliced_score_matching),
+        DIFFERENTIABLE,
+        lambda options, dim: 4 * options["num_projections"],
+        {"num_projections": 1, "projection": "rademacher", "variance_reduced": True},
+    ),
+    "finite_difference_score_matching": Method(
+        _alone(objectives.finite_difference_score_matching),
+        DIFFERENTIABLE,
+        lambda options, dim: 3,
+        {"step": 0.05},
+    ),
+    "denoising_score_matching": Method(
+        _alone(objectives.denoising_score_matching),
+        (*PLANE, *HIGH),
+        lambda options, dim: 4,
+        {"noise_scale": 0.03, "variance_reduction": "antithetic"},
+        per_target={"checkerboard": {"noise_scale": 0.1}},
+    ),
+    "minimum_velocity": Method(
+        _alone(objectives.minimum_velocity),
+        DIFFERENTIABLE,
+        lambda options, dim: 4,
+        {"step_size": 1e-4},
+    ),
+    "kernel_stein": Method(
+        _alone(objectives.kernel_stein),
+        DIFFERENTIABLE,
+        lambda options, dim: 2,
+        {"kernel": "rbf", "bandwidth": 0.3, "statistic": "u"},
+        num_updates=5_000,
+        per_target={name: {"bandwidth": None} for name in HIGH},
+    ),
+    "learned_stein": Method(
+        learned_stein,
+        DIFFERENTIABLE,
+        lambda options, dim: 2 + options["num_critic_updates"],
+        {"l2_weight": 0.5, "num_critic_updates": 3, "width": 64},
+        # A critic that lags behind lets the energy run away.
+        overrides={
+            "opponent.b1": 0.5,
+            "optimizer.b1": 0.5,
+            "optimizer.learning_rate.start": 3e-4,
+        },
+    ),
+    "conditional_noise_contrastive": Method(
+        _alone(objectives.conditional_noise_contrastive),
+        (*PLANE, *HIGH),
+        lambda options, dim: 2,
+        {"noise_scale": 0.3},
+    ),
+    "noise_contrastive": Method(
+        noise_contrastive,
+        (*PLANE, *HIGH),
+        lambda options, dim: 1 + options["num_noise"],
+        {"noise": "gaussian", "num_noise": 4},
+    ),
+    "noise_contrastive_flow": Method(
+        noise_contrastive,
+        (*PLANE, *HIGH),
+        lambda options, dim: 1 + options["num_noise"],
+        {"noise": "flow", "num_noise": 4, "num_updates": 3000, **FLOW},
+    ),
+    "flow_contrastive": Method(
+        flow_contrastive,
+        (*PLANE, *HIGH),
+        lambda options, dim: 4,
+        FLOW,
+    ),
+    "self_contrastive": Method(
+        self_contrastive,
+        HIGH,  # where the model can be drawn from
+        lambda options, dim: 1 + options["num_noise"],
+        {"num_noise": 1},
+    ),
+    "contrastive_divergence": Method(
+        contrastive_divergence,
+        (*PLANE, *HIGH),
+        lambda options, dim: 2 + options["num_steps"],
+        {"start": "data", "num_steps": 5, "step_size": 0.0},
+        per_target=_steps(step_size=1.0),
+    ),
+    "persistent_contrastive_divergence": Method(
+        contrastive_divergence,
+        (*PLANE, *HIGH),
+        lambda options, dim: 2 + options["num_steps"],
+        {
+            "start": "replay",
+            "num_steps": 20,
+            "step_size": 0.0,
+            "capacity": 4096,
+            "reinit_prob": 0.001,
+        },
+        per_target=_steps(step_size=1.0),
+    ),
+    "short_run": Method(
+        contrastive_divergence,
+        PLANE,
+        lambda options, dim: 2 + options["num_steps"],
+        {"start": "noise", "num_steps": 50, "step_size": 0.0},
+        num_updates=5_000,
+        per_target=_steps(step_size=1.0),
+    ),
+    "variational": Method(
+        variational,
+        (*PLANE, *HIGH),
+        lambda options, dim: 2 + 2 * options["num_flow_updates"],
+        {"num_flow_updates": 2, **FLOW},
+    ),
+    "f_contrastive": Method(
+        f_contrastive,
+        (*PLANE, *HIGH),
+        lambda options, dim: (
+            (1 + options["num_critic_updates"]) * (2 + options["num_steps"])
+        ),
+        {
+            "divergence": "js",
+            "num_critic_updates": 1,
+            "num_steps": 50,
+            "step_size": 0.0,
+        },
+        num_updates=5_000,
+        per_target=_steps(step_size=1.0),
+    ),
+    "maximum_likelihood": Method(maximum_likelihood, HIGH, lambda options, dim: 2),
+}
+"""What applies where. Not here, for want of data of their kind: `ratio_matching` and
+`minimum_probability_flow` (two values), `non_negative_score_matching` (no negative
+values); they are in the tests."""
+
+
+# --- config ------------------------------------------------------------------------
+
+DEFAULT = "noise_contrastive,two_moons"
+
+
+def _config(method_name: str, target_name: str) -> dict:
+    method, data = METHODS[method_name], TARGETS[target_name]
+    rate = {
+        "start": 3e-3,
+        "final": 3e-6,
+        "warmup_steps": 0,
+        "decay": "cosine",
+        "decay_start": 0,
+        "decay_steps": method.num_updates,
+    }
+    adam = {"name": "adam", "b1": 0.9, "b2": 0.999, "gradient_clip": 10.0}
+    network = {"name": data["name"]}
+    if target_name in PLANE:
+        network = {"name": "mlp", "widths": (64, 64, 64), "activation": "swish"}
+    elif target_name in RBM:
+        network["num_hidden"] = data["num_hidden"]
+    return {
+        "seed": 0,
+        "data": {**data, "batch_size": 256},  # of all devices
+        "network": network,
+        "objective": {
+            "name": method_name,
+            **method.options,
+            **{
+                key: value
+                for key, value in method.per_target.get(target_name, {}).items()
+                if key in method.options
+            },
+        },
+        "optimizer": {**adam, "learning_rate": rate},
+        "opponent": {**adam, "learning_rate": dict(rate)},  # flow, critic, generator
+        "ema_decay": 0.999,  # of the parameters that are evaluated; 0 for none
+        "train": {
+            "num_steps": method.num_updates,
+            "log_every": 1000,
+            "eval_every": 0,
+            "checkpoint_every": 0,
+            "keep": 1,
+            "best": "",
+            "abort_above": 1e7,
+        },
+        "evaluation": {
+            "num_points": 800,  # of the grid, a side, in the plane
+            "num_examples": 20_000,  # draws of the target, elsewhere
+        },
+        "sweep": {
+            "methods": (method_name,),
+            "targets": (target_name,),
+            "num_seeds": 3,
+        },
+    }
+
+
+def get_config(preset: str = DEFAULT) -> ConfigDict:
+    method, comma, target = preset.partition(",")
+    if not comma:
+        raise ValueError(f"preset must be 'method,target', got {preset!r}")
+    for name, known in ((method, METHODS), (target, TARGETS)):
+        if name not in known and name != "all":
+            raise ValueError(f"{name!r} must be 'all' or one of {sorted(known)}")
+    if "all" in (method, target):
+        config = _config(*DEFAULT.split(","))
+        config["sweep"] |= {
+            "methods": tuple(METHODS) if method == "all" else (method,),
+            "targets": tuple(TARGETS) if target == "all" else (target,),
+        }
+        return ConfigDict(config).lock()
+    if target not in METHODS[method].targets:
+        raise ValueError(
+            f"{method} does not apply to {target}; it does to {METHODS[method].targets}"
+        )
+    config = ConfigDict(_config(method, target))
+    config.update_from_flattened_dict(METHODS[method].overrides)
+    return config.lock()
+
+
+# --- building ----------------------------------------------------------------------
+
+
+def _moments(sample, key) -> tuple[np.ndarray, np.ndarray]:
+    x = np.asarray(sample(key, 20_000), np.float64)
+    return x.mean(0), np.cov(x.T)
+
+
+def make_problem(config: ConfigDict, keys: _run.Keys) -> tuple[Problem, targets.Target]:
+    """The model and the data: all that an evaluation of a trained energy needs."""
+    section = {k: v for k, v in config.data.items() if k != "batch_size"}
+    target = _run.construct(section, CONSTRUCTORS)
+    moments = _moments(target.sample, jax.random.fold_in(keys.params, 1))
+    problem = Problem(
+        model=_run.construct(config.network, MODELS, moments),
+        data=target.sample,
+        moments=moments,
+        optimizer=lambda: _run.make_optimizer(config.optimizer),
+        opponent=lambda: _run.make_optimizer(config.opponent),
+        key=keys.params,
+    )
+    return problem, target
+
+
+def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
+    problem, target = make_problem(config, keys)
+    makes = {name: method.make for name, method in METHODS.items()}
+    players, params = _run.construct(config.objective, makes, problem)
+    num_microbatches = sum(player.num_updates for player in players.values())
+    evaluation = in_plane if config.data.name in PLANE else by_draws
+    return _run.Experiment(
+        players=players,
+        params=params,
+        batch=_data.target_batches(
+            keys.data, target, config.data.batch_size * num_microbatches
+        ),
+        evaluate=evaluation(config, problem, target),
+    )
+
+
+# --- evaluation --------------------------------------------------------------------
+
+
+def _trained(state) -> dict[str, Params]:
+    params = state.params if state.ema_params is None else state.ema_params
+    return jax.tree.map(jnp.asarray, params)
+
+
+def _fisher(energy_fn, true_fn):
+    """Half the squared distance of two scores at one example."""
+
+    def at(x):
+        difference = jax.grad(energy_fn)(x) - jax.grad(true_fn)(x)
+        return 0.5 * jnp.sum(difference**2)
+
+    return at
+
+
+def _learned(params) -> dict[str, float]:
+    known = "log_partition" in params
+    return {"learned_log_partition": float(params["log_partition"])} if known else {}
+
+
+def in_plane(config, problem, target):
+    """Divergences from the target on a grid; all to the rounding of float32."""
+    section, bound = config.evaluation, BOUNDS[config.data.name]
+    _plots.check()
+    grid = _plane.plane(bound, section.num_points // 4)
+    log_true = grid.log_probabilities(target.energy_fn)
+    true = np.exp(log_true)
+    used = true > 0
+    modes = modes_of(config.data, np.asarray(grid.points))
+    mode_probs = np.bincount(modes, true)
+
+    def evaluate(state, key, directory):
+        params = _trained(state)
+        energy_fn = functools.partial(problem.model.energy, params["energy"])
+        log_model = grid.log_probabilities(energy_fn)
+        model = np.exp(log_model)
+        kl = (true[used] * (log_true[used] - log_model[used])).sum()
+        model_probs = np.bincount(modes, model, len(mode_probs))
+        present = mode_probs > 0
+        between = mode_probs[present] @ np.log(
+            mode_probs[present] / np.maximum(model_probs[present], 1e-300)
+        )
+        scalars = {
+            "kl": kl,  # nats, of the target from the model
+            "kl_within_modes": kl - between,
+            "entropy": -(true[used] * log_true[used]).sum()
+            + 2 * math.log(2 * bound / section.num_points),
+            "log_partition": metrics.quadrature(
+                energy_fn, [(-bound, bound)] * 2, section.num_points
+            ),
+        }
+        if config.data.name in SMOOTH:
+            at = _plane.at_points(_fisher(energy_fn, target.energy_fn), grid.points)
+            scalars["fisher_divergence"] = true[used] @ np.asarray(at)[used]
+        panels = {"data": grid.binned(true), config.objective.name: grid.binned(model)}
+        _plots.densities(directory / "densities.png", panels, bounds=(-bound, bound))
+        return scalars | _learned(params)
+
+    return evaluate
+
+
+def by_draws(config, problem, target):
+    """Divergences from the target by means over draws; log partitions are exact."""
+    num = config.evaluation.num_examples
+
+    def evaluate(state, key, directory):
+        params = _trained(state)
+        energy_fn = functools.partial(problem.model.energy, params["energy"])
+        log_partition = problem.model.log_partition(params["energy"])
+        x = target.sample(key, num)
+
+        def excess(x):  # of the model's minus log density over the target's
+            model = energy_fn(x) + log_partition
+            return model - target.energy_fn(x) - target.log_partition
+
+        at_x = np.asarray(_plane.at_points(excess, x), np.float64)
+        likelihood = np.asarray(_plane.at_points(energy_fn, x), np.float64).mean()
+        return {
+            "kl": at_x.mean(),
+            "kl_standard_error": at_x.std() / math.sqrt(num),
+            "fisher_divergence": _plane.at_points(
+                _fisher(energy_fn, target.energy_fn), x
+            ).mean(),
+            "test_log_likelihood": -likelihood - log_partition,
+            "log_partition": log_partition,
+        } | _learned(params)
+
+    return evaluate
+
+
+# --- the table ---------------------------------------------------------------------
+
+
+def _cells(config: ConfigDict) -> dict[str, ConfigDict]:
+    """`method,target,seed` -> config, of the cells that apply."""
+    made_of = f"{config.objective.name},{_target_name(config)}"
+    usual = _run.flat(get_config(made_of).to_dict())
+    changed = {
+        name: value
+        for name, value in _run.flat(config.to_dict()).items()
+        if usual.get(name) != value and not name.startswith("sweep.")
+    }
+    cells = {}
+    for target in config.sweep.targets:
+        for name in config.sweep.methods:
+            if target not in METHODS[name].targets:
+                continue
+            cell = get_config(f"{name},{target}")
+            known = _run.flat(cell.to_dict())
+            for seed in range(config.sweep.num_seeds):
+                values = {k: v for k, v in changed.items() if k in known}
+                cells[f"{name},{target},{seed}"] = _sweep.overridden(
+                    cell, values | {"seed": config.seed + seed}
+                )
+    return cells
+
+
+def _target_name(config: ConfigDict) -> str:
+    """The key of `TARGETS` that a config was made from."""
+    section = {k: v for k, v in config.data.items() if k != "batch_size"}
+    for name, known in TARGETS.items():
+        if known == section:
+            return name
+    raise ValueError(
+        "a sweep takes its targets from sweep.targets; data.* must be as in the preset"
+    )
+
+
+COLUMNS = ("kl", "kl_within_modes", "fisher_divergence", "log_partition_error")
+
+
+def _mean_and_spread(values: list[float]) -> str:
+    """`mean ± standard deviation` over seeds, to two digits of the deviation."""
+    if not values:
+        return "-"
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return f"{mean:.3g}"
+    return f"{mean:.3g} ± {np.std(values, ddof=1):.1g}"
+
+
+def _row(name: str, target: str, configs, folders) -> dict[str, str] | None:
+    """A line of a target's table, from the seeds that have ended."""
+    found, failures, seconds = [], 0, []
+    for config, folder in zip(configs, folders, strict=True):
+        failures += (folder / _sweep.FAILURE).is_file()
+        scalars = _sweep.finished(folder, config)
+        if scalars is None:
+            continue
+        if "learned_log_partition" in scalars:
+            error = scalars["learned_log_partition"] - scalars["log_partition"]
+            scalars = scalars | {"log_partition_error": error}
+        found.append(scalars)
+        rates = [x.get("steps_per_second") for x in _run.read_lines(folder)]
+        seconds.append(1000 / np.median([rate for rate in rates if rate]))
+    if not found and not failures:
+        return None
+    method, config = METHODS[name], configs[0]
+    dim = 2 if target in PLANE else TARGETS[target]["dim"]
+    row = {"method": f"`{name}`"}
+    for column in COLUMNS:
+        row[column] = _mean_and_spread([x[column] for x in found if column in x])
+    row |= {
+        "gradients": f"{method.num_gradients(config.objective, dim):g}",
+        "s / 1000 updates": _mean_and_spread(seconds[:1]),
+        "updates": str(config.train.num_steps),
+        "seeds": f"{len(found)}" + (f" ({failures} failed)" if failures else ""),
+    }
+    return row
+
+
+def sweep(build, config: ConfigDict, workdir) -> None:
+    """The table of methods and targets, one part for each target, and its picture."""
+    workdir = pathlib.Path(workdir)
+    cells = _cells(config)
+    if not cells:
+        raise ValueError("no method of sweep.methods applies to any of sweep.targets")
+
+    def report(_):
+        everything = cells  # another sweep's cells too, in the order of this one's
+        parts = []
+        for target in config.sweep.targets:
+            rows = []
+            for name in config.sweep.methods:
+                names = [c for c in everything if c.startswith(f"{name},{target},")]
+                folders = [workdir / _sweep.CELLS / c for c in names]
+                configs = [everything[c] for c in names]
+                if names and (row := _row(name, target, configs, folders)):
+                    rows.append(row)
+            if rows:
+                parts.append(f"### {target}\n\n{_run.format_table(rows)}")
+        _run.write_atomically(workdir / "table.md", "\n".join(parts))
+
+    _sweep.run_cells(build, cells, workdir, report, keeps_failures=True)
+    _picture(config, workdir, cells)
+    print((workdir / "table.md").read_text())
+
+
+def _picture(config, workdir, cells) -> None:
+    """Densities in the plane side by side, of the first seed."""
+    rows, bounds = {}, {}
+    for target in config.sweep.targets:
+        if target not in PLANE:
+            continue
+        panels = {}
+        for name in config.sweep.methods:
+            cell = f"{name},{target},{config.seed}"
+            folder = workdir / _sweep.CELLS / cell
+            if cell not in cells or _sweep.finished(folder, cells[cell]) is None:
+                continue
+            energy_fn, true_fn = load(folder)
+            bound = 0.6 * BOUNDS[target]
+            grid = _plane.plane(bound, 100)
+            if not panels:
+                panels["data"] = grid.binned(grid.probabilities(true_fn))
+            panels[name] = grid.binned(grid.probabilities(energy_fn))
+        if panels:
+            rows[target], bounds[target] = panels, (-bound, bound)
+    if rows:
+        _plots.density_table(workdir / "densities.png", rows, bounds)
+
+
+def load(workdir: str | pathlib.Path):
+    """`(energy_fn, energy_fn of the target)` of a run."""
+    config, params, _ = _checkpoint.load(workdir, ema=True)
+    problem, target = make_problem(config, _run.make_keys(config.seed))
+    params = jax.tree.map(jnp.asarray, params["energy"])
+    return functools.partial(problem.model.energy, params), target.energy_fn
+
+
+if __name__ == "__main__":
+    _run.main(build, __file__, sweep)

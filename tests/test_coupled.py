@@ -173,7 +173,7 @@ def exact_gradient(params, batch):
     return gradient
 
 
-def mean_gradient(objective, params, batch, num=80):
+def mean_gradient(objective, params, batch, num=150):
     """Over `num` keys: the mean, its standard errors, and the metrics of all."""
 
     def gradient(key):
@@ -196,8 +196,8 @@ def mean_gradient(objective, params, batch, num=80):
 
 
 def test_the_gradient_of_a_machine_s_likelihood_is_exact_and_one_move_s_is_not():
-    """All 19 parameters within four standard errors, no pair cut off. Contrastive
-    divergence by one move is far outside of the same bounds."""
+    """All 19 parameters within four standard errors, no pair cut off, from so few moves
+    that most is in the differences. Contrastive divergence by one move is far off."""
     params, batch = machine_params(), jax.random.normal(jax.random.key(0), (8, 4))
     exact = exact_gradient(params, batch)
     exact = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(exact)])
@@ -205,8 +205,8 @@ def test_the_gradient_of_a_machine_s_likelihood_is_exact_and_one_move_s_is_not()
         energies.gaussian_bernoulli_rbm,
         step_size=1.5,
         start=starts.data(),
-        num_burn_in=10,
-        num_steps=40,
+        num_burn_in=2,
+        num_steps=10,
         max_steps=100,
     )
     mean, error, metrics = mean_gradient(coupled_pairs, params, batch)
@@ -218,5 +218,5 @@ def test_the_gradient_of_a_machine_s_likelihood_is_exact_and_one_move_s_is_not()
         num_steps=1,
         start=starts.data(),
     )
-    mean, _, _ = mean_gradient(one_move, params, batch)
+    mean, error, _ = mean_gradient(one_move, params, batch)
     assert (np.abs(mean - exact) / error).max() > 8

@@ -107,6 +107,27 @@ def test_vmap_and_pmap_give_the_same_numbers():
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), *ends)
 
 
+def test_eight_devices_replay_what_one_would_and_leave_other_slots_alone():
+    """Each keeps 32 chains, moves 8 and leaves 24 bit by bit as they were; with the
+    same keys on one device, the same slots go to the same places, to rounding."""
+    objective = OBJECTIVES["contrastive_divergence, replay"]()
+    players = {"energy": Player(("energy",), objective, optax.sgd(0.1))}
+    batch = jax.random.normal(jax.random.key(3), (8, 1, 8, 2))
+    memories = []
+    for update in (training.pmap_update(players), jax.jit(under_vmap(players))):
+        state = training.init_state(players, GAUSSIAN_PARAMS, jax.random.key(0), 8)
+        before = np.array(state.carry["energy"].memory)
+        state, _ = update(state, batch)
+        memories.append(np.array(state.carry["energy"].memory))
+        is_moved = (memories[-1] != before).any(2)
+        np.testing.assert_array_equal(is_moved.sum(1), np.full(8, 8))
+        # Other slots on every device: each draws with a key of its own.
+        assert len({tuple(row) for row in is_moved}) == 8
+    sharded, alone = memories
+    np.testing.assert_array_equal(sharded[~is_moved], alone[~is_moved])
+    np.testing.assert_allclose(sharded, alone, rtol=1e-5, atol=1e-6)
+
+
 def keys_seen(num_devices, num_steps):
     """The key that each inner update of each player saw, through a metric."""
     seen = []

@@ -268,6 +268,33 @@ def test_an_f_divergence_is_bounded_and_least_at_its_optimum(monkeypatch, diverg
     assert np.abs(gradient(theta + 0.3)).max() > 0.05
 
 
+@pytest.mark.usefixtures("float64")
+def test_draws_move_the_f_divergence_by_their_covariance_alone(monkeypatch):
+    """ "kl" with three of each: the mean of A's slope over data, less B's over draws,
+    plus the covariance of B with the energy's slope, over two. What draws are as
+    functions of the energy, and what is in B, adds nothing."""
+    a, c = 0.7, 0.3
+    batch, normals = jnp.array([0.5, -1.0, 2.0]), np.array([-0.4, 0.9, 1.3])
+    monkeypatch.setattr(jax.random, "split", lambda key, n: jnp.asarray(normals))
+    player = f_contrastive.energy_objective(
+        quadratic,
+        lambda c, x: c * x,
+        sample=lambda a, z: z / jnp.sqrt(a),
+        divergence="kl",
+        ratio_clip=None,
+    )
+
+    def loss(a):
+        params = {"energy": a, "critic": c}
+        return player.loss(params, jax.random.key(0), batch, ())[0]
+
+    draws = normals / a**0.5
+    of_model = np.exp(c * draws + 0.5 * a * draws**2)
+    covariance = np.cov(of_model, 0.5 * draws**2)[0, 1]
+    exact = (0.5 * batch**2).mean() - (of_model * 0.5 * draws**2).mean() + covariance
+    np.testing.assert_allclose(jax.grad(loss)(a), exact, rtol=1e-12)
+
+
 @pytest.mark.parametrize(
     "divergence, is_moved",
     [

@@ -27,6 +27,7 @@ from ebmjax.objectives.score_matching import (
     score_matching,
     sliced_score_matching,
 )
+from ebmjax.objectives.telescoping import telescoping, telescoping_energy
 from ebmjax.objectives.unbiased import unbiased_contrastive_divergence
 
 __all__ = [
@@ -52,6 +53,8 @@ __all__ = [
     "self_contrastive",
     "sliced_score_matching",
     "stateless",
+    "telescoping",
+    "telescoping_energy",
     "unbiased_contrastive_divergence",
     "variational",
 ]

@@ -13,6 +13,7 @@ from expectations import expected, normal_nodes
 
 from ebmjax import energies, objectives, targets, training
 from ebmjax.objectives import (
+    entropy_gradient,
     f_contrastive,
     flow_contrastive,
     learned_stein,
@@ -39,6 +40,10 @@ def sample(params, key):
 def log_prob(params, x):
     z = (x - params["shift"]) / params["scale"]
     return -0.5 * z**2 - HALF_LOG - jnp.log(params["scale"])
+
+
+def generator(params, latent):
+    return params["shift"] + params["scale"] * latent[0]
 
 
 FLOW = (sample, log_prob)
@@ -331,10 +336,32 @@ def test_only_exponentials_are_clipped(divergence, is_moved):
             {"critic"},
         ),
         (learned_stein.energy_objective(quadratic, lambda p, x: p * x), {"energy"}),
+        (
+            entropy_gradient.energy_objective(
+                quadratic, generator, latent_dim=1, noise_scale=0.5, score_penalty=0.1
+            ),
+            {"energy"},
+        ),
+        (
+            entropy_gradient.generator_objective(
+                quadratic, generator, latent_dim=1, noise_scale=0.5
+            ),
+            {"generator"},
+        ),
+        (
+            entropy_gradient.posterior_objective(
+                generator, latent_dim=1, noise_scale=0.5
+            ),
+            {"posterior"},
+        ),
     ],
 )
 def test_each_player_moves_its_own_networks_only(objective, moved):
-    params = params_of(0.7, 0.2, 0.3, 1.4) | {"critic": jnp.array(0.6)}
+    params = params_of(0.7, 0.2, 0.3, 1.4) | {
+        "critic": jnp.array(0.6),
+        "generator": {"shift": jnp.array(0.4), "scale": jnp.array(1.3)},
+        "posterior": jnp.array([-1.0]),
+    }
     batch = jnp.array([0.5, -1.0, 2.0])
     gradient = jax.grad(
         lambda p: objective.loss(p, jax.random.key(0), batch, objective.init(None))[0]

@@ -1,6 +1,7 @@
 """Training objectives: a loss and its memory, for `training.Player`."""
 
 from ebmjax.objectives import (
+    entropy_gradient,
     f_contrastive,
     flow_contrastive,
     learned_stein,
@@ -38,6 +39,7 @@ __all__ = [
     "conditional_noise_contrastive",
     "contrastive_divergence",
     "denoising_score_matching",
+    "entropy_gradient",
     "finite_difference_score_matching",
     "f_contrastive",
     "flow_contrastive",

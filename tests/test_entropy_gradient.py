@@ -273,6 +273,22 @@ def test_the_learned_width_finds_a_share_of_the_entropy_s_gradient(widening, sha
         assert error < 0.07
 
 
+def test_the_effective_number_of_samples_is_told():
+    """A generator that forgets its latent: N(0, 1) by N(z, 4) has a mean squared weight
+    of 4 / 7^.5 exp(z^2 / 7), and the mean over z of its inverse is 7 / 12."""
+    objective = entropy_gradient.generator_objective(
+        quadratic, scalar, latent_dim=1, noise_scale=0.5, num_importance=500
+    )
+    params = ONE | {
+        "generator": {"weight": 0.0, "shift": 0.3},
+        "posterior": jnp.array([math.log(2)]),
+    }
+    _, aux = jax.jit(objective.loss)(params, jax.random.key(0), jnp.zeros(2_000), ())
+    # Every one lies between 0 and 7^.5 / 4, of 500: a deviation of less than a third.
+    share = aux.metrics["effective_importance"] / 500
+    np.testing.assert_allclose(share, 7 / 12, atol=4 * 0.33 / 2_000**0.5)
+
+
 def test_three_players_learn_a_normal_law():
     """Data N(1, 2): the energy comes to (x - 1)^2 / 4, the generator to W^2 + s^2 = 2
     around 1, the posterior to its best width."""

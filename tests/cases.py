@@ -84,6 +84,17 @@ def _quartic(params, x):
     return energies.gaussian(params, x) ** 2
 
 
+def _with_constants(objective, num):
+    """With the one log partition function of the cases for each of `num` constants."""
+
+    def loss(params, key, batch, carry):
+        constants = jnp.stack([params["log_partition"]] * num)
+        params = params | {"log_partition": constants}
+        return objective.loss(params, key, batch, carry)
+
+    return objective._replace(loss=loss)
+
+
 OBJECTIVES = {
     "contrastive_divergence": lambda: _CD(start=starts.noise(jax.random.normal)),
     "contrastive_divergence, data": lambda: _CD(start=starts.data()),
@@ -135,6 +146,14 @@ OBJECTIVES = {
     "conditional_noise_contrastive": lambda: objectives.conditional_noise_contrastive(
         energies.gaussian, noise_scale=0.5
     ),
+    "telescoping": lambda: _with_constants(
+        objectives.telescoping(
+            lambda params, x, index: energies.gaussian(params, x) / (1 + index),
+            noise_distribution=_normal((2,)),
+            waymarks=(0.5, 0.8, 1.0),
+        ),
+        3,
+    ),
     "unbiased_contrastive_divergence": lambda: (
         objectives.unbiased_contrastive_divergence(
             energies.gaussian,
@@ -155,10 +174,11 @@ OBJECTIVES = {
 DRAW_NOTHING = {"score_matching", "non_negative_score_matching", "ratio_matching"}
 DRAW_NOTHING |= {"minimum_probability_flow", "kernel_stein"}
 
-NOT_OBJECTIVES = {"stateless"}
+NOT_OBJECTIVES = {"stateless", "telescoping_energy"}
 
 PAIRS = {"f_contrastive", "flow_contrastive", "learned_stein", "variational"}
-"""Modules of two objectives each, one a player; tested in files of their own."""
+PAIRS |= {"entropy_gradient"}
+"""Modules of two objectives or three, one a player; tested in files of their own."""
 
 GAUSSIAN_PARAMS = {
     "energy": {"mean": jnp.ones(2), "precision": jnp.full((2,), 0.5)},

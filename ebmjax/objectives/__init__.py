@@ -1,6 +1,7 @@
 """Training objectives: a loss and its memory, for `training.Player`."""
 
 from ebmjax.objectives import (
+    entropy_gradient,
     f_contrastive,
     flow_contrastive,
     learned_stein,
@@ -27,6 +28,7 @@ from ebmjax.objectives.score_matching import (
     score_matching,
     sliced_score_matching,
 )
+from ebmjax.objectives.telescoping import telescoping, telescoping_energy
 from ebmjax.objectives.unbiased import unbiased_contrastive_divergence
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "conditional_noise_contrastive",
     "contrastive_divergence",
     "denoising_score_matching",
+    "entropy_gradient",
     "finite_difference_score_matching",
     "f_contrastive",
     "flow_contrastive",
@@ -52,6 +55,8 @@ __all__ = [
     "self_contrastive",
     "sliced_score_matching",
     "stateless",
+    "telescoping",
+    "telescoping_energy",
     "unbiased_contrastive_divergence",
     "variational",
 ]

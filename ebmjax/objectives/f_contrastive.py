@@ -37,13 +37,23 @@ DIVERGENCES = {
         lambda u, clip: jax.nn.softplus(u) - jnp.log(2.0),
     ),
     "kl": Divergence(lambda u, clip: 1 + u, lambda u, clip: jnp.exp(clip(u))),
+    "neyman": Divergence(
+        lambda u, clip: -jnp.expm1(-2 * clip(u)),
+        lambda u, clip: -2 * jnp.expm1(-clip(u)),
+    ),
+    "pearson": Divergence(
+        lambda u, clip: 2 * jnp.expm1(clip(u)),
+        lambda u, clip: jnp.expm1(2 * clip(u)),
+    ),
     "reverse_kl": Divergence(lambda u, clip: -jnp.exp(-clip(u)), lambda u, clip: u - 1),
     "squared_hellinger": Divergence(
         lambda u, clip: -jnp.expm1(-0.5 * clip(u)),
         lambda u, clip: jnp.expm1(0.5 * clip(u)),
     ),
 }
-"""Jensen-Shannon's is twice the usual: `KL(p, m) + KL(q, m)` with `m` the middle."""
+"""Jensen-Shannon's is twice the usual: `KL(p, m) + KL(q, m)` with `m` the middle. Both
+chi-squared ones integrate `(data - model)^2`: Pearson's over the model's density,
+Neyman's over the data's."""
 
 Sample = Callable[[Params, Key], Array]
 
@@ -64,8 +74,8 @@ def critic_objective(
       critic: `critic(params, x) -> []`, with the parameters `params["critic"]`.
       sample: `sample(params, key) -> x`, one example drawn from the model with these
         `params["energy"]`; held fixed.
-      divergence: "js", "kl", "reverse_kl" or "squared_hellinger", of the data from the
-        model.
+      divergence: "js", "kl", "neyman", "pearson", "reverse_kl" or "squared_hellinger",
+        of the data from the model.
       ratio_clip: Log ratios whose exponential is taken are clipped to [-ratio_clip,
         ratio_clip]: those of large ones end a run. None for none.
 

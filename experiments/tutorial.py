@@ -53,8 +53,16 @@ def unmixing_of(*, dim: int, matrix_seed: int) -> np.ndarray:
             return unmixing
 
 
+def ica_mixing(*, dim: int, matrix_seed: int) -> np.ndarray:
+    """Of sources mixed by a random matrix, and whitened by their exact covariance."""
+    mixing = np.linalg.inv(unmixing_of(dim=dim, matrix_seed=matrix_seed))
+    # The variance of a standard logistic is pi^2 / 3.
+    covariance = math.pi**2 / 3 * mixing.T @ mixing
+    return mixing @ np.linalg.inv(np.linalg.cholesky(covariance)).T
+
+
 def _ica(**options) -> targets.Target:
-    return targets.ica(np.linalg.inv(unmixing_of(**options)))
+    return targets.ica(ica_mixing(**options))
 
 
 def _gaussian_bernoulli_rbm(
@@ -79,7 +87,7 @@ CONSTRUCTORS = {
 SMOOTH = ("eight_gaussians", "rings", "two_moons")
 PLANE = (*SMOOTH, "checkerboard")
 ICA = ("ica_10", "ica_50")
-RBM = ("rbm_10", "rbm_50")
+RBM = ("rbm_10",)
 
 TARGETS = {
     # Neighbours five standard deviations apart: two modes, but not two worlds.
@@ -94,13 +102,6 @@ TARGETS = {
         "dim": 10,
         "num_hidden": 5,
         "weight_scale": 1.0,
-        "matrix_seed": 0,
-    },
-    "rbm_50": {
-        "name": "gaussian_bernoulli_rbm",
-        "dim": 50,
-        "num_hidden": 10,
-        "weight_scale": 0.5,
         "matrix_seed": 0,
     },
 }
@@ -177,13 +178,12 @@ def mlp_model(moments, *, widths, activation, with_scale: bool = False) -> Model
 
 
 def ica_model(moments) -> Model:
-    mean, covariance = moments
-    # Sources of the variance of logistic ones, in the data's principal directions.
-    whiten = np.linalg.inv(np.linalg.cholesky(covariance)).T * (math.pi / math.sqrt(3))
+    mean, _ = moments
 
     def init(key):
-        noise = 0.1 * jax.random.normal(key, covariance.shape)
-        return {"unmixing": whiten.astype(np.float32) @ (jnp.eye(len(mean)) + noise)}
+        # Of sources with the variance of logistic ones, were the data white.
+        rotation = jax.random.orthogonal(key, len(mean))
+        return {"unmixing": rotation * (math.pi / math.sqrt(3))}
 
     def sample(params, key):
         sources = jax.random.logistic(key, mean.shape)
@@ -210,7 +210,7 @@ def rbm_model(moments, *, num_hidden: int) -> Model:
     states = jnp.asarray(2.0 * (bits & 1) - 1.0, jnp.float32)
 
     def mixture(params):
-        means = params["visible_bias"] + 0.5 * states @ params["weights"].T
+        means = params["visible_bias"][None] + 0.5 * states @ params["weights"].T
         return means, states @ params["hidden_bias"] + 0.5 * jnp.sum(means**2, axis=1)
 
     def sample(params, key):
@@ -252,7 +252,19 @@ class Problem(NamedTuple):
     key: Key
 
 
-Setup = tuple[dict[str, training.Player], dict[str, Params]]
+class Setup(NamedTuple):
+    """A method on a problem.
+
+    Attributes:
+      players: As `_run.Experiment` has them.
+      params: As `_run.Experiment` has them.
+      energy: `energy(params, x)` of all of the trained `params`, where it is not the
+        model's of `params["energy"]`.
+    """
+
+    players: dict[str, training.Player]
+    params: dict[str, Params]
+    energy: Energy | None = None
 
 
 def _alone(make: Callable[..., objectives.Objective], **fixed):
@@ -269,7 +281,16 @@ def _energy_player(problem, objective, **others) -> Setup:
     """The energy, and what of `others` is trained with it."""
     params = {"energy": problem.model.init(problem.key)} | others
     player = training.Player(tuple(params), objective, problem.optimizer())
-    return {"energy": player}, params
+    return Setup({"energy": player}, params)
+
+
+def _against(problem, setup: Setup, objective, num_updates: int, **trained) -> Setup:
+    """With an opponent, which moves first."""
+    (name,) = trained
+    player = training.Player((name,), objective, problem.opponent(), num_updates)
+    return setup._replace(
+        players={name: player} | setup.players, params=setup.params | trained
+    )
 
 
 def _gaussian(moments, widen: float = 1.0):
@@ -361,29 +382,21 @@ def flow_contrastive(problem, **options) -> Setup:
     constant = _initial_log_partition(
         problem, functools.partial(flow.log_prob, flow_params)
     )
-    players, params = _energy_player(
+    setup = _energy_player(
         problem,
         module.energy_objective(problem.model.energy, pair),
         log_partition=constant,
     )
-    critic = module.flow_objective(problem.model.energy, pair)
-    players["flow"] = training.Player(("flow",), critic, problem.opponent())
-    return players, params | {"flow": flow_params}
+    objective = module.flow_objective(problem.model.energy, pair)
+    return _against(problem, setup, objective, 1, flow=flow_params)
 
 
 def variational(problem, *, num_flow_updates: int, **options) -> Setup:
     flow, flow_params = _flow(problem, **options)
     module, pair = objectives.variational, (flow.sample, flow.log_prob)
-    players, params = _energy_player(
-        problem, module.energy_objective(problem.model.energy, pair)
-    )
-    first = training.Player(
-        ("flow",),
-        module.flow_objective(problem.model.energy, pair),
-        problem.opponent(),
-        num_flow_updates,
-    )
-    return {"flow": first} | players, params | {"flow": flow_params}
+    setup = _energy_player(problem, module.energy_objective(problem.model.energy, pair))
+    objective = module.flow_objective(problem.model.energy, pair)
+    return _against(problem, setup, objective, num_flow_updates, flow=flow_params)
 
 
 def learned_stein(
@@ -397,17 +410,14 @@ def learned_stein(
         return network.apply(params, (x - mean.astype(np.float32)) / spread)
 
     module = objectives.learned_stein
-    players, params = _energy_player(
+    setup = _energy_player(
         problem, module.energy_objective(problem.model.energy, critic)
     )
-    first = training.Player(
-        ("critic",),
-        module.critic_objective(problem.model.energy, critic, l2_weight=l2_weight),
-        problem.opponent(),
-        num_critic_updates,
+    objective = module.critic_objective(
+        problem.model.energy, critic, l2_weight=l2_weight
     )
-    critic_params, _ = network.init(jax.random.fold_in(problem.key, 1))
-    return {"critic": first} | players, params | {"critic": critic_params}
+    params, _ = network.init(jax.random.fold_in(problem.key, 1))
+    return _against(problem, setup, objective, num_critic_updates, critic=params)
 
 
 def _draw_of(problem, section: Mapping[str, Any] | None):
@@ -435,13 +445,10 @@ def f_contrastive(problem, *, divergence: str, num_critic_updates: int, **chain)
     critic_model = mlp_model(problem.moments, widths=widths, activation="swish")
     options = {"sample": _draw_of(problem, chain), "divergence": divergence}
     arguments = problem.model.energy, critic_model.energy
-    players, params = _energy_player(
-        problem, module.energy_objective(*arguments, **options)
-    )
-    critic = module.critic_objective(*arguments, **options)
-    first = training.Player(("critic",), critic, problem.opponent(), num_critic_updates)
-    critic_params = critic_model.init(jax.random.fold_in(problem.key, 1))
-    return {"critic": first} | players, params | {"critic": critic_params}
+    setup = _energy_player(problem, module.energy_objective(*arguments, **options))
+    objective = module.critic_objective(*arguments, **options)
+    params = critic_model.init(jax.random.fold_in(problem.key, 1))
+    return _against(problem, setup, objective, num_critic_updates, critic=params)
 
 
 def self_contrastive(problem, **options) -> Setup:
@@ -500,6 +507,93 @@ def contrastive_divergence(
     return _energy_player(problem, objective)
 
 
+def entropy_gradient(
+    problem,
+    *,
+    noise_scale: float,
+    num_generator_updates: int,
+    num_importance: int,
+    widening: float,
+    width: int,
+    score_penalty: float,
+) -> Setup:
+    """A generator that begins as the normal law with the data's moments."""
+    module = objectives.entropy_gradient
+    mean, covariance = (array.astype(np.float32) for array in problem.moments)
+    lower = np.linalg.cholesky(covariance)
+    dim = len(mean)
+    network = networks.mlp((dim,), (dim,), widths=(width, width))
+
+    def generator(params, latent):
+        return mean + lower @ (latent + network.apply(params, latent))
+
+    shared = {"latent_dim": dim, "noise_scale": noise_scale}
+    setup = _energy_player(
+        problem,
+        module.energy_objective(
+            problem.model.energy, generator, score_penalty=score_penalty, **shared
+        ),
+    )
+    climb = module.generator_objective(
+        problem.model.energy,
+        generator,
+        num_importance=num_importance,
+        widening=widening,
+        **shared,
+    )
+    params, _ = network.init(jax.random.fold_in(problem.key, 1))
+    setup = _against(problem, setup, climb, num_generator_updates, generator=params)
+    fit = module.posterior_objective(generator, **shared)
+    width_params = jnp.full(dim, math.log(0.1))
+    return _against(problem, setup, fit, 1, posterior=width_params)
+
+
+def telescoping(problem, *, waymarks, widths, widen: float) -> Setup:
+    """A network for every bridge, from a normal wider than the data."""
+    mean, covariance = problem.moments
+    spread = np.sqrt(np.diag(covariance)).astype(np.float32)
+    network = networks.mlp_energy(mean.shape, widths=widths, activation="swish")
+
+    def bridge(params, x, index):
+        own = jax.tree.map(lambda leaf: leaf[index], params)
+        return network.apply(own, (x - mean.astype(np.float32)) / spread)
+
+    noise = _gaussian(problem.moments, widen)
+    objective = objectives.telescoping(
+        bridge, noise_distribution=noise, waymarks=waymarks
+    )
+    keys = jax.random.split(problem.key, len(waymarks))
+    params = {
+        "energy": jax.vmap(lambda key: network.init(key)[0])(keys),
+        "log_partition": jnp.zeros(len(waymarks)),
+    }
+    player = training.Player(tuple(params), objective, problem.optimizer())
+    energy = objectives.telescoping_energy(bridge, noise_distribution=noise)
+    return Setup({"energy": player}, params, energy)
+
+
+def multi_scale(problem, *, noise_scales, widths) -> Setup:
+    """One energy for all scales; the least of them is the model."""
+    model = mlp_model(
+        problem.moments, widths=widths, activation="swish", with_scale=True
+    )
+    objective = objectives.multi_scale_denoising_score_matching(
+        energy=model.energy, noise_scales=noise_scales
+    )
+    setup = _energy_player(problem._replace(model=model), objective)
+    least = min(noise_scales)
+    return setup._replace(
+        energy=lambda params, x: model.energy(params["energy"], x, least)
+    )
+
+
+def unbiased_contrastive_divergence(problem, **options) -> Setup:
+    objective = objectives.unbiased_contrastive_divergence(
+        problem.model.energy, start=starts.data(), **options
+    )
+    return _energy_player(problem, objective)
+
+
 def maximum_likelihood(problem) -> Setup:
     """With the exact log partition function: what the others are to be held against."""
 
@@ -540,8 +634,8 @@ DIFFERENTIABLE = (*SMOOTH, *HIGH)
 """Score matching and its kin compare scores, and a checkerboard has none."""
 
 _CHAIN = {"eight_gaussians": 0.05, "rings": 0.01, "two_moons": 0.005}
-_CHAIN |= {"checkerboard": 0.05, "ica_10": 0.02, "ica_50": 0.005}
-_CHAIN |= {"rbm_10": 0.3, "rbm_50": 0.15}
+_CHAIN |= {"checkerboard": 0.05, "ica_10": 0.4, "ica_50": 0.2}
+_CHAIN |= {"rbm_10": 0.3}
 """Steps of the samplers: a fraction of the square of each target's narrowest width."""
 
 
@@ -555,6 +649,13 @@ def _steps(**factors) -> dict[str, dict[str, float]]:
 
 FLOW = {"num_layers": 6, "width": 32}
 
+SLOW_ENERGY = {
+    # An opponent that lags behind lets the energy run away.
+    "optimizer.learning_rate.start": 3e-4,
+    "optimizer.b1": 0.5,
+    "opponent.b1": 0.5,
+}
+
 METHODS = {
     "score_matching": Method(
         _alone(objectives.score_matching),
@@ -564,7 +665,7 @@ METHODS = {
     "sliced_score_matching": Method(
         _alone(objectives.sliced_score_matching),
         DIFFERENTIABLE,
-        lambda options, dim: 4 * options["num_projections"],
+        lambda options, dim: 2 + 2 * options["num_projections"],
         {"num_projections": 1, "projection": "rademacher", "variance_reduced": True},
     ),
     "finite_difference_score_matching": Method(
@@ -580,10 +681,17 @@ METHODS = {
         {"noise_scale": 0.03, "variance_reduction": "antithetic"},
         per_target={"checkerboard": {"noise_scale": 0.1}},
     ),
+    "multi_scale_denoising_score_matching": Method(
+        multi_scale,
+        PLANE,
+        lambda options, dim: 2,
+        {"noise_scales": (0.03, 0.08, 0.2, 0.5, 1.3), "widths": (64, 64, 64)},
+        num_updates=30_000,
+    ),
     "minimum_velocity": Method(
         _alone(objectives.minimum_velocity),
         DIFFERENTIABLE,
-        lambda options, dim: 4,
+        lambda options, dim: 3,
         {"step_size": 1e-4},
     ),
     "kernel_stein": Method(
@@ -591,20 +699,15 @@ METHODS = {
         DIFFERENTIABLE,
         lambda options, dim: 2,
         {"kernel": "rbf", "bandwidth": 0.3, "statistic": "u"},
-        num_updates=5_000,
         per_target={name: {"bandwidth": None} for name in HIGH},
     ),
     "learned_stein": Method(
         learned_stein,
         DIFFERENTIABLE,
         lambda options, dim: 2 + options["num_critic_updates"],
-        {"l2_weight": 0.5, "num_critic_updates": 3, "width": 64},
-        # A critic that lags behind lets the energy run away.
-        overrides={
-            "opponent.b1": 0.5,
-            "optimizer.b1": 0.5,
-            "optimizer.learning_rate.start": 3e-4,
-        },
+        {"l2_weight": 0.1, "num_critic_updates": 5, "width": 64},
+        num_updates=15_000,
+        overrides=SLOW_ENERGY,
     ),
     "conditional_noise_contrastive": Method(
         _alone(objectives.conditional_noise_contrastive),
@@ -630,6 +733,12 @@ METHODS = {
         lambda options, dim: 4,
         FLOW,
     ),
+    "telescoping": Method(
+        telescoping,
+        PLANE,
+        lambda options, dim: 2 * len(options["waymarks"]),
+        {"waymarks": (0.6, 0.9, 1.0), "widths": (64, 64, 64), "widen": 1.0},
+    ),
     "self_contrastive": Method(
         self_contrastive,
         HIGH,  # where the model can be drawn from
@@ -639,14 +748,14 @@ METHODS = {
     "contrastive_divergence": Method(
         contrastive_divergence,
         (*PLANE, *HIGH),
-        lambda options, dim: 2 + options["num_steps"],
+        lambda options, dim: 3 + options["num_steps"],
         {"start": "data", "num_steps": 5, "step_size": 0.0},
         per_target=_steps(step_size=1.0),
     ),
     "persistent_contrastive_divergence": Method(
         contrastive_divergence,
         (*PLANE, *HIGH),
-        lambda options, dim: 2 + options["num_steps"],
+        lambda options, dim: 3 + options["num_steps"],
         {
             "start": "replay",
             "num_steps": 20,
@@ -659,22 +768,52 @@ METHODS = {
     "short_run": Method(
         contrastive_divergence,
         PLANE,
-        lambda options, dim: 2 + options["num_steps"],
+        lambda options, dim: 3 + options["num_steps"],
         {"start": "noise", "num_steps": 50, "step_size": 0.0},
         num_updates=5_000,
         per_target=_steps(step_size=1.0),
     ),
+    "unbiased_contrastive_divergence": Method(
+        unbiased_contrastive_divergence,
+        (*PLANE, "rbm_10"),  # in many dimensions the chains do not meet
+        lambda options, dim: 1 + 2 * options["max_steps"],
+        {"num_burn_in": 0, "num_steps": 10, "max_steps": 40, "step_size": 0.0},
+        num_updates=5_000,
+        overrides={"data.batch_size": 64},
+        per_target={
+            "eight_gaussians": {"step_size": 0.4},
+            "rings": {"step_size": 0.2},
+            "two_moons": {"step_size": 0.15},
+            "checkerboard": {"step_size": 0.5},
+            "rbm_10": {"step_size": 0.5},
+        },
+    ),
     "variational": Method(
         variational,
         (*PLANE, *HIGH),
-        lambda options, dim: 2 + 2 * options["num_flow_updates"],
+        lambda options, dim: 2 + options["num_flow_updates"],
         {"num_flow_updates": 2, **FLOW},
+        overrides=SLOW_ENERGY,
+    ),
+    "entropy_gradient": Method(
+        entropy_gradient,
+        (*PLANE, *HIGH),
+        lambda options, dim: 2 + options["num_generator_updates"],
+        {
+            "noise_scale": 0.1,
+            "num_generator_updates": 1,
+            "num_importance": 20,
+            "widening": 2.0,
+            "width": 128,
+            "score_penalty": 0.0,
+        },
+        overrides=SLOW_ENERGY,
     ),
     "f_contrastive": Method(
         f_contrastive,
         (*PLANE, *HIGH),
         lambda options, dim: (
-            (1 + options["num_critic_updates"]) * (2 + options["num_steps"])
+            (1 + options["num_critic_updates"]) * (3 + options["num_steps"])
         ),
         {
             "divergence": "js",
@@ -682,7 +821,8 @@ METHODS = {
             "num_steps": 50,
             "step_size": 0.0,
         },
-        num_updates=5_000,
+        num_updates=3_000,
+        overrides=SLOW_ENERGY,
         per_target=_steps(step_size=1.0),
     ),
     "maximum_likelihood": Method(maximum_likelihood, HIGH, lambda options, dim: 2),
@@ -695,6 +835,12 @@ values); they are in the tests."""
 # --- config ------------------------------------------------------------------------
 
 DEFAULT = "noise_contrastive,two_moons"
+
+
+def _num_turns(options) -> int:
+    """Updates of an opponent for one of the energy."""
+    turns = ("num_critic_updates", "num_flow_updates", "num_generator_updates")
+    return max((options[name] for name in turns if name in options), default=1)
 
 
 def _config(method_name: str, target_name: str) -> dict:
@@ -727,7 +873,11 @@ def _config(method_name: str, target_name: str) -> dict:
             },
         },
         "optimizer": {**adam, "learning_rate": rate},
-        "opponent": {**adam, "learning_rate": dict(rate)},  # flow, critic, generator
+        "opponent": {  # flow, critic, generator
+            **adam,
+            "learning_rate": rate
+            | {"decay_steps": method.num_updates * _num_turns(method.options)},
+        },
         "ema_decay": 0.999,  # of the parameters that are evaluated; 0 for none
         "train": {
             "num_steps": method.num_updates,
@@ -800,16 +950,16 @@ def make_problem(config: ConfigDict, keys: _run.Keys) -> tuple[Problem, targets.
 def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
     problem, target = make_problem(config, keys)
     makes = {name: method.make for name, method in METHODS.items()}
-    players, params = _run.construct(config.objective, makes, problem)
-    num_microbatches = sum(player.num_updates for player in players.values())
+    setup = _run.construct(config.objective, makes, problem)
+    num_microbatches = sum(player.num_updates for player in setup.players.values())
     evaluation = in_plane if config.data.name in PLANE else by_draws
     return _run.Experiment(
-        players=players,
-        params=params,
+        players=setup.players,
+        params=setup.params,
         batch=_data.target_batches(
             keys.data, target, config.data.batch_size * num_microbatches
         ),
-        evaluate=evaluation(config, problem, target),
+        evaluate=evaluation(config, problem, target, setup.energy),
     )
 
 
@@ -833,10 +983,16 @@ def _fisher(energy_fn, true_fn):
 
 def _learned(params) -> dict[str, float]:
     known = "log_partition" in params
-    return {"learned_log_partition": float(params["log_partition"])} if known else {}
+    return {"learned_log_partition": params["log_partition"]} if known else {}
 
 
-def in_plane(config, problem, target):
+def _bound_energy(problem, energy, params):
+    if energy is not None:
+        return functools.partial(energy, params)
+    return functools.partial(problem.model.energy, params["energy"])
+
+
+def in_plane(config, problem, target, energy=None):
     """Divergences from the target on a grid; all to the rounding of float32."""
     section, bound = config.evaluation, BOUNDS[config.data.name]
     _plots.check()
@@ -849,7 +1005,7 @@ def in_plane(config, problem, target):
 
     def evaluate(state, key, directory):
         params = _trained(state)
-        energy_fn = functools.partial(problem.model.energy, params["energy"])
+        energy_fn = _bound_energy(problem, energy, params)
         log_model = grid.log_probabilities(energy_fn)
         model = np.exp(log_model)
         kl = (true[used] * (log_true[used] - log_model[used])).sum()
@@ -872,18 +1028,20 @@ def in_plane(config, problem, target):
             scalars["fisher_divergence"] = true[used] @ np.asarray(at)[used]
         panels = {"data": grid.binned(true), config.objective.name: grid.binned(model)}
         _plots.densities(directory / "densities.png", panels, bounds=(-bound, bound))
-        return scalars | _learned(params)
+        # A telescope's constants are part of its energy, whose own constant is 0.
+        learned = _learned(params) if energy is None else {}
+        return scalars | learned
 
     return evaluate
 
 
-def by_draws(config, problem, target):
+def by_draws(config, problem, target, energy=None):
     """Divergences from the target by means over draws; log partitions are exact."""
     num = config.evaluation.num_examples
 
     def evaluate(state, key, directory):
         params = _trained(state)
-        energy_fn = functools.partial(problem.model.energy, params["energy"])
+        energy_fn = _bound_energy(problem, energy, params)
         log_partition = problem.model.log_partition(params["energy"])
         x = target.sample(key, num)
 
@@ -1042,8 +1200,10 @@ def load(workdir: str | pathlib.Path):
     """`(energy_fn, energy_fn of the target)` of a run."""
     config, params, _ = _checkpoint.load(workdir, ema=True)
     problem, target = make_problem(config, _run.make_keys(config.seed))
-    params = jax.tree.map(jnp.asarray, params["energy"])
-    return functools.partial(problem.model.energy, params), target.energy_fn
+    makes = {name: method.make for name, method in METHODS.items()}
+    setup = _run.construct(config.objective, makes, problem)
+    params = jax.tree.map(jnp.asarray, params)
+    return _bound_energy(problem, setup.energy, params), target.energy_fn
 
 
 if __name__ == "__main__":

@@ -26,6 +26,9 @@ def small(preset, **overrides):
         ("objective.capacity", 64),
         ("objective.num_updates", 2),
         ("objective.num_critic_updates", 1),
+        ("objective.num_flow_updates", 1),
+        ("objective.num_layers", 2),
+        ("objective.max_steps", 10),
         ("objective.num_importance", 4),
     ):
         if name in known:
@@ -40,8 +43,15 @@ def state_of(params):
     return training.TrainState(**fields)
 
 
+PLAIN = {"score_matching", "sliced_score_matching", "denoising_score_matching"}
+PLAIN |= {"finite_difference_score_matching", "minimum_velocity", "kernel_stein"}
+PLAIN |= {"conditional_noise_contrastive"}
+"""Methods that are an objective and nothing else, of which one is run."""
+
+
 def one_target_each():
-    return [(name, method.targets[0]) for name, method in tutorial.METHODS.items()]
+    names = set(tutorial.METHODS) - PLAIN | {"sliced_score_matching"}
+    return [(name, tutorial.METHODS[name].targets[0]) for name in sorted(names)]
 
 
 @pytest.mark.slow
@@ -53,7 +63,6 @@ def test_every_method_trains_and_is_evaluated(tmp_path, name, target):
     players = {key.split("/")[0] for key in lines[0] if "/" in key}
     assert "energy" in players
     learns = {"noise_contrastive", "noise_contrastive_flow", "flow_contrastive"}
-    learns |= {"telescoping"}
     assert ("learned_log_partition" in scalars) == (name in learns)
 
 
@@ -62,7 +71,7 @@ def test_every_objective_has_a_method_or_data_of_another_kind():
     elsewhere |= {"non_negative_score_matching"}
     public = set(objectives.__all__) - elsewhere
     public -= {"Aux", "ContrastiveCarry", "NoiseDistribution", "Objective"}
-    public -= {"stateless"}
+    public -= {"stateless", "telescoping_energy"}
     assert public <= set(tutorial.METHODS), public - set(tutorial.METHODS)
 
 
@@ -112,7 +121,8 @@ def test_divergences_of_the_exact_models_are_zero_at_the_truth_and_this_elsewher
     config = small("sliced_score_matching,ica_10", evaluation__num_examples=20_000)
     problem, target = tutorial.make_problem(config, _run.make_keys(0))
     evaluate = tutorial.by_draws(config, problem, target)
-    unmixing = jnp.asarray(tutorial.unmixing_of(dim=10, matrix_seed=0), jnp.float32)
+    mixing = tutorial.ica_mixing(dim=10, matrix_seed=0)
+    unmixing = jnp.asarray(np.linalg.inv(mixing), jnp.float32)
 
     def at(scale):
         params = {"energy": {"unmixing": scale * unmixing}}
@@ -161,9 +171,9 @@ def test_a_sweep_keeps_what_failed_and_repeats_nothing(tmp_path, capsys):
     config = small(
         "contrastive_divergence,two_moons",
         sweep__targets=("two_moons",),
-        sweep__methods=("noise_contrastive", "score_matching", "kernel_stein"),
-        sweep__num_seeds=2,
-        train__abort_above=3.0,
+        sweep__methods=("noise_contrastive", "kernel_stein"),
+        sweep__num_seeds=1,
+        train__abort_above=1.2,
     )
     tutorial.sweep(tutorial.build, config, tmp_path)
     table = (tmp_path / "table.md").read_text()

@@ -555,7 +555,7 @@ def default_config(name: str, objective: str = "sliced_score_matching") -> dict:
         },
         "ema_decay": 0.0,
         "train": {
-            "num_steps": 1_000,
+            "num_steps": 600,
             "log_every": 100,
             "eval_every": 0,
             "checkpoint_every": 250,

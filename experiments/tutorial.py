@@ -10,10 +10,12 @@ Claim checked: all of its methods have the data's law as their optimum, where th
     python -m experiments.tutorial --workdir=runs/tutorial --sweep \
         --config=experiments/tutorial.py:all,all
 
-Presets are `method,target`: a key of `METHODS` and one of `TARGETS`, or `all`, which
-needs `--sweep`. A sweep goes on where it stopped. Several may share a workdir if their
-cells differ: `all,rings` beside `all,two_moons`. In the plane every cell takes less
-than two minutes on one core.
+Presets are `method,target`: a key of `METHODS` and one of `TARGETS` or of the UCI
+tables (`red_wine`, `white_wine`, `parkinsons`, from files in `data.data_dir`, in a
+sweep `sweep.data_dir`), or `all` with `--sweep`. A sweep goes on where it stopped.
+Several may share a workdir while their cells differ, such as `all,rings` beside
+`all,two_moons`; one of `all,all` then puts the table together. In the plane every cell
+takes less than two minutes on one core.
 """
 
 import functools
@@ -39,7 +41,8 @@ from ebmjax import (
     training,
 )
 from ebmjax.types import Array, Energy, Key, Params
-from experiments import _checkpoint, _data, _plane, _plots, _run, _sweep
+from experiments import _checkpoint, _data, _deep_kernel, _plane, _plots, _run, _sweep
+from experiments._data import tabular
 
 # --- targets -----------------------------------------------------------------------
 
@@ -88,6 +91,8 @@ SMOOTH = ("eight_gaussians", "rings", "two_moons")
 PLANE = (*SMOOTH, "checkerboard")
 ICA = ("ica_10", "ica_50")
 RBM = ("rbm_10",)
+HIGH = (*ICA, *RBM)
+UCI = tuple(tabular.SOURCES)
 
 TARGETS = {
     # Neighbours five standard deviations apart: two modes, but not two worlds.
@@ -629,7 +634,6 @@ class Method(NamedTuple):
     per_target: Mapping[str, Mapping[str, Any]] = {}
 
 
-HIGH = (*ICA, *RBM)
 DIFFERENTIABLE = (*SMOOTH, *HIGH)
 """Score matching and its kin compare scores, and a checkerboard has none."""
 
@@ -659,24 +663,24 @@ SLOW_ENERGY = {
 METHODS = {
     "score_matching": Method(
         _alone(objectives.score_matching),
-        DIFFERENTIABLE,
+        (*DIFFERENTIABLE, *UCI),
         lambda options, dim: 2 * (1 + dim),
     ),
     "sliced_score_matching": Method(
         _alone(objectives.sliced_score_matching),
-        DIFFERENTIABLE,
+        (*DIFFERENTIABLE, *UCI),
         lambda options, dim: 2 + 2 * options["num_projections"],
         {"num_projections": 1, "projection": "rademacher", "variance_reduced": True},
     ),
     "finite_difference_score_matching": Method(
         _alone(objectives.finite_difference_score_matching),
-        DIFFERENTIABLE,
+        (*DIFFERENTIABLE, *UCI),
         lambda options, dim: 3,
         {"step": 0.05},
     ),
     "denoising_score_matching": Method(
         _alone(objectives.denoising_score_matching),
-        (*PLANE, *HIGH),
+        (*PLANE, *HIGH, *UCI),
         lambda options, dim: 4,
         {"noise_scale": 0.03, "variance_reduction": "antithetic"},
         per_target={"checkerboard": {"noise_scale": 0.1}},
@@ -708,6 +712,7 @@ METHODS = {
         {"l2_weight": 0.1, "num_critic_updates": 5, "width": 64},
         num_updates=15_000,
         overrides=SLOW_ENERGY,
+        per_target={name: {"l2_weight": 0.5, "width": 128} for name in HIGH},
     ),
     "conditional_noise_contrastive": Method(
         _alone(objectives.conditional_noise_contrastive),
@@ -726,18 +731,22 @@ METHODS = {
         (*PLANE, *HIGH),
         lambda options, dim: 1 + options["num_noise"],
         {"noise": "flow", "num_noise": 4, "num_updates": 3000, **FLOW},
+        per_target={name: {"num_layers": 2, "width": 64} for name in HIGH},
     ),
     "flow_contrastive": Method(
         flow_contrastive,
         (*PLANE, *HIGH),
         lambda options, dim: 4,
         FLOW,
+        num_updates=15_000,
+        overrides={"opponent.learning_rate.start": 1e-3},
     ),
     "telescoping": Method(
         telescoping,
         PLANE,
         lambda options, dim: 2 * len(options["waymarks"]),
         {"waymarks": (0.6, 0.9, 1.0), "widths": (64, 64, 64), "widen": 1.0},
+        num_updates=20_000,
     ),
     "self_contrastive": Method(
         self_contrastive,
@@ -770,7 +779,6 @@ METHODS = {
         PLANE,
         lambda options, dim: 3 + options["num_steps"],
         {"start": "noise", "num_steps": 50, "step_size": 0.0},
-        num_updates=5_000,
         per_target=_steps(step_size=1.0),
     ),
     "unbiased_contrastive_divergence": Method(
@@ -778,7 +786,6 @@ METHODS = {
         (*PLANE, "rbm_10"),  # in many dimensions the chains do not meet
         lambda options, dim: 1 + 2 * options["max_steps"],
         {"num_burn_in": 0, "num_steps": 10, "max_steps": 40, "step_size": 0.0},
-        num_updates=5_000,
         overrides={"data.batch_size": 64},
         per_target={
             "eight_gaussians": {"step_size": 0.4},
@@ -821,7 +828,7 @@ METHODS = {
             "num_steps": 50,
             "step_size": 0.0,
         },
-        num_updates=3_000,
+        num_updates=5_000,
         overrides=SLOW_ENERGY,
         per_target=_steps(step_size=1.0),
     ),
@@ -844,14 +851,26 @@ def _num_turns(options) -> int:
 
 
 def _config(method_name: str, target_name: str) -> dict:
+    table = {
+        "methods": (method_name,),
+        "targets": (target_name,),
+        "num_seeds": 3,
+        "data_dir": "",  # of the UCI files, which a sweep leaves out without it
+    }
+    if target_name in UCI:
+        return _deep_kernel.default_config(target_name, method_name) | {"sweep": table}
     method, data = METHODS[method_name], TARGETS[target_name]
+    # Matrices of unit size take larger steps than networks do.
+    rate, num_updates = 3e-3, method.num_updates
+    if target_name in HIGH:
+        rate, num_updates = 1e-2, max(num_updates, 15_000)
     rate = {
-        "start": 3e-3,
-        "final": 3e-6,
+        "start": rate,
+        "final": 1e-3 * rate,
         "warmup_steps": 0,
         "decay": "cosine",
         "decay_start": 0,
-        "decay_steps": method.num_updates,
+        "decay_steps": num_updates,
     }
     adam = {"name": "adam", "b1": 0.9, "b2": 0.999, "gradient_clip": 10.0}
     network = {"name": data["name"]}
@@ -876,11 +895,11 @@ def _config(method_name: str, target_name: str) -> dict:
         "opponent": {  # flow, critic, generator
             **adam,
             "learning_rate": rate
-            | {"decay_steps": method.num_updates * _num_turns(method.options)},
+            | {"decay_steps": num_updates * _num_turns(method.options)},
         },
         "ema_decay": 0.999,  # of the parameters that are evaluated; 0 for none
         "train": {
-            "num_steps": method.num_updates,
+            "num_steps": num_updates,
             "log_every": 1000,
             "eval_every": 0,
             "checkpoint_every": 0,
@@ -892,11 +911,7 @@ def _config(method_name: str, target_name: str) -> dict:
             "num_points": 800,  # of the grid, a side, in the plane
             "num_examples": 20_000,  # draws of the target, elsewhere
         },
-        "sweep": {
-            "methods": (method_name,),
-            "targets": (target_name,),
-            "num_seeds": 3,
-        },
+        "sweep": table,
     }
 
 
@@ -904,22 +919,23 @@ def get_config(preset: str = DEFAULT) -> ConfigDict:
     method, comma, target = preset.partition(",")
     if not comma:
         raise ValueError(f"preset must be 'method,target', got {preset!r}")
-    for name, known in ((method, METHODS), (target, TARGETS)):
+    every = (*TARGETS, *UCI)
+    for name, known in ((method, METHODS), (target, every)):
         if name not in known and name != "all":
             raise ValueError(f"{name!r} must be 'all' or one of {sorted(known)}")
-    if "all" in (method, target):
-        config = _config(*DEFAULT.split(","))
-        config["sweep"] |= {
-            "methods": tuple(METHODS) if method == "all" else (method,),
-            "targets": tuple(TARGETS) if target == "all" else (target,),
-        }
-        return ConfigDict(config).lock()
-    if target not in METHODS[method].targets:
+    methods = tuple(METHODS) if method == "all" else (method,)
+    chosen = every if target == "all" else (target,)
+    cells = [(m, t) for m in methods for t in chosen if t in METHODS[m].targets]
+    if not cells:
         raise ValueError(
             f"{method} does not apply to {target}; it does to {METHODS[method].targets}"
         )
-    config = ConfigDict(_config(method, target))
-    config.update_from_flattened_dict(METHODS[method].overrides)
+    config = ConfigDict(_config(*cells[0]))
+    if cells[0][1] not in UCI:
+        config.update_from_flattened_dict(METHODS[cells[0][0]].overrides)
+    if cells[0][1] in HIGH and "opponent.b1" in METHODS[cells[0][0]].overrides:
+        config.optimizer.learning_rate.start = 3e-3
+    config.sweep.update(methods=methods, targets=chosen)
     return config.lock()
 
 
@@ -948,6 +964,8 @@ def make_problem(config: ConfigDict, keys: _run.Keys) -> tuple[Problem, targets.
 
 
 def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
+    if config.data.name in UCI:
+        return _deep_kernel.build(config, keys)
     problem, target = make_problem(config, keys)
     makes = {name: method.make for name, method in METHODS.items()}
     setup = _run.construct(config.objective, makes, problem)
@@ -1069,7 +1087,10 @@ def by_draws(config, problem, target, energy=None):
 
 def _cells(config: ConfigDict) -> dict[str, ConfigDict]:
     """`method,target,seed` -> config, of the cells that apply."""
-    made_of = f"{config.objective.name},{_target_name(config)}"
+    if config.data.name in UCI:
+        made_of = f"{config.objective.name},{config.data.name}"
+    else:
+        made_of = f"{config.objective.name},{_target_name(config)}"
     usual = _run.flat(get_config(made_of).to_dict())
     changed = {
         name: value
@@ -1081,10 +1102,15 @@ def _cells(config: ConfigDict) -> dict[str, ConfigDict]:
         for name in config.sweep.methods:
             if target not in METHODS[name].targets:
                 continue
-            cell = get_config(f"{name},{target}")
-            known = _run.flat(cell.to_dict())
+            if target in UCI and not config.sweep.data_dir:
+                continue
+            cell = get_config(f"{name},{target}").to_dict()
+            del cell["sweep"]  # a cell is the same run in any sweep
+            cell, known = ConfigDict(cell), _run.flat(cell)
             for seed in range(config.sweep.num_seeds):
                 values = {k: v for k, v in changed.items() if k in known}
+                if target in UCI:
+                    values["data.data_dir"] = config.sweep.data_dir
                 cells[f"{name},{target},{seed}"] = _sweep.overridden(
                     cell, values | {"seed": config.seed + seed}
                 )
@@ -1102,7 +1128,11 @@ def _target_name(config: ConfigDict) -> str:
     )
 
 
-COLUMNS = ("kl", "kl_within_modes", "fisher_divergence", "log_partition_error")
+def _columns(target: str) -> tuple[str, ...]:
+    if target in UCI:
+        return "test_log_likelihood", "score_matching", "ais_bracket", "ais_bound_gap"
+    within = ("kl_within_modes",) if target in PLANE else ()
+    return "kl", *within, "fisher_divergence", "log_partition_error"
 
 
 def _mean_and_spread(values: list[float]) -> str:
@@ -1128,17 +1158,21 @@ def _row(name: str, target: str, configs, folders) -> dict[str, str] | None:
             scalars = scalars | {"log_partition_error": error}
         found.append(scalars)
         rates = [x.get("steps_per_second") for x in _run.read_lines(folder)]
-        seconds.append(1000 / np.median([rate for rate in rates if rate]))
+        if rates := [rate for rate in rates if rate]:
+            seconds.append(1000 / np.median(rates))
     if not found and not failures:
         return None
     method, config = METHODS[name], configs[0]
-    dim = 2 if target in PLANE else TARGETS[target]["dim"]
     row = {"method": f"`{name}`"}
-    for column in COLUMNS:
+    for column in _columns(target):
         row[column] = _mean_and_spread([x[column] for x in found if column in x])
+    if target not in UCI:
+        dim = 2 if target in PLANE else TARGETS[target]["dim"]
+        gradients = method.num_gradients(config.objective, dim)
+        row["gradients"] = f"{gradients:g}"
     row |= {
-        "gradients": f"{method.num_gradients(config.objective, dim):g}",
-        "s / 1000 updates": _mean_and_spread(seconds[:1]),
+        # The fastest seed's, which other work disturbed least.
+        "s / 1000 updates": f"{min(seconds):.2g}" if seconds else "-",
         "updates": str(config.train.num_steps),
         "seeds": f"{len(found)}" + (f" ({failures} failed)" if failures else ""),
     }
@@ -1153,14 +1187,13 @@ def sweep(build, config: ConfigDict, workdir) -> None:
         raise ValueError("no method of sweep.methods applies to any of sweep.targets")
 
     def report(_):
-        everything = cells  # another sweep's cells too, in the order of this one's
         parts = []
         for target in config.sweep.targets:
             rows = []
             for name in config.sweep.methods:
-                names = [c for c in everything if c.startswith(f"{name},{target},")]
+                names = [c for c in cells if c.startswith(f"{name},{target},")]
                 folders = [workdir / _sweep.CELLS / c for c in names]
-                configs = [everything[c] for c in names]
+                configs = [cells[c] for c in names]
                 if names and (row := _row(name, target, configs, folders)):
                     rows.append(row)
             if rows:

@@ -13,18 +13,10 @@ from ebmjax import metrics, networks
 def bent(dim, num_layers=4):
     """A flow whose every parameter is moved from where it begins."""
     flow = networks.real_nvp((dim,), num_layers=num_layers, widths=(8, 8))
-
-    @jax.jit
-    def make():
-        leaves, structure = jax.tree.flatten(flow.init(jax.random.key(0)))
-        keys = jax.random.split(jax.random.key(1), len(leaves))
-        leaves = [
-            leaf + 0.2 * jax.random.normal(k, leaf.shape)
-            for leaf, k in zip(leaves, keys, strict=True)
-        ]
-        return jax.tree.unflatten(structure, leaves)
-
-    return flow, make()
+    shapes = jax.eval_shape(flow.init, jax.random.key(0))
+    rng = np.random.default_rng(1)
+    params = jax.tree.map(lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape)), shapes)
+    return flow, params
 
 
 @pytest.mark.parametrize("dim", [2, 5])

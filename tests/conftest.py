@@ -25,5 +25,16 @@ def forget():
         jax.clear_caches()
 
 
+@pytest.fixture
+def quick_compilation(monkeypatch):
+    """Few optimisations, here and in processes started: for tests of what is run, which
+    compile for most of their time, and not of numbers or of programs."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 # A batch of [n] against one of [n, 1] is the classic silent bug of an energy's loss.
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -14,6 +14,8 @@ from ebmjax import metrics, objectives
 from experiments import _checkpoint, _deep_kernel, _run
 from experiments._data import tabular
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SCORE_MATCHING = sys.modules["ebmjax.objectives.score_matching"]
 DIM, NUM = 3, 7
 SECTIONS = {

@@ -18,6 +18,8 @@ from experiments import (
 )
 from experiments._data import images
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 IMAGES = {
     "mnist": ("mnist", 28, 1),
     "fashion_mnist": ("fashion_mnist", 28, 1),

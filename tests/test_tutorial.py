@@ -10,6 +10,8 @@ import pytest
 from ebmjax import energies, objectives, training
 from experiments import _run, _sweep, tutorial
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 def small(preset, **overrides):
     """A cell of a few updates."""

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from ebmjax import energies, metrics, objectives, samplers, training
 from ebmjax.objectives import Aux, Objective
+from ebmjax.samplers.base import check_count
 from ebmjax.types import Array, EnergyFn, Key, Params
 from experiments import _data, _run
 from experiments._data import tabular
@@ -579,6 +580,8 @@ def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
     section = config.data
     if not section.data_dir:
         raise ValueError(f"data.data_dir must be the folder with {section.name}")
+    for name in ("every", "num_examples", "num_draws"):
+        check_count(f"validation.{name}", config.validation[name], 1)
     table = tabular.load(
         section.name,
         data_dir=section.data_dir,

@@ -84,7 +84,8 @@ def run_cells(
       build: As for `_run.run`.
       configs: Name -> config of a cell.
       workdir: Holds `cells/<name>/`.
-      report: Called with the evaluations found so far, name -> scalars, after each.
+      report: Called with the evaluations found so far, name -> scalars, after each that
+        was run, and at the end.
       keeps_failures: Whether a cell whose metrics cease to be finite is left, with the
         reason in `failure.txt`, and the others go on; else it ends the sweep.
     """
@@ -100,13 +101,15 @@ def run_cells(
             except FloatingPointError as error:
                 if not keeps_failures:
                     raise
-                _run.write_atomically(folder / FAILURE, f"{error}\n")
+                text = f"{error}\nDelete this file for the cell to be tried again.\n"
+                _run.write_atomically(folder / FAILURE, text)
             else:
                 if not scalars:
                     raise SystemExit(0)  # preempted; the same command goes on
+            report(found | ({name: scalars} if scalars else {}))
         if scalars is not None:
             found[name] = scalars
-        report(found)
+    report(found)
 
 
 def overridden(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
@@ -125,6 +128,6 @@ def overridden(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
 
 def finished(folder: pathlib.Path, config: ConfigDict) -> dict[str, float] | None:
     """The evaluation of a cell's last step, if this very cell has been finished."""
-    _run.guard_config(config, folder)
+    _run.guard_config(config, folder, may_differ=())
     evaluations = _run.finite_evaluations(_run.read_lines(folder))
     return evaluations.get(config.train.num_steps)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from expectations import expected, normal_nodes
 
-from ebmjax import objectives
+from ebmjax import energies, objectives
 
 HALF_LOG = 0.5 * math.log(2 * math.pi)
 
@@ -65,6 +65,38 @@ def test_nce_finds_the_energy_and_its_log_partition(variance, num_noise):
         np.testing.assert_allclose(
             mean_loss(1.0, HALF_LOG), 2 * math.log(2), rtol=1e-12
         )
+
+
+def test_nce_finds_what_the_energy_of_mixed_sources_leaves_out():
+    """Logistic sources over b: log Z is -log b, for the energy has no Jacobian."""
+    unmixing, variance = 1.5, 4.0
+    # The trapezoidal rule is exact to rounding for smooth integrands that vanish.
+    x = np.linspace(-30, 30, 601)
+    source = unmixing * x
+    data = x, 0.1 * unmixing * 0.25 / np.cosh(source / 2) ** 2
+    noise = x, 0.1 * np.exp(-0.5 * x**2 / variance) / math.sqrt(2 * math.pi * variance)
+
+    def log_prob(x):
+        return -0.5 * jnp.sum(x**2) / variance - HALF_LOG - 0.5 * math.log(variance)
+
+    def make(y):
+        return objectives.noise_contrastive(
+            energies.ica, noise_distribution=(lambda key: y, log_prob)
+        )
+
+    @jax.jit
+    def gradient(b, c):
+        def mean_loss(b, c):
+            params = {"energy": {"unmixing": b.reshape(1, 1)}, "log_partition": c}
+            rows = (data[0][:, None], data[1]), (noise[0][:, None], noise[1])
+            losses = pair_losses(make, params, *rows)
+            return data[1] @ losses @ noise[1]
+
+        return jnp.stack(jax.grad(mean_loss, (0, 1))(b, c))
+
+    at = -math.log(unmixing)
+    np.testing.assert_allclose(gradient(unmixing, at), 0.0, atol=1e-10)
+    assert np.abs(gradient(unmixing, at + 0.1)).min() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,26 @@ def test_where_the_model_is_the_target_all_divergences_are_zero(tmp_path):
     assert abs(found["kl"]) < 1e-5 and abs(found["kl_within_modes"]) < 1e-5
     assert found["fisher_divergence"] < 1e-6
     np.testing.assert_allclose(found["log_partition"], -1.5, atol=1e-4)
+    assert found["mass_off_grid"] < 1e-4
     np.testing.assert_allclose(found["learned_log_partition"], -1.4, rtol=1e-6)
+
+
+def test_a_model_off_the_grid_is_as_far_from_the_data_as_it_is_off(tmp_path):
+    """Half of its mass 9 to the right: log 2, and none of it within modes."""
+    config = small("noise_contrastive,two_moons", evaluation__num_points=400)
+    problem, target = tutorial.make_problem(config, _run.make_keys(0))
+
+    def halved(params, x):
+        away = target.energy_fn(x - jnp.array([9.0, 0.0]))
+        return -jnp.logaddexp(-target.energy_fn(x), -away)
+
+    problem = problem._replace(model=problem.model._replace(energy=halved))
+    evaluate = tutorial.in_plane(config, problem, target)
+    found = evaluate(state_of({"energy": 0.0}), jax.random.key(0), tmp_path)
+    np.testing.assert_allclose(found["kl"], math.log(2), atol=1e-4)
+    np.testing.assert_allclose(found["mass_off_grid"], 0.5, atol=1e-4)
+    np.testing.assert_allclose(found["log_partition"], math.log(2), atol=1e-4)
+    assert abs(found["kl_within_modes"]) < 1e-4
 
 
 def test_wrong_weights_of_modes_are_a_divergence_between_and_not_within(tmp_path):
@@ -169,14 +188,28 @@ def test_a_model_s_exact_draws_have_its_density(target):
         assert np.all(np.abs(slope + of_energy[name].mean(0)) < 5 * error)
 
 
+SMALL_SWEEP = (
+    "train.num_steps=3",
+    "train.log_every=1",
+    "data.batch_size=32",
+    "evaluation.num_points=80",
+)
+
+
+def sweep_config(preset, **section):
+    config = tutorial.get_config(preset).unlock()
+    config.sweep.update({"num_seeds": 1, "overrides": SMALL_SWEEP} | section)
+    return config.lock()
+
+
 def test_a_sweep_keeps_what_failed_and_repeats_nothing(tmp_path, capsys):
-    config = small(
-        "contrastive_divergence,two_moons",
-        sweep__targets=("two_moons",),
-        sweep__methods=("noise_contrastive", "kernel_stein"),
-        sweep__num_seeds=1,
-        train__abort_above=1.2,
+    config = sweep_config(
+        "all,two_moons",
+        methods=("noise_contrastive", "kernel_stein"),
+        overrides=(*SMALL_SWEEP, "train.abort_above=2.5", "ema_decay=0.0"),
     )
+    with config.unlocked():
+        config.seed = 2
     tutorial.sweep(tutorial.build, config, tmp_path)
     table = (tmp_path / "table.md").read_text()
     assert "### two_moons" in table and "`noise_contrastive` |" in table
@@ -185,17 +218,62 @@ def test_a_sweep_keeps_what_failed_and_repeats_nothing(tmp_path, capsys):
     tutorial.sweep(tutorial.build, config, tmp_path)
     assert "cell 1/" not in capsys.readouterr().out
     assert (tmp_path / "table.md").read_text() == table
-    failures = list(tmp_path.glob("cells/*/failure.txt"))
-    assert failures and all("abort_above" in path.read_text() for path in failures)
-    assert "failed" in table
+    failures = {path.parent.name for path in tmp_path.glob("cells/*/failure.txt")}
+    assert failures == {"noise_contrastive,two_moons,2"}
+    (row,) = [line for line in table.splitlines() if "`noise_contrastive`" in line]
+    assert row.endswith("| 0 (1 failed) |")
+    (row,) = [line for line in table.splitlines() if "`kernel_stein`" in line]
+    assert row.endswith("| 3 | 1 |")
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        ({"targets": ("ringz",)}, "'ringz' must be one of"),
+        ({"methods": ("nce",)}, "'nce' must be one of"),
+        ({"num_seeds": 0}, "sweep.num_seeds must be at least 1, got 0"),
+        ({"methods": ("score_matching",), "targets": ("checkerboard",)}, "no method"),
+        ({"overrides": ("train.num_step=1",)}, r"no cell has .*'train.num_step'"),
+        ({"overrides": ("train.num_steps",)}, "must be 'option=value'"),
+    ],
+)
+def test_sweeps_that_make_no_sense_are_refused(tmp_path, section, message):
+    config = sweep_config("noise_contrastive,rings", **section)
+    with pytest.raises(ValueError, match=message):
+        tutorial.sweep(tutorial.build, config, tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_sweep_looks_for_its_files_first_and_leaves_out_what_has_none(
+    tmp_path, capsys
+):
+    config = sweep_config(
+        "all,red_wine",
+        methods=("score_matching",),
+        overrides=("data.data_dir=nowhere",),
+    )
+    with pytest.raises(FileNotFoundError, match="red_wine is not in nowhere"):
+        tutorial.sweep(tutorial.build, config, tmp_path)
+    assert not any(tmp_path.iterdir())
+    tutorial._cells(sweep_config("score_matching,red_wine", overrides=()))
+    assert "left out, without a data.data_dir" in capsys.readouterr().out
+
+
+def test_what_a_sweep_would_not_pass_on_is_refused(tmp_path):
+    config = sweep_config("all,rings").unlock()
+    config.train.num_steps = 7
+    with pytest.raises(ValueError, match="put train.num_steps=7 into sweep"):
+        tutorial.sweep(tutorial.build, config, tmp_path)
+    with pytest.raises(ValueError, match="is a table of runs: add --sweep"):
+        tutorial.build(tutorial.get_config("all,rings"), _run.make_keys(0))
 
 
 @pytest.mark.parametrize(
     "preset, message",
     [
         ("rings", "preset must be 'method,target', got 'rings'"),
-        ("magic,rings", "'magic' must be 'all' or one of"),
-        ("score_matching,moon", "'moon' must be 'all' or one of"),
+        ("magic,rings", "'magic' must be one of"),
+        ("score_matching,moon", "'moon' must be one of"),
         (
             "score_matching,checkerboard",
             "score_matching does not apply to checkerboard; it does to",

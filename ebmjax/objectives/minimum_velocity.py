@@ -41,10 +41,12 @@ def minimum_velocity(energy: Energy | Network, *, step_size: float) -> Objective
         def energy_fn(x):
             return energy(params["energy"], x)
 
-        here, gradient = jax.value_and_grad(energy_fn)(x)
         noise = jax.random.normal(key, x.shape, x.dtype)
         noise = jnp.sqrt(jnp.asarray(2 * step_size, x.dtype)) * noise
-        there = energy_fn(x - 0.5 * step_size * gradient + noise)
+        # Differences of nearly equal numbers: products in fewer digits would be noise.
+        with jax.default_matmul_precision("highest"):
+            here, gradient = jax.value_and_grad(energy_fn)(x)
+            there = energy_fn(x - 0.5 * step_size * gradient + noise)
         value = (here - there + dot(gradient, noise)) / step_size
         return value, {"gradient_norm": jnp.sqrt(dot(gradient, gradient))}
 

@@ -30,7 +30,8 @@ def telescoping(
     of that model. Where one classifier of data and noise is never wrong, and learns no
     more, each of these is wrong often enough if there are enough of them.
 
-    A bridge learns at its two waymarks, and the model asks it at the data.
+    A bridge learns at its two waymarks, and the model asks it at the data. Centre data
+    and noise: the shares' sum is above 1 in between, and a mean would wander.
 
     Args:
       energy: `energy(params, x, index) -> []` of one example and the bridge's number,

@@ -61,6 +61,7 @@ def test_fifteen_lines_train_an_energy_on_ones_own_array(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
 def test_a_trained_energy_is_loaded_scored_and_sampled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = short_run.get_config().unlock()

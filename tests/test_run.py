@@ -18,8 +18,6 @@ from small_experiment import build, get_config
 
 from experiments import _checkpoint, _run
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ROOT = pathlib.Path(__file__).parent.parent
 
 

@@ -578,27 +578,35 @@ def entropy_gradient(
 
 
 def telescoping(problem, *, waymarks) -> Setup:
-    """A network for every bridge, from the normal law with the data's moments."""
+    """A network for every bridge, from the normal law with the data's moments; all of
+    it centred, as the waymarks want."""
     mean, covariance = problem.moments
     spread = np.sqrt(np.diag(covariance)).astype(np.float32)
     network = networks.mlp_energy(mean.shape, **problem.network)
 
     def bridge(params, x, index):
         own = jax.tree.map(lambda leaf: leaf[index], params)
-        return network.apply(own, (x - mean.astype(np.float32)) / spread)
+        return network.apply(own, x / spread)
 
-    noise = _gaussian(problem.moments)
-    objective = objectives.telescoping(
+    noise = _gaussian((np.zeros_like(mean), covariance))
+    mean = mean.astype(np.float32)
+    centred = objectives.telescoping(
         bridge, noise_distribution=noise, waymarks=waymarks
     )
+    energy = objectives.telescoping_energy(bridge, noise_distribution=noise)
+
+    def loss(params, key, batch):
+        value, aux = centred.loss(params, key, batch - mean[None], ())
+        return value, aux.metrics
+
     keys = jax.random.split(problem.key, len(waymarks))
     params = {
         "energy": jax.vmap(lambda key: network.init(key)[0])(keys),
         "log_partition": jnp.zeros(len(waymarks)),
     }
+    objective = objectives.stateless(loss)
     player = training.Player(tuple(params), objective, problem.optimizer())
-    energy = objectives.telescoping_energy(bridge, noise_distribution=noise)
-    return Setup({"energy": player}, params, energy)
+    return Setup({"energy": player}, params, lambda params, x: energy(params, x - mean))
 
 
 def multi_scale(problem, *, noise_scales) -> Setup:

@@ -12,16 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebmjax import samplers, training
+from ebmjax import samplers
 from experiments import _classifier, _data, _detection, _plane, _plots, _run
 
 __all__ = ["in_plane", "on_images"]
-
-
-def _evaluated(state: training.TrainState):
-    """The averaged parameters where there are any."""
-    params = state.params if state.ema_params is None else state.ema_params
-    return jax.tree.map(jnp.asarray, params["energy"])
 
 
 # --- evaluation in the plane -------------------------------------------------------
@@ -48,7 +42,9 @@ def in_plane(config, target, network, sampler, draw_noise, evaluation_key):
 
     def evaluate(state, key, directory):
         data_key, start_key, short_key, long_key = jax.random.split(key, 4)
-        energy_fn = functools.partial(network.apply, _evaluated(state))
+        energy_fn = functools.partial(
+            network.apply, _run.evaluated_params(state)["energy"]
+        )
 
         def chains(key, num, num_steps):
             z = draw_noise(jax.random.fold_in(start_key, num_steps), (num, 2))
@@ -338,7 +334,7 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
         return scalars | {"classifier_accuracy": accuracy}
 
     def evaluate(state, key, directory):
-        params = _evaluated(state)
+        params = _run.evaluated_params(state)["energy"]
         sample_key, strip_key, row_key, invert_key, long_key = jax.random.split(key, 5)
         energies = functools.partial(energies_in_chunks, params)
         samples, norm = sample(params, sample_key)

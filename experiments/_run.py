@@ -63,6 +63,12 @@ def make_keys(seed: int) -> Keys:
     return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
+def evaluated_params(state: training.TrainState) -> dict[str, Any]:
+    """The averaged parameters where there are any."""
+    params = state.params if state.ema_params is None else state.ema_params
+    return jax.tree.map(jnp.asarray, params)
+
+
 def construct(section: Mapping[str, Any], constructors: Mapping[str, Callable], *args):
     """Calls the constructor that `section.name` names with the section's other keys.
 

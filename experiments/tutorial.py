@@ -462,11 +462,11 @@ def _draw_of(problem, step_size: float = 0.0, num_steps: int = 0):
     return sample
 
 
-def f_contrastive(problem, *, divergence: str, num_critic_updates: int, **chain):
+def f_contrastive(
+    problem, *, divergence: str, num_critic_updates: int, **chain
+) -> Setup:
     module = objectives.f_contrastive
-    widths = (64, 64)
-    mean, covariance = problem.moments
-    base = mlp_model(problem.moments, widths=widths, activation="swish")
+    base = mlp_model(problem.moments, widths=(64, 64), activation="swish")
 
     def critic(params, x):
         # The best critic is the data's log density: minus an energy.
@@ -622,13 +622,6 @@ def multi_scale(problem, *, noise_scales) -> Setup:
     )
 
 
-def unbiased_contrastive_divergence(problem, **options) -> Setup:
-    objective = objectives.unbiased_contrastive_divergence(
-        problem.model.energy, start=starts.data(), **options
-    )
-    return _energy_player(problem, objective)
-
-
 def maximum_likelihood(problem) -> Setup:
     """With the exact log partition function: what the others are to be held against."""
 
@@ -675,13 +668,7 @@ _CHAIN |= {"rbm_10": 0.3}
 """Steps of the samplers: a fraction of the square of each target's narrowest width."""
 
 
-def _steps(**factors) -> dict[str, dict[str, float]]:
-    """`_CHAIN` times a factor, as options per target."""
-    return {
-        target: {name: factor * step for name, factor in factors.items()}
-        for target, step in _CHAIN.items()
-    }
-
+STEPS = {target: {"step_size": step} for target, step in _CHAIN.items()}
 
 FLOW = {"num_layers": 6, "width": 32}
 
@@ -793,7 +780,7 @@ METHODS = {
         (*PLANE, *HIGH),
         lambda options, dim: 3 + options["num_steps"],
         {"start": "data", "num_steps": 5, "step_size": 0.0},
-        per_target=_steps(step_size=1.0),
+        per_target=STEPS,
     ),
     "persistent_contrastive_divergence": Method(
         contrastive_divergence,
@@ -806,17 +793,17 @@ METHODS = {
             "capacity": 4096,
             "reinit_prob": 0.001,
         },
-        per_target=_steps(step_size=1.0),
+        per_target=STEPS,
     ),
     "short_run": Method(
         contrastive_divergence,
         PLANE,  # elsewhere its chains end where those of the others do
         lambda options, dim: 3 + options["num_steps"],
         {"start": "noise", "num_steps": 50, "step_size": 0.0},
-        per_target=_steps(step_size=1.0),
+        per_target=STEPS,
     ),
     "unbiased_contrastive_divergence": Method(
-        unbiased_contrastive_divergence,
+        _alone(objectives.unbiased_contrastive_divergence, start=starts.data()),
         (*PLANE, "rbm_10"),  # in many dimensions the chains do not meet
         lambda options, dim: 2 + 2 * options["max_steps"],
         {"num_burn_in": 0, "num_steps": 10, "max_steps": 40, "step_size": 0.0},
@@ -868,8 +855,7 @@ METHODS = {
         num_updates=5_000,
         has_opponent=True,
         overrides=SLOW_ENERGY,
-        per_target=_steps(step_size=1.0)
-        | {name: {"num_steps": 0} for name in HIGH},  # exact draws
+        per_target=STEPS | {name: {"num_steps": 0} for name in HIGH},  # exact draws
     ),
     "maximum_likelihood": Method(maximum_likelihood, HIGH, lambda options, dim: 1),
 }
@@ -1009,14 +995,18 @@ def make_problem(config: ConfigDict, keys: _run.Keys) -> tuple[Problem, targets.
     return problem, target
 
 
+def _set_up(config: ConfigDict, problem: Problem) -> Setup:
+    makes = {name: method.make for name, method in METHODS.items()}
+    return _run.construct(config.objective, makes, problem)
+
+
 def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
     if "sweep" in config and len(config.sweep.methods) * len(config.sweep.targets) > 1:
         raise ValueError("a preset with 'all' is a table of runs: add --sweep")
     if config.data.name in UCI:
         return _deep_kernel.build(config, keys)
     problem, target = make_problem(config, keys)
-    makes = {name: method.make for name, method in METHODS.items()}
-    setup = _run.construct(config.objective, makes, problem)
+    setup = _set_up(config, problem)
     num_microbatches = sum(player.num_updates for player in setup.players.values())
     evaluation = in_plane if config.data.name in PLANE else by_draws
     return _run.Experiment(
@@ -1030,11 +1020,6 @@ def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
 
 
 # --- evaluation --------------------------------------------------------------------
-
-
-def _trained(state) -> dict[str, Params]:
-    params = state.params if state.ema_params is None else state.ema_params
-    return jax.tree.map(jnp.asarray, params)
 
 
 def _fisher(energy_fn, true_fn):
@@ -1080,27 +1065,25 @@ def in_plane(config, problem, target, energy=None):
     mode_probs = np.bincount(modes, true)
 
     def evaluate(state, key, directory):
-        params = _trained(state)
+        params = _run.evaluated_params(state)
         energy_fn = _bound_energy(problem, energy, params)
-        log_model = grid.log_probabilities(energy_fn)
-        model = np.exp(log_model)
-        inside = (true[used] * (log_true[used] - log_model[used])).sum()
-        energies_of_grid = np.asarray(_plane.at_points(energy_fn, grid.points))
-        log_inside = cell + np.logaddexp.reduce(-energies_of_grid.astype(np.float64))
         wide = [(-3 * bound, 3 * bound)] * 2
         log_partition = float(
             metrics.quadrature(energy_fn, wide, section.num_points * 3 // 2)
         )
-        off_grid = max(log_partition - log_inside, 0.0)
+        at_points = np.asarray(_plane.at_points(energy_fn, grid.points), np.float64)
+        log_model = cell - at_points - log_partition
+        model = np.exp(log_model)
+        kl = true[used] @ (log_true[used] - log_model[used])
         model_probs = np.bincount(modes, model, len(mode_probs))
         present = mode_probs > 0
         between = mode_probs[present] @ np.log(
             mode_probs[present] / np.maximum(model_probs[present], 1e-300)
         )
         scalars = {
-            "kl": inside + off_grid,  # nats, of the target from the model
-            "kl_within_modes": inside - between,
-            "mass_off_grid": -math.expm1(-off_grid),
+            "kl": kl,  # nats, of the target from the model
+            "kl_within_modes": kl - between,
+            "mass_off_grid": max(1 - model.sum(), 0.0),
             "entropy": -(true[used] * log_true[used]).sum() + cell,
             "log_partition": log_partition,
         }
@@ -1121,7 +1104,7 @@ def by_draws(config, problem, target, energy=None):
     num = config.evaluation.num_examples
 
     def evaluate(state, key, directory):
-        params = _trained(state)
+        params = _run.evaluated_params(state)
         energy_fn = _bound_energy(problem, energy, params)
         log_partition = problem.model.log_partition(params["energy"])
         x = target.sample(key, num)
@@ -1167,7 +1150,7 @@ def _cells(config: ConfigDict) -> dict[str, ConfigDict]:
     ]
     if not names:
         raise ValueError("no method of sweep.methods applies to any of sweep.targets")
-    usual = _run.flat(_config(*config.sweep.base.split(",")))
+    usual = _run.flat(_config(*section.base.split(",")))
     for option, value in _run.flat(config.to_dict()).items():
         if usual.get(option) != value and not option.startswith(("sweep.", "seed")):
             raise ValueError(
@@ -1315,8 +1298,7 @@ def load(workdir: str | pathlib.Path):
             f"{workdir} is a run on {config.data.name}: its energy is _deep_kernel's"
         )
     problem, target = make_problem(config, _run.make_keys(config.seed))
-    makes = {name: method.make for name, method in METHODS.items()}
-    setup = _run.construct(config.objective, makes, problem)
+    setup = _set_up(config, problem)
     params = jax.tree.map(jnp.asarray, params)
     return _bound_energy(problem, setup.energy, params), target.energy_fn
 

@@ -16,6 +16,7 @@ from ebmjax.samplers.base import (
     chain_keys,
     check_chains,
     check_count,
+    check_path,
     lay_out,
     over_blocks,
     over_devices,
@@ -156,13 +157,7 @@ def _fractions(fractions) -> np.ndarray:
     if isinstance(fractions, int | np.integer):
         check_count("fractions", fractions, 1)
         return np.arange(1, fractions + 1) / fractions
-    found = np.asarray(fractions, float)
-    is_increasing = found.ndim == 1 and found.size and (np.diff(found) > 0).all()
-    if not is_increasing or not found[0] > 0 or found[-1] != 1:
-        raise ValueError(
-            f"fractions must increase from above 0 to 1, got {np.array2string(found)}"
-        )
-    return found
+    return check_path("fractions", fractions)
 
 
 def _anneal(sampler, energy_fn, key, x, reference, levels, steps, num_steps):

@@ -8,7 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ebmjax.networks.activation import activation_fn
 from ebmjax.networks.layer import dense
 from ebmjax.types import Array, Key, Params
 
@@ -44,9 +43,8 @@ class Coupling(nn.Module):
 
     @nn.compact
     def __call__(self, h: Array) -> tuple[Array, Array]:
-        activation = activation_fn("swish", 0.0)
         for width in self.widths:
-            h = activation(dense(h, width))
+            h = nn.swish(dense(h, width))
         # Zero at first: the flow begins as the map that its affine layer is.
         zeros = nn.initializers.zeros_init()
         out = dense(h, 2 * self.num_moved, kernel_init=zeros, bias_init=zeros)

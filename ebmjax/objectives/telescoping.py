@@ -8,6 +8,7 @@ import numpy as np
 
 from ebmjax.objectives.base import Objective, as_function, stateless
 from ebmjax.objectives.noise_contrastive import NoiseDistribution, classify
+from ebmjax.samplers.base import check_path
 from ebmjax.types import Energy, Network
 
 __all__ = ["telescoping", "telescoping_energy"]
@@ -57,7 +58,7 @@ def telescoping(
     Source:
       Rhodes, Xu & Gutmann (2020), "Telescoping density-ratio estimation".
     """
-    data_shares = np.concatenate([[0.0], _checked(waymarks)])
+    data_shares = np.concatenate([[0.0], check_path("waymarks", waymarks)])
     noise_shares = np.sqrt(1 - data_shares**2)
     num_bridges = len(data_shares) - 1
     energy = as_function(energy)
@@ -127,13 +128,3 @@ def telescoping_energy(
         return jnp.sum(bridges + params["log_partition"]) - log_prob(x)
 
     return model_energy
-
-
-def _checked(waymarks) -> np.ndarray:
-    found = np.asarray(waymarks, float)
-    is_increasing = found.ndim == 1 and found.size and (np.diff(found) > 0).all()
-    if not is_increasing or not found[0] > 0 or found[-1] != 1:
-        raise ValueError(
-            f"waymarks must increase from above 0 to 1, got {np.array2string(found)}"
-        )
-    return found

@@ -56,6 +56,17 @@ def check_number(name: str, value, *, positive: bool) -> None:
         raise ValueError(f"{name} must not be negative, got {value}")
 
 
+def check_path(name: str, values) -> np.ndarray:
+    """A way from 0, which is not on it, to 1, which is: `[n]`, increasing."""
+    found = np.asarray(values, float)
+    is_increasing = found.ndim == 1 and found.size and (np.diff(found) > 0).all()
+    if not is_increasing or not found[0] > 0 or found[-1] != 1:
+        raise ValueError(
+            f"{name} must increase from above 0 to 1, got {np.array2string(found)}"
+        )
+    return found
+
+
 def check_count(name: str, value, least: int) -> None:
     """Raises unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int | np.integer) or value < least:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-__all__ = ["DEVICE", "Array", "Energy", "EnergyFn", "Key", "Network", "Params"]
+__all__ = ["BATCH", "DEVICE", "Array", "Energy", "EnergyFn", "Key", "Network", "Params"]
 
 Array = jax.Array
 Key = jax.Array
@@ -22,6 +22,10 @@ EnergyFn = Callable[[Array], Array]
 
 DEVICE = "device"
 """Name of the axis that `pmap` maps: devices, not examples."""
+
+BATCH = "batch"
+"""Name of the axis of examples where an objective maps a network with batch statistics
+over them: nobody else may look across it."""
 
 
 class Network(NamedTuple):

@@ -1,5 +1,6 @@
 """Numbers that say how good draws are."""
 
+from ebmjax.metrics.anomaly import anomaly
 from ebmjax.metrics.diagnostics import effective_sample_size, potential_scale_reduction
 from ebmjax.metrics.distances import frechet_distance, frechet_distance_from_moments
 from ebmjax.metrics.log_partition import (
@@ -9,6 +10,7 @@ from ebmjax.metrics.log_partition import (
     quadrature,
     reverse_annealed_importance_sampling,
 )
+from ebmjax.metrics.modes import modes
 from ebmjax.metrics.stein import (
     SteinTest,
     kernel_stein_discrepancy,
@@ -21,6 +23,7 @@ __all__ = [
     "Annealed",
     "SteinTest",
     "annealed_importance_sampling",
+    "anomaly",
     "effective_sample_size",
     "frechet_distance",
     "frechet_distance_from_moments",
@@ -28,6 +31,7 @@ __all__ = [
     "kernel_stein_discrepancy",
     "kernel_stein_test",
     "median_distance",
+    "modes",
     "potential_scale_reduction",
     "quadrature",
     "reverse_annealed_importance_sampling",

@@ -3,19 +3,34 @@
 from ebmjax.networks.base import from_module
 from ebmjax.networks.convolution import convolution, transposed_convolution
 from ebmjax.networks.flow import Flow, real_nvp
-from ebmjax.networks.mlp import mlp, mlp_energy
+from ebmjax.networks.max_entropy import (
+    convnet_energy,
+    convnet_generator,
+    convnet_statistics,
+    strided_energy,
+    strided_generator,
+    strided_statistics,
+)
+from ebmjax.networks.mlp import mlp, mlp_energy, mlp_statistics
 from ebmjax.networks.resnet import resnet_energy, wide_resnet_energy
 from ebmjax.networks.short_run import short_run_energy
 
 __all__ = [
     "Flow",
+    "convnet_energy",
+    "convnet_generator",
+    "convnet_statistics",
     "convolution",
     "from_module",
     "mlp",
     "mlp_energy",
+    "mlp_statistics",
     "real_nvp",
     "resnet_energy",
     "short_run_energy",
+    "strided_energy",
+    "strided_generator",
+    "strided_statistics",
     "transposed_convolution",
     "wide_resnet_energy",
 ]

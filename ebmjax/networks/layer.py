@@ -12,10 +12,10 @@ import math
 import flax.linen as nn
 import jax
 
-from ebmjax.networks.convolution import convolution
-from ebmjax.types import Array
+from ebmjax.networks.convolution import convolution, transposed_convolution
+from ebmjax.types import BATCH, DEVICE, Array
 
-__all__ = ["conv", "dense", "initializers"]
+__all__ = ["TransposedConv", "batch_norm", "conv", "dense", "initializers"]
 
 
 def initializers(fan_in: int) -> dict:
@@ -44,3 +44,57 @@ def conv(x: Array, features: int, size: int, stride: int, pad: int, **options) -
         conv_general_dilated=convolution,
     )
     return layer(**(initializers(size * size * x.shape[-1]) | options))(x)
+
+
+class TransposedConv(nn.Module):
+    """The transpose of a square convolution, to a map of a size that is given.
+
+    Attributes:
+      features: Channels of the result.
+      out_size: Its height and width: such as the convolution would take to the map that
+        this is given. PyTorch has `output_padding` for it.
+      size: Of the kernel, `[size, size, features, channels]`.
+      stride: Of the convolution, as is the next.
+      pad: On every side.
+      kernel_init: Uniform by default, as `initializers` has it; PyTorch counts the
+        fan-in of a transposed convolution by its features.
+      is_normalized: Whether batch normalisation follows, which takes the bias away
+        again. It is then held: its gradient is rounding, and Adam would make full
+        steps of it.
+    """
+
+    features: int
+    out_size: tuple[int, int]
+    size: int
+    stride: int
+    pad: int
+    kernel_init: nn.initializers.Initializer | None = None
+    is_normalized: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = initializers(self.size**2 * self.features)
+        shape = (self.size, self.size, self.features, x.shape[-1])
+        kernel = self.param("kernel", self.kernel_init or init["kernel_init"], shape)
+        bias = self.param("bias", init["bias_init"], (self.features,))
+        if self.is_normalized:
+            bias = jax.lax.stop_gradient(bias)
+        pads = ((self.pad, self.pad), (self.pad, self.pad))
+        strides = (self.stride, self.stride)
+        y = transposed_convolution(x[None], kernel, strides, pads, self.out_size)
+        return y[0] + bias[None, None]
+
+
+def batch_norm(x: Array, train: bool, **options) -> Array:
+    """Batch normalisation of one example's channels, by the calling module.
+
+    In training by the examples of the axis `BATCH` on all devices, both of which must
+    be mapped; else by running statistics, of one example alone.
+    """
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        axis_name=(BATCH, DEVICE),
+        **options,
+    )(x)

@@ -4,13 +4,14 @@ import math
 from collections.abc import Sequence
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from ebmjax.networks.activation import activation_fn
 from ebmjax.networks.base import from_module
 from ebmjax.networks.layer import dense
 from ebmjax.types import Array, Network
 
-__all__ = ["mlp", "mlp_energy"]
+__all__ = ["mlp", "mlp_energy", "mlp_statistics"]
 
 
 class MLP(nn.Module):
@@ -22,9 +23,9 @@ class MLP(nn.Module):
     out_shape: tuple[int, ...] = ()
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, *arguments: Array) -> Array:
         activation = activation_fn(self.activation, self.negative_slope)
-        h = x.reshape(-1)
+        h = jnp.concatenate([x.reshape(-1) for x in arguments])
         for width in self.widths:
             h = activation(dense(h, width))
         return dense(h, math.prod(self.out_shape)).reshape(self.out_shape)
@@ -85,8 +86,39 @@ def mlp(
     Raises:
       ValueError: If there is no such activation, or a width is not positive.
     """
+    module = _mlp(widths, activation, negative_slope, out_shape)
+    return from_module(module, in_shape)
+
+
+def mlp_statistics(
+    event_shape: tuple[int, ...],
+    *,
+    latent_dim: int,
+    widths: Sequence[int],
+    activation: str = "leaky_relu",
+    negative_slope: float = 0.2,
+) -> Network:
+    """A statistics network by dense layers, of an example beside a latent.
+
+    Args:
+      event_shape: Of one example, which is flattened.
+      latent_dim: Length of the latent.
+      widths: As in `mlp_energy`.
+      activation: As in `mlp_energy`.
+      negative_slope: As in `mlp_energy`.
+
+    Returns:
+      A stateless `Network`, `apply(params, x, latent) -> []`.
+
+    Raises:
+      ValueError: If there is no such activation, or a width is not positive.
+    """
+    module = _mlp(widths, activation, negative_slope, ())
+    return from_module(module, event_shape, (latent_dim,))
+
+
+def _mlp(widths, activation, negative_slope, out_shape) -> MLP:
     activation_fn(activation, negative_slope)
     if not all(width > 0 for width in widths):
         raise ValueError(f"widths must be positive, got {tuple(widths)}")
-    module = MLP(tuple(widths), activation, negative_slope, tuple(out_shape))
-    return from_module(module, in_shape)
+    return MLP(tuple(widths), activation, negative_slope, tuple(out_shape))

@@ -5,6 +5,7 @@ from ebmjax.objectives import (
     f_contrastive,
     flow_contrastive,
     learned_stein,
+    max_entropy,
     variational,
 )
 from ebmjax.objectives.base import Aux, Objective, stateless
@@ -45,6 +46,7 @@ __all__ = [
     "flow_contrastive",
     "kernel_stein",
     "learned_stein",
+    "max_entropy",
     "minimum_probability_flow",
     "minimum_velocity",
     "multi_scale_denoising_score_matching",

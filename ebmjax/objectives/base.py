@@ -1,12 +1,13 @@
 """What an objective is: a loss with a memory."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ebmjax.types import Array, Energy, Key, Network, Params
+from ebmjax.types import BATCH, Array, Energy, Key, Network, Params
 
 __all__ = ["Aux", "Objective", "stateless"]
 
@@ -109,6 +110,55 @@ def score_of(
         return result
 
     return score
+
+
+Generator = Callable[[Params, Array], Array] | Network
+"""`generator(params, latent) -> x` of one example. A `Network` with `apply_stateful` is
+one with batch statistics, which are in `params["<its name>_state"]`."""
+
+
+def generate(
+    generator: Generator, params: Params, latents: Array, name: str = "generator"
+) -> tuple[Array, dict[str, Any]]:
+    """`(draws, renewed model state)` of a batch of latents, as in training: what has
+    batch statistics normalises by this batch, on all devices."""
+    if not _has_state(generator):
+        one = as_function(generator)
+        return jax.vmap(one, (None, 0))(params[name], latents), {}
+    state = _state(params, name)
+
+    def one(latent):
+        return generator.apply_stateful(params[name], state, latent, train=True)
+
+    x, renewed = jax.vmap(one, out_axes=(0, None), axis_name=BATCH)(latents)
+    return x, {f"{name}_state": renewed}
+
+
+def single_generator(
+    generator: Generator, params: Params, name: str = "generator"
+) -> Callable[[Array], Array]:
+    """The generator of one latent, by its running statistics where it has any."""
+    if not _has_state(generator):
+        return functools.partial(as_function(generator), params[name])
+    state = _state(params, name)
+
+    def one(latent):
+        return generator.apply_stateful(params[name], state, latent)[0]
+
+    return one
+
+
+def _has_state(generator: Generator) -> bool:
+    return isinstance(generator, Network) and generator.apply_stateful is not None
+
+
+def _state(params: Params, name: str):
+    if f"{name}_state" not in params:
+        raise ValueError(
+            f"a {name} with a mutable state needs params['{name}_state'], from the"
+            f" model_state of training.init_state; got {sorted(params)}"
+        )
+    return params[f"{name}_state"]
 
 
 def score_metrics(score: Array) -> dict[str, Array]:

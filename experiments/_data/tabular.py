@@ -103,20 +103,28 @@ def _find(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
 
 
 def read_rows(
-    path: pathlib.Path, delimiter: str, num_columns: int
+    path: pathlib.Path, delimiter: str, num_columns: int | None = None
 ) -> tuple[tuple[str, ...], np.ndarray]:
     """The names and the numbers of a file with one line of names.
+
+    With `num_columns` None there must be as many as there are names, and a file that
+    begins with a line of numbers has the names "column 1", ....
 
     Returns:
       The names, and `[rows, num_columns]`, float64.
 
     Raises:
-      ValueError: If a line has another number of cells, a cell is no finite number, or
-        there are no rows; the message has the line and the column.
+      ValueError: If a line has another number of cells, a cell is no finite number,
+        two names are the same, or there are no rows; the message has the line and the
+        column.
     """
     with path.open(newline="") as file:
         reader = csv.reader(file, delimiter=delimiter)
         lines = [(reader.line_num, cells) for cells in reader if cells]
+    if lines and num_columns is None:
+        num_columns = len(lines[0][1])
+        if all(_is_number(cell) for cell in lines[0][1]):
+            lines.insert(0, (0, [f"column {i + 1}" for i in range(num_columns)]))
     for number, cells in lines:
         if len(cells) != num_columns:
             raise ValueError(
@@ -126,11 +134,22 @@ def read_rows(
     if len(lines) < 2:
         raise ValueError(f"{path}: no rows below the line of names")
     names = tuple(cell.strip() for cell in lines[0][1])
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"{path}: the names {twice} are there more than once")
     rows = np.empty((len(lines) - 1, num_columns))
     for row, (number, cells) in zip(rows, lines[1:]):
         for column, (name, cell) in enumerate(zip(names, cells)):
             row[column] = _number(cell, f"{path}, line {number}, column {name!r}")
     return names, rows
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return True
 
 
 def _number(cell: str, place: str) -> float:

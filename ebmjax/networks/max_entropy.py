@@ -1,0 +1,336 @@
+"""Generators of images, energies, and statistics networks, of two kinds.
+
+"Strided" ones are 5x5 convolutions of stride 2, for the small grey images of MNIST and
+stacks of them; "convnet" ones alternate 3x3 convolutions with 4x4 ones of stride 2, for
+CIFAR-10 and CelebA. A generator runs through the maps of its energy in reverse, and is
+normalised by batches; energies and statistics networks never are.
+
+Source:
+  Kumar, Ozair, Goyal, Courville & Bengio (2019), "Maximum entropy generators for
+  energy-based models", released code.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ebmjax.networks.base import from_module
+from ebmjax.networks.layer import TransposedConv, batch_norm, conv, dense
+from ebmjax.types import Array, Network
+
+__all__ = [
+    "convnet_energy",
+    "convnet_generator",
+    "convnet_statistics",
+    "strided_energy",
+    "strided_generator",
+    "strided_statistics",
+]
+
+NORMAL = nn.initializers.normal(0.02)
+"""Of kernels of convolutions where `is_normal`, and of scales about 1."""
+
+
+class Layer(NamedTuple):
+    """A square convolution."""
+
+    features: int
+    size: int
+    stride: int
+    pad: int
+
+
+def _strided(widths: Sequence[int]) -> tuple[Layer, ...]:
+    return tuple(Layer(width, 5, 2, 2) for width in widths)
+
+
+def _convnet(widths: Sequence[int]) -> tuple[Layer, ...]:
+    layers = [Layer(widths[0], 3, 1, 1)]
+    for before, width in zip(widths, widths[1:]):
+        layers += [Layer(before, 4, 2, 1), Layer(width, 3, 1, 1)]
+    return tuple(layers)
+
+
+def _kernel_init(is_normal: bool) -> dict:
+    return {"kernel_init": NORMAL} if is_normal else {}
+
+
+def _normalized(h: Array, train: bool, is_normal: bool) -> Array:
+    def scale_init(key, shape, dtype=float):
+        return 1 + NORMAL(key, shape, dtype)
+
+    options = {"scale_init": scale_init} if is_normal else {}
+    return nn.relu(batch_norm(h, train, **options))
+
+
+class Trunk(nn.Module):
+    """Convolutions with leaky ReLUs; the last map, flattened."""
+
+    layers: tuple[Layer, ...]
+    negative_slope: float
+    is_normal: bool
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        for layer in self.layers:
+            x = conv(x, *layer, **_kernel_init(self.is_normal))
+            x = nn.leaky_relu(x, self.negative_slope)
+        return x.reshape(-1)
+
+
+class Energy(nn.Module):
+    """A linear function of the trunk's last map."""
+
+    trunk: Trunk
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return dense(self.trunk(x), 1)[0]
+
+
+class Statistics(nn.Module):
+    """As much of the image as of the latent, side by side through two dense layers."""
+
+    trunk: Trunk
+    width: int
+
+    @nn.compact
+    def __call__(self, x: Array, latent: Array) -> Array:
+        h = dense(self.trunk(x), latent.shape[0])
+        h = dense(jnp.concatenate([h, latent]), self.width)
+        return dense(nn.leaky_relu(h, self.trunk.negative_slope), 1)[0]
+
+
+class StridedGenerator(nn.Module):
+    """From the smallest map up, each normalised before it is convolved."""
+
+    image_shape: tuple[int, int, int]
+    widths: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, z: Array, train: bool = False) -> Array:
+        sizes = [self.image_shape[:2]]
+        for _ in self.widths:
+            sizes.insert(0, tuple(-(-side // 2) for side in sizes[0]))
+        h = dense(z, sizes[0][0] * sizes[0][1] * self.widths[-1])
+        h = h.reshape(*sizes[0], self.widths[-1])
+        for features, size in zip(self.widths[-2::-1], sizes[1:]):
+            h = _normalized(h, train, is_normal=True)
+            h = TransposedConv(features, size, 5, 2, 2, NORMAL, is_normalized=True)(h)
+        h = _normalized(h, train, is_normal=True)
+        h = TransposedConv(self.image_shape[-1], sizes[-1], 5, 2, 2, NORMAL)(h)
+        return jnp.tanh(h)
+
+
+class ConvnetGenerator(nn.Module):
+    """From the smallest map up, each normalised after it was convolved."""
+
+    image_shape: tuple[int, int, int]
+    widths: tuple[int, ...]
+    is_normal: bool
+
+    @nn.compact
+    def __call__(self, z: Array, train: bool = False) -> Array:
+        init = NORMAL if self.is_normal else None
+        height, width = (
+            side // 2 ** (len(self.widths) - 1) for side in self.image_shape[:2]
+        )
+        h = dense(z, height * width * self.widths[-1])
+        h = h.reshape(height, width, self.widths[-1])
+        for features in self.widths[-2::-1]:
+            size = (2 * h.shape[0], 2 * h.shape[1])
+            h = TransposedConv(features, size, 4, 2, 1, init, is_normalized=True)(h)
+            h = _normalized(h, train, self.is_normal)
+        h = TransposedConv(self.image_shape[-1], h.shape[:2], 3, 1, 1, init)(h)
+        return jnp.tanh(h)
+
+
+def strided_generator(
+    image_shape: tuple[int, int, int],
+    *,
+    latent_dim: int,
+    widths: Sequence[int] = (64, 128, 256, 512),
+) -> Network:
+    """A generator by transposed 5x5 convolutions, each of which doubles the sides.
+
+    A dense layer to the smallest map, then for every width batch normalisation, a ReLU
+    and a transposed convolution, the last one to the image, in [-1, 1] by a tanh. Sides
+    are those of the energy's maps: 28 from 14, 7, 4 and 2. Kernels start normal with
+    deviation 0.02, scales of the normalisation normal about 1 with the same.
+
+    Args:
+      image_shape: `(height, width, channels)`.
+      latent_dim: Length of the latent.
+      widths: Channels of the energy's maps, first to last; as many halvings.
+
+    Returns:
+      A `Network` with the mutable collection "batch_stats": `apply_stateful(params,
+      model_state, latent, train=...)`. In training it must be mapped over the axes
+      `types.BATCH` and `types.DEVICE`, as `objectives.max_entropy` and the update do.
+
+    Raises:
+      ValueError: If there are no widths, one is not positive, or the image has none of
+        its three axes.
+    """
+    _check(image_shape, widths, latent_dim)
+    module = StridedGenerator(tuple(image_shape), tuple(widths))
+    return from_module(module, (latent_dim,))
+
+
+def strided_energy(
+    image_shape: tuple[int, int, int],
+    *,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    negative_slope: float = 0.2,
+) -> Network:
+    """An energy by 5x5 convolutions of stride 2: see `strided_generator`.
+
+    Args:
+      image_shape: `(height, width, channels)`.
+      widths: Channels of the maps, each half as wide as the one before.
+      negative_slope: Of the leaky ReLUs.
+
+    Returns:
+      A stateless `Network` whose `apply` is an energy.
+
+    Raises:
+      ValueError: As `strided_generator`.
+    """
+    _check(image_shape, widths)
+    trunk = Trunk(_strided(widths), negative_slope, is_normal=True)
+    return from_module(Energy(trunk), tuple(image_shape))
+
+
+def strided_statistics(
+    image_shape: tuple[int, int, int],
+    *,
+    latent_dim: int,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    hidden_width: int = 512,
+    negative_slope: float = 0.2,
+) -> Network:
+    """A statistics network with the trunk of `strided_energy`.
+
+    Args:
+      image_shape: `(height, width, channels)`.
+      latent_dim: Length of the latent; the image is brought to as many numbers.
+      widths: As in `strided_energy`.
+      hidden_width: Of the layer that sees both.
+      negative_slope: Of the leaky ReLUs.
+
+    Returns:
+      A stateless `Network`, `apply(params, x, latent) -> []`.
+
+    Raises:
+      ValueError: As `strided_generator`.
+    """
+    _check(image_shape, widths, latent_dim)
+    trunk = Trunk(_strided(widths), negative_slope, is_normal=True)
+    module = Statistics(trunk, hidden_width)
+    return from_module(module, tuple(image_shape), (latent_dim,))
+
+
+def convnet_generator(
+    image_shape: tuple[int, int, int],
+    *,
+    latent_dim: int,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    is_normal: bool = True,
+) -> Network:
+    """A generator by transposed 4x4 convolutions, and a 3x3 one at the end.
+
+    A dense layer to the smallest map; for every width but the last a transposed
+    convolution that doubles the sides, batch normalisation and a ReLU; a 3x3
+    convolution to the image, in [-1, 1] by a tanh.
+
+    Args:
+      image_shape: `(height, width, channels)`, sides multiples of `2 ** (len(widths) -
+        1)`: 32 for CIFAR-10; 64 for CelebA, with one more width of 512.
+      latent_dim: Length of the latent.
+      widths: Channels of the energy's maps, first to last.
+      is_normal: Whether kernels start normal with deviation 0.02 (and scales about 1),
+        as for CIFAR-10; else uniform, by fan-in, as for CelebA.
+
+    Returns:
+      As `strided_generator`.
+
+    Raises:
+      ValueError: As `strided_generator`, or if the sides cannot be halved so often.
+    """
+    _check(image_shape, widths, latent_dim, divisor=2 ** (len(widths) - 1))
+    module = ConvnetGenerator(tuple(image_shape), tuple(widths), is_normal)
+    return from_module(module, (latent_dim,))
+
+
+def convnet_energy(
+    image_shape: tuple[int, int, int],
+    *,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    negative_slope: float = 0.1,
+    is_normal: bool = True,
+) -> Network:
+    """An energy by 3x3 convolutions, with 4x4 ones of stride 2 between.
+
+    The shape of spectral normalisation's plain network, without that normalisation.
+
+    Args:
+      image_shape: As in `convnet_generator`.
+      widths: Channels of the 3x3 convolutions; between two of them the sides halve.
+      negative_slope: Of the leaky ReLUs.
+      is_normal: As in `convnet_generator`.
+
+    Returns:
+      A stateless `Network` whose `apply` is an energy.
+
+    Raises:
+      ValueError: As `convnet_generator`.
+    """
+    _check(image_shape, widths, divisor=2 ** (len(widths) - 1))
+    trunk = Trunk(_convnet(widths), negative_slope, is_normal)
+    return from_module(Energy(trunk), tuple(image_shape))
+
+
+def convnet_statistics(
+    image_shape: tuple[int, int, int],
+    *,
+    latent_dim: int,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    hidden_width: int = 512,
+    negative_slope: float = 0.1,
+    is_normal: bool = True,
+) -> Network:
+    """A statistics network with the trunk of `convnet_energy`.
+
+    Args:
+      image_shape: As in `convnet_generator`.
+      latent_dim: As in `strided_statistics`.
+      widths: As in `convnet_energy`.
+      hidden_width: As in `strided_statistics`.
+      negative_slope: Of the leaky ReLUs.
+      is_normal: As in `convnet_generator`.
+
+    Returns:
+      A stateless `Network`, `apply(params, x, latent) -> []`.
+
+    Raises:
+      ValueError: As `convnet_generator`.
+    """
+    _check(image_shape, widths, latent_dim, divisor=2 ** (len(widths) - 1))
+    trunk = Trunk(_convnet(widths), negative_slope, is_normal)
+    module = Statistics(trunk, hidden_width)
+    return from_module(module, tuple(image_shape), (latent_dim,))
+
+
+def _check(image_shape, widths, latent_dim: int = 1, divisor: int = 1) -> None:
+    is_image = len(image_shape) == 3 and min(image_shape) > 0
+    if not is_image or any(side % divisor for side in image_shape[:2]):
+        raise ValueError(
+            "image_shape must be (height, width, channels) with sides that are"
+            f" multiples of {divisor}, got {tuple(image_shape)}"
+        )
+    if not widths or min(widths) < 1:
+        raise ValueError(f"widths must be positive, got {tuple(widths)}")
+    if latent_dim < 1:
+        raise ValueError(f"latent_dim must be positive, got {latent_dim}")

@@ -1,0 +1,296 @@
+"""Maximum entropy generators: an energy, and a generator that is held to be diverse.
+
+The energy learns from data against the generator's draws; the generator lowers their
+energy and raises an estimate of their entropy. Without noise on its output the entropy
+is, but for a constant, the mutual information of draw and latent, of which a third
+network, the statistics network, gives a bound that the generator raises as well: the
+two are one player, and nobody's opponents.
+
+Generators are `(params, latent) -> x` of one example, with `params["generator"]`, and
+statistics networks `(params, x, latent) -> []`, with `params["statistics"]`. A
+generator with batch statistics, a `Network` with `apply_stateful`, has them in
+`params["generator_state"]`: it normalises by the batch in training, which both players
+do with it, and by its running statistics wherever one latent is looked at alone.
+
+Source:
+  Kumar, Ozair, Goyal, Courville & Bengio (2019), "Maximum entropy generators for
+  energy-based models", and their released code. It has the information with weight
+  `1 / 2`, and of images the penalty's `reduction="channel_mean"`.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ebmjax import energies
+from ebmjax.objectives.base import (
+    Aux,
+    Generator,
+    Objective,
+    as_function,
+    check_choice,
+    generate,
+    single_generator,
+)
+from ebmjax.samplers.base import Sampler, check_count, check_number, sample_chains
+from ebmjax.types import Array, Energy, Key, Network, Params
+
+__all__ = ["energy_objective", "generator_objective"]
+
+Statistics = Callable[[Params, Array, Array], Array] | Network
+
+PENALTIES = ("data", "data_and_model")
+REDUCTIONS = ("sum", "channel_mean")
+ESTIMATORS = ("jsd", "nce", "donsker_varadhan")
+MARGINALS = ("permutation", "shuffle_dimensions", "fresh")
+
+
+def energy_objective(
+    energy: Energy | Network,
+    generator: Generator,
+    *,
+    latent_dim: int,
+    score_penalty: float,
+    penalty_on: str = "data",
+    reduction: str = "sum",
+    sampler: Sampler | None = None,
+    num_steps: int = 0,
+    temperature: float = 1.0,
+    prior: bool = True,
+) -> Objective:
+    """The energy's loss: data against the generator's draws, and a penalty.
+
+    `mean E(data) - mean E(draws) + score_penalty * mean |score|^2`. The penalty is
+    centred on zero and has no half: data are to lie where the energy is at rest, and
+    without it the energy's scale grows without bound. It is not the `gradient_penalty`
+    of WGAN-GP, which wants norms of 1 between data and draws.
+
+    Args:
+      energy: `energy(params, x)` of one example, or a `Network`, with the parameters
+        `params["energy"]`.
+      generator: `generator(params, latent) -> x`, or a `Network`; held fixed. Fresh
+        standard normal latents at every call.
+      latent_dim: Length of the latent.
+      score_penalty: Weight of the penalty; not negative. Published: 0.1 in the plane,
+        and with "channel_mean" 10 (100 for anomaly detection) on images.
+      penalty_on: "data", or "data_and_model" for the penalty on draws as well.
+      reduction: "sum" takes `|score|^2` over all elements of an example.
+        "channel_mean" sums over the last axis and takes the mean over all others, as
+        the released code does: of `[height, width, channels]` a `height * width`-th, of
+        `[d]` the same.
+      sampler: Moves the latents towards low energy before they are drawn from, as the
+        paper allows and its code does not. None leaves them.
+      num_steps: Of the sampler; at least 1 with one.
+      temperature: Divides the energy in `energies.latent_energy`, which the sampler
+        sees.
+      prior: Whether the latent's standard normal law is part of it.
+
+    Returns:
+      A stateless `Objective` for a player that trains `("energy",)`. Metrics:
+      `energy_data`, `energy_model`; with a penalty `score_square_data` (and `_model`
+      with "data_and_model"), by the reduction; with a sampler what it reports, means
+      over moves and chains. It renews `generator_state`, unless there is a sampler.
+
+    Raises:
+      ValueError: If a choice is none of those named, a weight negative, or of sampler
+        and num_steps one is given alone; at trace, if the generator's state is missing
+        or its draws have not the shape of the data.
+    """
+    energy = as_function(energy)
+    check_number("score_penalty", score_penalty, positive=False)
+    check_number("temperature", temperature, positive=True)
+    check_count("latent_dim", latent_dim, 1)
+    check_choice("penalty_on", penalty_on, PENALTIES)
+    check_choice("reduction", reduction, REDUCTIONS)
+    if (sampler is None) != (num_steps == 0):
+        raise ValueError(
+            "sampler and num_steps belong together, got"
+            f" {'no sampler' if sampler is None else 'a sampler'} and"
+            f" num_steps={num_steps}"
+        )
+    score = jax.grad(energy, argnums=1)
+    score_square = jax.vmap(
+        lambda params, x: _reduced(score(params, x) ** 2, reduction), (None, 0)
+    )
+
+    def draws(params, key, batch):
+        """`(x, renewed state, metrics)`, all held fixed."""
+        latent_key, chain_key = jax.random.split(key)
+        latents = _latents(latent_key, batch, latent_dim)
+        if sampler is None:
+            x, renewed = generate(generator, params, latents)
+            return x, renewed, {}
+        single = single_generator(generator, params)
+        energy_fn = functools.partial(energy, params["energy"])
+        state, infos = sample_chains(
+            sampler,
+            energies.latent_energy(energy_fn, single, temperature, prior),
+            chain_key,
+            latents,
+            num_steps,
+            collect=None,
+        )
+        metrics = {f"chain_{k}": jnp.mean(v) for k, v in infos._asdict().items()}
+        return jax.vmap(single)(state.position), {}, metrics
+
+    def loss(params, key, batch, carry):
+        frozen = jax.lax.stop_gradient(params)
+        negatives, renewed, metrics = jax.lax.stop_gradient(draws(frozen, key, batch))
+        _check_shape(negatives, batch)
+        energy_batch = jax.vmap(energy, (None, 0))
+        energy_data = energy_batch(params["energy"], batch).mean()
+        energy_model = energy_batch(params["energy"], negatives).mean()
+        metrics |= {"energy_data": energy_data, "energy_model": energy_model}
+        value = energy_data - energy_model
+        if score_penalty > 0:
+            squares = {"data": batch}
+            if penalty_on == "data_and_model":
+                squares["model"] = negatives
+            for name, x in squares.items():
+                square = score_square(params["energy"], x).mean()
+                metrics[f"score_square_{name}"] = square
+                value = value + score_penalty * square
+        return value, Aux(carry, jax.lax.stop_gradient(metrics), renewed)
+
+    return Objective(init=lambda key: (), loss=loss)
+
+
+def generator_objective(
+    energy: Energy | Network,
+    generator: Generator,
+    statistics: Statistics | None,
+    *,
+    latent_dim: int,
+    information_weight: float,
+    estimator: str = "jsd",
+    marginal: str = "permutation",
+) -> Objective:
+    """The loss of the generator and its statistics network: energy less information.
+
+    `mean E(draws) - information_weight * information`, of draws and the latents that
+    made them. Both networks raise the information. The batch is not looked at, but for
+    its size and type.
+
+    With `T` the statistics network's value, joint means draws with their own latents
+    and marginal draws with others:
+
+    - "jsd": `-mean softplus(-T) over joint - mean softplus(T) over marginal`, between
+      `-2 log 2` at independence and 0. Half of its negative is the binary cross-entropy
+      of telling joint from marginal, which the released code adds with weight 1:
+      `information_weight=0.5` is that. Bounded, it keeps draws apart; it is no entropy
+      in nats.
+    - "nce": the mean of `T` of the own latent less the logarithm of the mean of
+      `exp T` over the own and the batch's other latents: at most the logarithm of the
+      batch's size. It needs `n^2` values of the statistics network, of which what
+      depends on the draw alone is taken once.
+    - "donsker_varadhan": `mean T over joint - log mean exp T over marginal`, a bound of
+      the information in nats, without limit, and its gradient biased in small batches;
+      the paper's authors found it unstable.
+
+    With several devices the last two are of the rows of one device each.
+
+    Args:
+      energy: `energy(params, x)` of one example, or a `Network`; held fixed.
+      generator: `generator(params, latent) -> x`, or a `Network`.
+      statistics: `statistics(params, x, latent) -> []`, or a `Network`. None, with
+        `information_weight=0`, for a generator that follows the energy alone, of a
+        player that trains `("generator",)`.
+      latent_dim: Length of the latent, which is standard normal.
+      information_weight: Not negative.
+      estimator: See above.
+      marginal: Where other latents come from: a "permutation" of the batch's, which
+        leaves one of them in its place on average; "shuffle_dimensions", a permutation
+        of every coordinate; "fresh" ones.
+
+    Returns:
+      A stateless `Objective` for a player that trains `("generator", "statistics")`.
+      Metrics: `energy_model`; with a statistics network `information`. It renews
+      `generator_state`.
+
+    Raises:
+      ValueError: If a choice is none of those named, the weight negative, or not 0
+        without a statistics network; at trace, for a batch of one, where nothing can be
+        told apart, if the generator's state is missing, or its draws have not the shape
+        of the data.
+    """
+    energy = as_function(energy)
+    if statistics is None and information_weight != 0:
+        raise ValueError(
+            "without a statistics network information_weight must be 0, got"
+            f" {information_weight}"
+        )
+    check_number("information_weight", information_weight, positive=False)
+    check_count("latent_dim", latent_dim, 1)
+    check_choice("estimator", estimator, ESTIMATORS)
+    check_choice("marginal", marginal, MARGINALS)
+
+    def loss(params, key, batch, carry):
+        if len(batch) < 2:
+            raise ValueError("max_entropy needs a batch of at least 2 examples, got 1")
+        latent_key, marginal_key = jax.random.split(key)
+        latents = _latents(latent_key, batch, latent_dim)
+        x, renewed = generate(generator, params, latents)
+        _check_shape(x, batch)
+        frozen = jax.lax.stop_gradient(params["energy"])
+        energy_model = jax.vmap(energy, (None, 0))(frozen, x).mean()
+        value, metrics = energy_model, {"energy_model": energy_model}
+        if statistics is not None:
+            information = _information(
+                functools.partial(as_function(statistics), params["statistics"]),
+                x,
+                latents,
+                _others(marginal_key, latents, marginal, estimator),
+                estimator,
+            )
+            value = energy_model - information_weight * information
+            metrics["information"] = information
+        return value, Aux(carry, *jax.lax.stop_gradient((metrics, renewed)))
+
+    return Objective(init=lambda key: (), loss=loss)
+
+
+def _latents(key: Key, batch: Array, latent_dim: int) -> Array:
+    dtype = jnp.promote_types(batch.dtype, jnp.float32)
+    return jax.random.normal(key, (len(batch), latent_dim), dtype)
+
+
+def _others(key: Key, latents: Array, marginal: str, estimator: str) -> Array:
+    """Latents that have nothing to do with the draw of their row."""
+    if marginal == "fresh":
+        return jax.random.normal(key, latents.shape, latents.dtype)
+    if marginal == "shuffle_dimensions":
+        return jax.random.permutation(key, latents, axis=0, independent=True)
+    if estimator == "nce":
+        return latents  # every row meets all of them, in whatever order
+    return jax.random.permutation(key, latents)
+
+
+def _information(statistic, x, latents, others, estimator) -> Array:
+    num = len(latents)
+    joint = jax.vmap(statistic)(x, latents)
+    if estimator == "nce":
+        over_latents = jax.vmap(statistic, (None, 0))
+        pairs = jax.vmap(over_latents, (0, None))(x, others)
+        pairs = jnp.where(jnp.eye(num, dtype=bool), joint[:, None], pairs)
+        return jnp.mean(joint - jax.nn.logsumexp(pairs, axis=1)) + math.log(num)
+    marginal = jax.vmap(statistic)(x, others)
+    if estimator == "jsd":
+        return -jnp.mean(jax.nn.softplus(-joint)) - jnp.mean(jax.nn.softplus(marginal))
+    return joint.mean() - jax.nn.logsumexp(marginal) + math.log(num)
+
+
+def _reduced(squares: Array, reduction: str) -> Array:
+    if reduction == "sum" or squares.ndim == 0:
+        return jnp.sum(squares)
+    return jnp.mean(jnp.sum(squares, axis=-1))
+
+
+def _check_shape(draws: Array, batch: Array) -> None:
+    if draws.shape != batch.shape:
+        raise ValueError(
+            f"generator must return an array of the example's shape {batch.shape[1:]},"
+            f" got {draws.shape[1:]}"
+        )

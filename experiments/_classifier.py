@@ -175,14 +175,7 @@ def train(
     def in_blocks(x, index):
         if x.ndim != 4 or x.shape[1:] != image_shape:
             raise ValueError(f"x must be [n, {image_shape}], got {x.shape}")
-        parts = []
-        for first in range(0, len(x), _BLOCK):
-            block = x[first : first + _BLOCK]
-            # Every block has one shape, so that the network is compiled once.
-            padding = [(0, _BLOCK - len(block)), *[(0, 0)] * 3]
-            output = evaluate(params, np.pad(np.asarray(block), padding))[index]
-            parts.append(np.asarray(output)[: len(block)])
-        return np.concatenate(parts)
+        return _data.in_chunks(lambda x: evaluate(params, x)[index], x, _BLOCK)
 
     return Classifier(
         features=lambda x: in_blocks(x, 0), log_probs=lambda x: in_blocks(x, 1)

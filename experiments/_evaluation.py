@@ -217,9 +217,8 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
         return jax.vmap(bind(params))(x)
 
     def energies_in_chunks(params, x):
-        cuts = range(section.chunk_size, len(x), section.chunk_size)
-        chunks = np.split(np.asarray(x), cuts)
-        return np.concatenate([np.asarray(energies_of(params, x)) for x in chunks])
+        bound = functools.partial(energies_of, params)
+        return _data.in_chunks(bound, x, section.chunk_size)
 
     def sample(params, key):
         """Samples `[n, *shape]` of whole chunks, and the chains' gradient norm."""

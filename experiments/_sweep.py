@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import _run
@@ -131,3 +132,13 @@ def finished(folder: pathlib.Path, config: ConfigDict) -> dict[str, float] | Non
     _run.guard_config(config, folder, may_differ=())
     evaluations = _run.finite_evaluations(_run.read_lines(folder))
     return evaluations.get(config.train.num_steps)
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """`mean ± standard deviation` over seeds, to one digit of the deviation."""
+    if not len(values):
+        return "-"
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return f"{mean:.3g}"
+    return f"{mean:.3g} ± {np.std(values, ddof=1):.1g}"

@@ -352,7 +352,7 @@ def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
         event_shape = (2,)
         batch = _data.target_batches(keys.data, data, config.data.batch_size)
     else:
-        data = _load_images(config)
+        data = _data.from_section(config.data)
         event_shape = data.image_shape
         batch = _data.image_batches(
             keys.data, data.train, config.data.batch_size, num_levels=data.num_levels
@@ -375,30 +375,6 @@ def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
         batch=batch,
         evaluate=evaluate(config, data, network, sampler, draw_noise, keys.evaluation),
     )
-
-
-def _load_images(config: ConfigDict) -> _data.Images:
-    section = dict(config.data)
-    num_examples = section.pop("num_examples")
-    del section["batch_size"]
-    if "data_dir" in section:
-        section |= {
-            "data_dir": section["data_dir"] or None,
-            "size": section["size"] or None,
-        }
-    data = _data.load(**section)
-    if num_examples:
-        if num_examples > len(data.train):
-            raise ValueError(
-                f"data.num_examples must be at most {len(data.train)},"
-                f" got {num_examples}"
-            )
-        labels = data.labels_train
-        data = data._replace(
-            train=data.train[:num_examples].copy(),  # and the rest is forgotten
-            labels_train=None if labels is None else labels[:num_examples],
-        )
-    return data
 
 
 def sweep(build, config, workdir):

@@ -1194,16 +1194,6 @@ def _columns(target: str) -> tuple[str, ...]:
     return "kl", *within, "fisher_divergence", "log_partition_error"
 
 
-def _mean_and_spread(values: list[float]) -> str:
-    """`mean ± standard deviation` over seeds, to one digit of the deviation."""
-    if not values:
-        return "-"
-    mean = float(np.mean(values))
-    if len(values) == 1:
-        return f"{mean:.3g}"
-    return f"{mean:.3g} ± {np.std(values, ddof=1):.1g}"
-
-
 def _row(name: str, target: str, configs, folders) -> dict[str, str] | None:
     """A line of a target's table, from the seeds that have ended."""
     found, failures, seconds = [], 0, []
@@ -1224,7 +1214,7 @@ def _row(name: str, target: str, configs, folders) -> dict[str, str] | None:
     method, config = METHODS[name], configs[0]
     row = {"method": f"`{name}`"}
     for column in _columns(target):
-        row[column] = _mean_and_spread([x[column] for x in found if column in x])
+        row[column] = _sweep.mean_and_spread([x[column] for x in found if column in x])
     if target not in UCI:
         dim = 2 if target in PLANE else TARGETS[target]["dim"]
         gradients = method.num_gradients(config.objective, dim)

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+from collections.abc import Mapping
 
 from experiments._data.arrays import (
     Images,
@@ -9,6 +10,7 @@ from experiments._data.arrays import (
     dequantize,
     epoch_rows,
     image_batches,
+    in_chunks,
     process_rows,
     quantize,
 )
@@ -19,7 +21,9 @@ __all__ = [
     "add_noise",
     "dequantize",
     "epoch_rows",
+    "from_section",
     "image_batches",
+    "in_chunks",
     "load",
     "process_rows",
     "quantize",
@@ -51,6 +55,37 @@ def load(name: str, **section) -> Images:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"data set {name!r} is not one of {sorted(loaders)}{hint}")
     return loaders[name](**section)
+
+
+def from_section(section: Mapping) -> Images:
+    """A data set of images from a config's section, cut to its first `num_examples`.
+
+    Args:
+      section: `load`'s keyword arguments, with "" for no `data_dir` and 0 for no
+        `size`; `num_examples`, 0 for all; and `batch_size`, which is not looked at.
+
+    Raises:
+      ValueError: As `load`, or if there are fewer examples than asked for.
+    """
+    section = dict(section)
+    num_examples = section.pop("num_examples")
+    del section["batch_size"]
+    for name in ("data_dir", "size"):
+        if name in section:
+            section[name] = section[name] or None
+    data = load(**section)
+    if num_examples:
+        if num_examples > len(data.train):
+            raise ValueError(
+                f"data.num_examples must be at most {len(data.train)},"
+                f" got {num_examples}"
+            )
+        labels = data.labels_train
+        data = data._replace(
+            train=data.train[:num_examples].copy(),  # and the rest is forgotten
+            labels_train=None if labels is None else labels[:num_examples],
+        )
+    return data
 
 
 def read_split(name: str, split: str, **section):

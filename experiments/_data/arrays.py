@@ -21,6 +21,7 @@ __all__ = [
     "dequantize",
     "epoch_rows",
     "image_batches",
+    "in_chunks",
     "process_rows",
     "quantize",
 ]
@@ -231,3 +232,19 @@ def image_batches(
         return x
 
     return batch
+
+
+def in_chunks(function: Callable, x: np.ndarray | Array, size: int):
+    """`function` of the rows of `x`, so many at a time, as numpy arrays.
+
+    Every chunk has one shape, the last filled up with zeros, so that a jitted function
+    is compiled once.
+    """
+    parts = []
+    for first in range(0, len(x), size):
+        chunk = np.asarray(x[first : first + size])
+        num = len(chunk)
+        padding = [(0, size - num), *[(0, 0)] * (chunk.ndim - 1)]
+        outputs = function(np.pad(chunk, padding))
+        parts.append(jax.tree.map(lambda y, num=num: np.asarray(y)[:num], outputs))
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)

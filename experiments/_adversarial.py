@@ -1,0 +1,183 @@
+"""What energies with a generator share: baselines, latent chains, draws in chunks."""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ebmjax import energies, samplers
+from ebmjax.objectives.base import Aux, Objective, generate
+from ebmjax.types import Array, Energy, EnergyFn, Key, Network
+
+__all__ = [
+    "Sampled",
+    "bind_generator",
+    "draw",
+    "gan_energy",
+    "sample",
+    "wgan_gp_energy",
+]
+
+
+# --- baselines ---------------------------------------------------------------------
+
+
+def gan_energy(energy: Energy, generator, *, latent_dim: int) -> Objective:
+    """A plain GAN's discriminator, whose logit is minus the energy.
+
+    `mean softplus(E(data)) + mean softplus(-E(draws))`, for the player ("energy",).
+    """
+
+    def loss_of(energy_data, energy_model, key, params, batch, negatives):
+        loss = jax.nn.softplus(energy_data) + jax.nn.softplus(-energy_model)
+        return loss.mean(), {}
+
+    return _against(energy, generator, latent_dim, loss_of)
+
+
+def wgan_gp_energy(
+    energy: Energy, generator, *, latent_dim: int, gradient_penalty: float
+) -> Objective:
+    """WGAN-GP's critic, which is minus the energy, for the player ("energy",).
+
+    `mean E(data) - mean E(draws) + gradient_penalty * mean (|grad E| - 1)^2`, the norm
+    over the whole example, between data and draws: one random point an example.
+    """
+
+    def norm(params, x):
+        return jnp.sqrt(jnp.sum(jax.grad(energy, argnums=1)(params, x) ** 2) + 1e-12)
+
+    def loss_of(energy_data, energy_model, key, params, batch, negatives):
+        shape = (len(batch),) + (1,) * (batch.ndim - 1)
+        share = jax.random.uniform(key, shape, batch.dtype)
+        between = share * batch + (1 - share) * negatives
+        norms = jax.vmap(norm, (None, 0))(params["energy"], between)
+        penalty = jnp.mean((norms - 1) ** 2)
+        loss = (energy_data - energy_model).mean() + gradient_penalty * penalty
+        return loss, {"gradient_norm": norms.mean()}
+
+    return _against(energy, generator, latent_dim, loss_of)
+
+
+def _against(energy, generator, latent_dim, loss_of) -> Objective:
+    def loss(params, key, batch, carry):
+        latent_key, loss_key = jax.random.split(key)
+        latents = jax.random.normal(latent_key, (len(batch), latent_dim))
+        negatives, renewed = jax.lax.stop_gradient(
+            generate(generator, jax.lax.stop_gradient(params), latents)
+        )
+        of_batch = functools.partial(jax.vmap(energy, (None, 0)), params["energy"])
+        energy_data, energy_model = of_batch(batch), of_batch(negatives)
+        value, metrics = loss_of(
+            energy_data, energy_model, loss_key, params, batch, negatives
+        )
+        metrics |= {
+            "energy_data": energy_data.mean(),
+            "energy_model": energy_model.mean(),
+        }
+        return value, Aux(carry, jax.lax.stop_gradient(metrics), renewed)
+
+    return Objective(init=lambda key: (), loss=loss)
+
+
+# --- draws -------------------------------------------------------------------------
+
+
+def bind_generator(network: Network, params, state) -> Callable[[Array], Array]:
+    """`latent -> x`, by running statistics where there are any."""
+    if network.apply_stateful is None:
+        return functools.partial(network.apply, params)
+    return lambda latent: network.apply_stateful(params, state, latent)[0]
+
+
+def draw(
+    generator_fn: Callable[[Array], Array],
+    key: Key,
+    num: int,
+    *,
+    latent_dim: int,
+    chunk_size: int,
+) -> np.ndarray:
+    """`[num, *event]`, a chunk at a time."""
+    of_chunk = jax.jit(jax.vmap(generator_fn))
+    chunks = []
+    for chunk in range(-(-num // chunk_size)):
+        shape = (chunk_size, latent_dim)
+        latents = jax.random.normal(jax.random.fold_in(key, chunk), shape)
+        chunks.append(np.asarray(of_chunk(latents)))
+    return np.concatenate(chunks)[:num]
+
+
+class Sampled(NamedTuple):
+    """What chains from the generator's draws have come to.
+
+    Attributes:
+      x: Name -> `[num, *event]`: "generator" draws; "latent" chains from them;
+        "latent_without_energy", the control, whose moves see the prior alone;
+        "visible" ones, of the energy itself.
+      scalars: Acceptance rates, and the latents' mean squares.
+    """
+
+    x: dict[str, np.ndarray]
+    scalars: dict[str, float]
+
+
+def sample(
+    section,
+    energy_fn: EnergyFn,
+    generator_fn: Callable[[Array], Array],
+    key: Key,
+    num: int,
+    *,
+    latent_dim: int,
+) -> Sampled:
+    """Chains in the latent space and in the visible one, from the same latents.
+
+    Args:
+      section: With `num_steps`, `step_size`, `temperature` and `prior` of latent MALA,
+        and `visible_step_size` and `visible_temperature` of Langevin in x.
+      energy_fn: Of an example.
+      generator_fn: Of a latent.
+      key: Of starts and chains.
+      num: Chains of each kind.
+      latent_dim: Length of the latent.
+    """
+    start_key, *chain_keys = jax.random.split(key, 4)
+    latents = jax.random.normal(start_key, (num, latent_dim))
+    generated = jax.jit(jax.vmap(generator_fn))
+    mala = samplers.mala(step_size=section.step_size)
+
+    def nowhere(x):
+        return jnp.zeros((), x.dtype)
+
+    def chains(key, energy_fn, sampler, x):
+        return samplers.sample_chains(
+            sampler, energy_fn, key, x, section.num_steps, collect=None
+        )
+
+    def latent_chains(key, energy_fn):
+        energy_fn = energies.latent_energy(
+            energy_fn, generator_fn, section.temperature, section.prior
+        )
+        return chains(key, energy_fn, mala, latents)
+
+    x, scalars = {"generator": generated(latents)}, {}
+    for name, chain_key, fn in (
+        ("latent", chain_keys[0], energy_fn),
+        ("latent_without_energy", chain_keys[1], nowhere),
+    ):
+        state, info = latent_chains(chain_key, fn)
+        x[name] = generated(state.position)
+        scalars |= {
+            f"{name}_acceptance_rate": float(info.acceptance_rate.mean()),
+            f"{name}_mean_square": float(jnp.mean(state.position**2)),
+        }
+    langevin = samplers.langevin(
+        step_size=section.visible_step_size, temperature=section.visible_temperature
+    )
+    state, _ = chains(chain_keys[2], energy_fn, langevin, x["generator"])
+    x["visible"] = state.position
+    return Sampled({k: np.asarray(v) for k, v in x.items()}, scalars)

@@ -1,0 +1,985 @@
+"""Maximum entropy generators: an energy, and a generator that is held to be diverse.
+
+Paper: Kumar, Ozair, Goyal, Courville & Bengio (2019), "Maximum entropy generators for
+energy-based models".
+Claim checked: with a bound on its entropy the generator covers the modes, and the
+energy, with its score held down at the data, tells what is foreign.
+
+    python -m experiments.max_entropy --workdir=runs/toy
+    python -m experiments.max_entropy --workdir=runs/ablation --sweep
+    python -m experiments.max_entropy --workdir=runs/kdd --sweep \
+        --config=experiments/max_entropy.py:kdd99 --config.data.data_dir=DIR
+    python -m experiments.max_entropy --workdir=runs/mine \
+        --config=experiments/max_entropy.py:tabular \
+        --config.data.csv=normal.csv --config.data.score_csv=all.csv
+
+Presets: `toy` (25 normals, minutes on a CPU), `eight_gaussians`, `swiss_roll`;
+`digits` (embedded images); `stacked_mnist`, `stacked_mnist_4` (the paper's scale, for
+GPU or TPU) and `stacked_mnist_2` (100 modes, CPU); `kdd99`, `mnist_anomaly`, `tabular`
+(any table of numbers); `cifar10`, `celeb_a` (the paper's scale). After a comma the
+method: `stacked_mnist,wgan_gp`, `stacked_mnist,gan`; `max_entropy` by default. With
+`--sweep`: of the plane the ablation, of `kdd99` five seeds with and without scaling, of
+`mnist_anomaly` the digits, of `stacked_mnist` the ablation.
+"""
+
+import functools
+import math
+import pathlib
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ebmjax import metrics, networks, samplers, targets, training
+from ebmjax.objectives import max_entropy
+from ebmjax.types import Network
+from experiments import (
+    _adversarial,
+    _anomaly,
+    _classifier,
+    _data,
+    _plane,
+    _plots,
+    _run,
+    _sweep,
+)
+from experiments._data import anomalies, stacked
+
+TARGETS = {
+    "twenty_five_gaussians": targets.twenty_five_gaussians,
+    "eight_gaussians": targets.eight_gaussians,
+    "swiss_roll": targets.swiss_roll,
+}
+
+
+# --- networks ----------------------------------------------------------------------
+
+
+class Networks(NamedTuple):
+    generator: Network
+    energy: Network
+    statistics: Network
+
+
+def _mlps(event_shape, latent_dim, *, generator_widths, energy_widths, **options):
+    return Networks(
+        networks.mlp(
+            (latent_dim,), event_shape, widths=generator_widths, activation="relu"
+        ),
+        networks.mlp_energy(event_shape, widths=energy_widths, **options),
+        networks.mlp_statistics(
+            event_shape, latent_dim=latent_dim, widths=energy_widths, **options
+        ),
+    )
+
+
+def _strided(event_shape, latent_dim, *, hidden_width, **options):
+    return Networks(
+        networks.strided_generator(event_shape, latent_dim=latent_dim, **options),
+        networks.strided_energy(event_shape, **options),
+        networks.strided_statistics(
+            event_shape, latent_dim=latent_dim, hidden_width=hidden_width, **options
+        ),
+    )
+
+
+def _convnet(event_shape, latent_dim, *, hidden_width, **options):
+    return Networks(
+        networks.convnet_generator(event_shape, latent_dim=latent_dim, **options),
+        networks.convnet_energy(event_shape, **options),
+        networks.convnet_statistics(
+            event_shape, latent_dim=latent_dim, hidden_width=hidden_width, **options
+        ),
+    )
+
+
+NETWORKS = {"mlp": _mlps, "strided": _strided, "convnet": _convnet}
+
+
+# --- methods -----------------------------------------------------------------------
+
+
+def _negatives(section) -> dict:
+    """Latent chains in training: none where there are no moves."""
+    section = dict(section)
+    step_size = section.pop("step_size")
+    if section["num_steps"] == 0:
+        return {}
+    return section | {"sampler": samplers.mala(step_size=step_size)}
+
+
+def _max_entropy(
+    nets: Networks,
+    latent_dim,
+    negatives,
+    *,
+    information_weight,
+    estimator,
+    marginal,
+    **penalty,
+):
+    return max_entropy.generator_objective(
+        nets.energy,
+        nets.generator,
+        nets.statistics,
+        latent_dim=latent_dim,
+        information_weight=information_weight,
+        estimator=estimator,
+        marginal=marginal,
+    ), max_entropy.energy_objective(
+        nets.energy,
+        nets.generator,
+        latent_dim=latent_dim,
+        **penalty,
+        **_negatives(negatives),
+    )
+
+
+def _alone(nets: Networks, latent_dim, energy):
+    """The generator's objective where nothing but this energy is lowered."""
+    return max_entropy.generator_objective(
+        energy, nets.generator, None, latent_dim=latent_dim, information_weight=0
+    )
+
+
+def _wgan_gp(nets: Networks, latent_dim, negatives, *, gradient_penalty):
+    del negatives
+    return _alone(nets, latent_dim, nets.energy), _adversarial.wgan_gp_energy(
+        nets.energy.apply,
+        nets.generator,
+        latent_dim=latent_dim,
+        gradient_penalty=gradient_penalty,
+    )
+
+
+def _gan(nets: Networks, latent_dim, negatives):
+    del negatives
+
+    def surprise(params, x):
+        """`-log` of the probability of being taken for data."""
+        return jax.nn.softplus(nets.energy.apply(params, x))
+
+    return _alone(nets, latent_dim, surprise), _adversarial.gan_energy(
+        nets.energy.apply, nets.generator, latent_dim=latent_dim
+    )
+
+
+METHODS = {"max_entropy": _max_entropy, "wgan_gp": _wgan_gp, "gan": _gan}
+BASELINES = {"wgan_gp": {"gradient_penalty": 10.0}, "gan": {}}
+
+
+# --- presets -----------------------------------------------------------------------
+
+
+def _preset(data: dict, nets: dict, latent_dim: int, **evaluation) -> dict:
+    """The paper's optimiser and order; what varies with the data is given."""
+    return {
+        "seed": 0,
+        "data": data,
+        "latent_dim": latent_dim,  # paper: z
+        "networks": nets,
+        "objective": {
+            "name": "max_entropy",
+            "score_penalty": 0.1,  # paper: lambda, of the squared norm, without 1/2
+            "penalty_on": "data",  # or "data_and_model"
+            "reduction": "sum",  # "channel_mean": the released code's, of images
+            "information_weight": 0.5,  # of I_JSD; the released code's
+            "estimator": "jsd",  # or "nce", "donsker_varadhan"
+            "marginal": "permutation",  # or "shuffle_dimensions", "fresh"
+        },
+        "players": {
+            "num_energy_updates": 5,  # for one of generator and statistics
+            "first": "generator",  # or "energy"
+        },
+        "negatives": {  # latent MALA in training
+            "num_steps": 0,  # moves; 0 for none, as in the released code
+            "step_size": 0.01,  # latent^2 / energy; paper: alpha
+            "temperature": 1.0,  # energy; the paper's beta is its inverse
+            "prior": True,  # whether |latent|^2 / 2 is in the energy; paper: no
+        },
+        "optimizer": {
+            "name": "adam",
+            "b1": 0.5,
+            "b2": 0.9,
+            "gradient_clip": 0.0,  # largest norm; 0 for none
+            "learning_rate": {
+                "start": 1e-4,
+                "final": 1e-4,
+                "warmup_steps": 0,
+                "decay": "cosine",
+                "decay_start": 0,
+                "decay_steps": 0,
+            },
+        },
+        "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
+        "train": {
+            "num_steps": 100_000,  # updates of the generator
+            "log_every": 100,
+            "eval_every": 1_000,
+            "checkpoint_every": 1_000,
+            "keep": 2,  # newest checkpoints
+            "best": "",
+            "abort_above": 1e8,  # a metric this large: training has diverged
+        },
+        "sampler": {  # of what is evaluated beside the generator's draws
+            "num_steps": 5,  # moves
+            "step_size": 0.01,
+            "temperature": 5.0,  # paper: beta = 0.2
+            "prior": True,
+            "visible_step_size": 1e-3,  # x^2 / energy; Langevin in x
+            "visible_temperature": 1.0,
+        },
+        "evaluation": evaluation,
+        "sweep": {"num_seeds": 3},  # seed, seed + 1, ...
+    }
+
+
+def _plane_preset(name: str) -> dict:
+    config = _preset(
+        {"name": name, "batch_size": 256},
+        {
+            "name": "mlp",
+            "generator_widths": (128, 128, 128),  # paper: 512
+            "energy_widths": (128, 128, 128),  # paper: 512
+            "negative_slope": 0.2,
+        },
+        latent_dim=2,
+        num_samples=10_000,
+        num_chains=2_000,  # of every kind
+        bound=2.0,  # densities are on [-bound, bound]^2
+        num_bins=125,  # a side, each with 4 x 4 points
+    )
+    # Narrower networks at a higher rate than the paper's 100,000 updates: minutes.
+    config["optimizer"]["learning_rate"] |= {
+        "start": 1e-3,
+        "final": 1e-5,
+        "decay_steps": 20_000,
+    }
+    config["ema_decay"] = 0.999
+    config["train"] |= {"num_steps": 20_000, "eval_every": 0}
+    return config
+
+
+def _image_section(name: str, **others) -> dict:
+    return {
+        "name": name,
+        "batch_size": 64,
+        "num_examples": 0,  # first images trained on; 0 for all
+        "data_dir": "",  # prepared data; "" for TFDS's default folder
+        "download": True,  # whether TFDS may fetch what is not there
+        "size": 0,  # pixels a side; 0 for the data set's own
+        **others,
+    }
+
+
+STRIDED = {"name": "strided", "widths": (64, 128, 256, 512), "hidden_width": 512}
+
+
+def _images(name: str, **nets) -> dict:
+    config = _preset(
+        _image_section(name),
+        {"name": "convnet", "widths": (64, 128, 256, 512), "hidden_width": 512} | nets,
+        latent_dim=128,
+        num_samples=10_000,
+        num_examples=10_000,  # of the data, to compare with
+        num_chains=1_000,
+        chunk_size=500,  # at a time
+        num_shown=100,
+        classifier_steps=4_000,
+    )
+    config["objective"] |= {"score_penalty": 10.0, "reduction": "channel_mean"}
+    config["train"] |= {"eval_every": 10_000}
+    return config
+
+
+def _celeb_a() -> dict:
+    config = _images("celeb_a", widths=(64, 128, 256, 512, 512), is_normal=False)
+    config["data"]["size"] = 64
+    config["evaluation"] |= {"classifier_steps": 0, "num_examples": 2_000}
+    return config
+
+
+def _digits() -> dict:
+    config = _images("digits")
+    for key in ("data_dir", "download", "size"):
+        del config["data"][key]
+    config["networks"] = {"name": "strided", "widths": (32, 64), "hidden_width": 128}
+    config["latent_dim"] = 16
+    config["optimizer"]["learning_rate"] |= {
+        "start": 5e-4,
+        "final": 1e-5,
+        "decay_steps": 4_000,
+    }
+    config["train"] |= {"num_steps": 4_000, "eval_every": 0, "checkpoint_every": 500}
+    config["evaluation"] |= {"num_samples": 2_000, "classifier_steps": 700}
+    return config
+
+
+def _stacked(num_digits: int) -> dict:
+    config = _preset(
+        _image_section("stacked_mnist", num_digits=num_digits, tuple_seed=111),
+        dict(STRIDED),
+        latent_dim=128,
+        samples_a_mode=26,
+        chunk_size=1_000,
+        num_chains=1_000,
+        num_shown=100,
+        classifier_steps=1_500,
+        min_accuracy=0.99,  # of the classifier on test images, or nothing is counted
+    )
+    del config["data"]["num_examples"], config["data"]["size"]
+    config["objective"] |= {"score_penalty": 10.0, "reduction": "channel_mean"}
+    return config
+
+
+def _stacked_2() -> dict:
+    config = _stacked(2)
+    config["networks"] |= {"widths": (16, 32, 64, 128), "hidden_width": 128}
+    config["latent_dim"] = 32
+    config["optimizer"]["learning_rate"]["start"] = 2e-4
+    config["optimizer"]["learning_rate"]["final"] = 2e-4
+    config["train"] |= {"num_steps": 4_000, "eval_every": 1_000}
+    return config
+
+
+KDD_EPOCH = 775  # updates: the training set in batches of 256
+
+
+def _kdd99() -> dict:
+    config = _preset(
+        {
+            "name": "kdd99",
+            "batch_size": 256,
+            "data_dir": "",  # with kddcup.data_10_percent.gz; "" for scikit-learn's
+            "download": True,
+            "scaling": "none",  # or "min_max", "standard"
+            "split_seed": 42,
+        },
+        {
+            "name": "mlp",
+            "generator_widths": (64, 128),
+            "energy_widths": (256, 128, 128),
+            "negative_slope": 0.2,
+        },
+        latent_dim=32,
+        quantile=0.8,
+        chunk_size=10_000,
+        saves_scores=False,
+        num_last=10,  # evaluations that a sweep's table is the mean of
+    )
+    config["objective"]["score_penalty"] = 100.0
+    config["players"] = {"num_energy_updates": 1, "first": "energy"}
+    config["train"] |= {
+        "num_steps": 55 * KDD_EPOCH,
+        "eval_every": KDD_EPOCH,
+        "checkpoint_every": 0,
+        "log_every": KDD_EPOCH,
+    }
+    config["sweep"]["num_seeds"] = 5
+    return config
+
+
+def _mnist_anomaly() -> dict:
+    config = _preset(
+        _image_section("mnist_anomaly", label=1, split_seed=0, leaks=False),
+        dict(STRIDED),
+        latent_dim=128,
+        quantile=0.8,
+        chunk_size=1_000,
+        saves_scores=False,
+        num_last=10,
+    )
+    del config["data"]["num_examples"], config["data"]["size"]
+    config["objective"] |= {"score_penalty": 100.0, "reduction": "channel_mean"}
+    # An epoch of about 50,000 images is 781 updates of the energy.
+    config["train"] |= {"num_steps": 55 * 156, "eval_every": 156}
+    return config
+
+
+def _tabular() -> dict:
+    config = _kdd99()
+    config["data"] = {
+        "name": "tabular",
+        "batch_size": 256,
+        "csv": "",  # rows of numbers, what is normal
+        "score_csv": "",  # rows to score
+        "label_column": "",  # of 0 and 1, 1 for anomalies; "" for none
+        "scaling": "standard",
+    }
+    config["objective"]["score_penalty"] = 1.0
+    config["train"] |= {"num_steps": 5_000, "eval_every": 1_000, "log_every": 100}
+    config["evaluation"]["saves_scores"] = True
+    return config
+
+
+PRESETS = {
+    "toy": lambda: _plane_preset("twenty_five_gaussians"),
+    "eight_gaussians": lambda: _plane_preset("eight_gaussians"),
+    "swiss_roll": lambda: _plane_preset("swiss_roll"),
+    "digits": _digits,
+    "stacked_mnist": lambda: _stacked(3),
+    "stacked_mnist_4": lambda: _stacked(4),
+    "stacked_mnist_2": _stacked_2,
+    "kdd99": _kdd99,
+    "mnist_anomaly": _mnist_anomaly,
+    "tabular": _tabular,
+    "cifar10": lambda: _images("cifar10"),
+    "celeb_a": _celeb_a,
+}
+
+
+def get_config(preset: str = "toy") -> ConfigDict:
+    name, _, method = preset.partition(",")
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
+    config = PRESETS[name]()
+    if method and method not in METHODS:
+        raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
+    if method in BASELINES:
+        config["objective"] = {"name": method, **BASELINES[method]}
+    return ConfigDict(config).lock()
+
+
+# --- building ----------------------------------------------------------------------
+
+
+def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
+    problem = KINDS.get(config.data.name, _of_images)(config, keys)
+    nets = _run.construct(
+        config.networks, NETWORKS, problem.event_shape, config.latent_dim
+    )
+    generator_objective, energy_objective = _run.construct(
+        config.objective, METHODS, nets, config.latent_dim, config.negatives
+    )
+    trained, model_state = {}, {}
+    for index, (name, network) in enumerate(nets._asdict().items()):
+        trained[name], state = network.init(jax.random.fold_in(keys.params, index))
+        if state:
+            model_state[f"{name}_state"] = state
+    trains = ("generator", "statistics")
+    if config.objective.name in BASELINES:
+        trains = ("generator",)
+        del trained["statistics"]
+    order = config.players.first
+    if order not in ("generator", "energy"):
+        raise ValueError(
+            f"players.first must be 'generator' or 'energy', got {order!r}"
+        )
+    players = {
+        "generator": training.Player(
+            trains, generator_objective, _run.make_optimizer(config.optimizer)
+        ),
+        "energy": training.Player(
+            ("energy",),
+            energy_objective,
+            _run.make_optimizer(config.optimizer),
+            config.players.num_energy_updates,
+        ),
+    }
+    if order == "energy":
+        players = dict(reversed(players.items()))
+    return _run.Experiment(
+        players=players,
+        params=trained,
+        batch=problem.batches(
+            config.data.batch_size * (1 + config.players.num_energy_updates)
+        ),
+        evaluate=problem.evaluation(nets),
+        model_state=model_state,
+    )
+
+
+class Problem(NamedTuple):
+    """Data, and how what has learned them is judged.
+
+    Attributes:
+      event_shape: Of one example.
+      batches: `batches(size) -> (step -> [rows, *event])`.
+      evaluation: `evaluation(networks) -> evaluate`, as `_run.Experiment` has it.
+    """
+
+    event_shape: tuple[int, ...]
+    batches: object
+    evaluation: object
+
+
+def _bound(nets: Networks, state):
+    """`(energy_fn, generator_fn)` of what is evaluated."""
+    params = _run.evaluated_params(state)
+    generator_state = state.model_state.get("generator_state")
+    return (
+        functools.partial(nets.energy.apply, params["energy"]),
+        _adversarial.bind_generator(
+            nets.generator, params["generator"], generator_state
+        ),
+    )
+
+
+# --- the plane ---------------------------------------------------------------------
+
+
+def _centres(name: str) -> tuple[np.ndarray, float] | None:
+    """Of a target's modes, with their standard deviation; None without modes."""
+    if name == "twenty_five_gaussians":
+        line = math.sqrt(0.5) * np.arange(-2.0, 3.0)
+        grid = np.stack(np.meshgrid(line, line, indexing="ij"), -1)
+        return grid.reshape(25, 2), 0.05 / math.sqrt(8.0)
+    if name == "eight_gaussians":
+        angles = np.arange(8) * (math.pi / 4)
+        circle = np.stack([np.cos(angles), np.sin(angles)], 1)
+        return math.sqrt(2.0) * circle, 0.02 / math.sqrt(2.0)
+    return None
+
+
+def _coverage(x: np.ndarray, centres: np.ndarray, std: float) -> dict[str, float]:
+    """Modes found and the share of good draws: those within three deviations.
+
+    A mode counts where a tenth of its due number of draws are good.
+    """
+    distances = np.linalg.norm(x[:, None] - centres[None], axis=-1)
+    is_good = distances.min(1) < 3 * std
+    counts = np.bincount(distances.argmin(1)[is_good], minlength=len(centres))
+    return {
+        "num_modes": float((counts >= len(x) / (10 * len(centres))).sum()),
+        "good_share": float(is_good.mean()),
+    }
+
+
+def _in_plane(config, keys) -> Problem:
+    section = {k: v for k, v in config.data.items() if k != "batch_size"}
+    target = _run.construct(section, TARGETS)
+    options = config.evaluation
+    _plots.check()
+    grid = _plane.plane(options.bound, options.num_bins)
+    truth = grid.probabilities(target.energy_fn)
+    modes = _centres(config.data.name)
+
+    def evaluation(nets):
+        def evaluate(state, key, directory):
+            energy_fn, generator_fn = _bound(nets, state)
+            draw_key, chain_key, data_key = jax.random.split(key, 3)
+            x = _adversarial.draw(
+                generator_fn,
+                draw_key,
+                options.num_samples,
+                latent_dim=config.latent_dim,
+                chunk_size=options.num_samples,
+            )
+            data = np.asarray(target.sample(data_key, options.num_samples))
+            density = grid.probabilities(energy_fn)
+            sampled = _adversarial.sample(
+                config.sampler,
+                energy_fn,
+                generator_fn,
+                chain_key,
+                options.num_chains,
+                latent_dim=config.latent_dim,
+            )
+            slope = jax.jit(jax.vmap(jax.grad(energy_fn)))
+            of_batch = jax.jit(jax.vmap(energy_fn))
+            scalars = dict(sampled.scalars)
+            for name, points in (("data", data), ("model", x)):
+                scalars[f"energy_{name}"] = float(of_batch(points).mean())
+                norms = np.linalg.norm(slope(points), axis=1)
+                scalars[f"score_norm_{name}_max"] = float(norms.max())
+            scalars["energy_difference"] = (
+                scalars["energy_data"] - scalars["energy_model"]
+            )
+            histogram, data_histogram = grid.histogram(x), grid.histogram(data)
+            scalars |= {
+                "total_variation": _plane.total_variation(histogram, data_histogram),
+                # Off zero by one part in 1e12 of the grid, as a cold one underflows.
+                "density_kl": _plane.kl_divergence(
+                    truth, (density + 1e-12) / (1 + 1e-12 * density.size)
+                ),
+            }
+            if modes is not None:
+                scalars |= _coverage(x, *modes)
+                for name, points in sampled.x.items():
+                    found = _coverage(points, *modes)
+                    scalars |= {f"{name}_chains_{k}": v for k, v in found.items()}
+                distances = np.linalg.norm(
+                    np.asarray(grid.points)[:, None] - modes[0][None], axis=-1
+                )
+                is_near = distances.min(1) < 3 * modes[1]
+                scalars["density_mass_near_modes"] = float(density[is_near].sum())
+            panels = {
+                "data": data_histogram,
+                "generator": histogram,
+                "exp(-E) / Z": grid.binned(density),
+            }
+            energy = np.asarray(_plane.at_points(energy_fn, grid.points), np.float64)
+            # The landscape: what is high is dark, cut where it is flat and far.
+            landscape = -energy.reshape([4 * options.num_bins] * 2)
+            panels["-E"] = landscape.clip(np.quantile(landscape, 0.05))
+            _plots.densities(
+                directory / "plane.png", panels, bounds=(-options.bound, options.bound)
+            )
+            return scalars
+
+        return evaluate
+
+    return Problem(
+        (2,), functools.partial(_data.target_batches, keys.data, target), evaluation
+    )
+
+
+# --- images ------------------------------------------------------------------------
+
+
+def _shown(directory, x: np.ndarray, sampled: dict[str, np.ndarray], num: int) -> None:
+    _plots.image_grid(
+        directory / "samples.png", x[:num], columns=math.ceil(num**0.5), title="draws"
+    )
+    _plots.image_panels(
+        directory / "chains.png",
+        {name.replace("_", " "): images[:32] for name, images in sampled.items()},
+        columns=16,
+    )
+
+
+def _of_images(config, keys) -> Problem:
+    data = _data.from_section(config.data)
+    options = config.evaluation
+    _plots.check()
+    data_key, classifier_key, reference_key = jax.random.split(keys.evaluation, 3)
+    images = np.concatenate(
+        [data.train[: options.num_examples], data.held_out[: options.num_examples]]
+    )
+    examples = np.asarray(_data.dequantize(data_key, images, data.num_levels))
+
+    @functools.cache
+    def classifier():
+        return _classifier.train(
+            classifier_key,
+            data.train,
+            data.labels_train,
+            num_classes=data.num_classes,
+            num_levels=data.num_levels,
+            num_steps=options.classifier_steps,
+        )
+
+    def evaluation(nets):
+        def evaluate(state, key, directory):
+            energy_fn, generator_fn = _bound(nets, state)
+            draw_key, chain_key = jax.random.split(key)
+            x = _adversarial.draw(
+                generator_fn,
+                draw_key,
+                options.num_samples,
+                latent_dim=config.latent_dim,
+                chunk_size=options.chunk_size,
+            )
+            sampled = _adversarial.sample(
+                config.sampler,
+                energy_fn,
+                generator_fn,
+                chain_key,
+                options.num_chains,
+                latent_dim=config.latent_dim,
+            )
+            _shown(directory, x, sampled.x, options.num_shown)
+            of_batch = jax.jit(jax.vmap(energy_fn))
+            in_chunks = functools.partial(
+                _data.in_chunks, of_batch, size=options.chunk_size
+            )
+            scalars = sampled.scalars | {
+                "energy_data": float(in_chunks(examples).mean()),
+                "energy_model": float(in_chunks(x).mean()),
+            }
+            if not options.classifier_steps:
+                return scalars
+            table = _classifier.reference_table(
+                classifier(), reference_key, examples, {"samples": x.clip(-1, 1)}
+            )
+            chained = {k: v.clip(-1, 1) for k, v in sampled.x.items()}
+            table += [
+                row
+                for row in _classifier.reference_table(
+                    classifier(), reference_key, examples, chained
+                )
+                if row["name"] in chained
+            ]
+            text = _run.format_table(table)
+            _run.write_atomically(directory / "quality.md", text)
+            return scalars | {
+                f"{row['name']}_{k}": v
+                for row in table
+                for k, v in row.items()
+                if k != "name"
+            }
+
+        return evaluate
+
+    batches = functools.partial(
+        _data.image_batches, keys.data, data.train, num_levels=data.num_levels
+    )
+    return Problem(data.image_shape, batches, evaluation)
+
+
+# --- stacked digits ----------------------------------------------------------------
+
+
+def tuple_labels(log_probs) -> np.ndarray:
+    """`[n]` numbers below `10^num_digits` from each channel's `[n, 10]`."""
+    digits = [channel.argmax(-1) for channel in log_probs]
+    return sum(digit * 10**place for place, digit in enumerate(digits))
+
+
+def count_modes(classifier, x: np.ndarray) -> dict[str, float]:
+    """Modes of stacked images `[n, height, width, num_digits]` in [-1, 1]."""
+    num_digits = x.shape[-1]
+    log_probs = (
+        classifier.log_probs(x[..., place, None]) for place in range(num_digits)
+    )
+    return metrics.modes(tuple_labels(log_probs), 10**num_digits)
+
+
+def _of_stacked(config, keys) -> Problem:
+    section = config.data
+    digits = _data.load(
+        "mnist", data_dir=section.data_dir or None, download=section.download
+    )
+    tuples = stacked.draw_tuples(
+        len(digits.train), section.num_digits, section.tuple_seed
+    )
+    options = config.evaluation
+    _plots.check()
+
+    @functools.cache
+    def classifier():
+        data_key, key = jax.random.split(keys.evaluation)
+        found = _classifier.train(
+            key,
+            digits.train,
+            digits.labels_train,
+            num_classes=10,
+            num_levels=digits.num_levels,
+            num_steps=options.classifier_steps,
+            batch_size=128,
+        )
+        x = _data.dequantize(data_key, digits.held_out, digits.num_levels)
+        accuracy = _classifier.accuracy(found, x, digits.labels_held_out)
+        if accuracy < options.min_accuracy:
+            raise ValueError(
+                f"the classifier is right on {accuracy:.4f} of the test digits, below"
+                f" evaluation.min_accuracy = {options.min_accuracy}: its errors would"
+                " be counted as modes"
+            )
+        return found, accuracy
+
+    def evaluation(nets):
+        def evaluate(state, key, directory):
+            found, accuracy = classifier()
+            energy_fn, generator_fn = _bound(nets, state)
+            draw_key, chain_key = jax.random.split(key)
+            x = _adversarial.draw(
+                generator_fn,
+                draw_key,
+                options.samples_a_mode * 10**section.num_digits,
+                latent_dim=config.latent_dim,
+                chunk_size=options.chunk_size,
+            )
+            sampled = _adversarial.sample(
+                config.sampler,
+                energy_fn,
+                generator_fn,
+                chain_key,
+                options.num_chains,
+                latent_dim=config.latent_dim,
+            )
+            _shown_stacked(directory, x, sampled.x, options.num_shown)
+            scalars = sampled.scalars | count_modes(found, x)
+            for name, chained in sampled.x.items():
+                counted = count_modes(found, chained.clip(-1, 1))
+                scalars[f"{name}_chains_num_modes"] = counted["num_modes"]
+                scalars[f"{name}_chains_kl_excess"] = counted["kl_excess"]
+            return scalars | {"classifier_accuracy": accuracy}
+
+        return evaluate
+
+    batches = functools.partial(
+        stacked.stacked_batches,
+        keys.data,
+        digits.train,
+        tuples,
+        num_levels=digits.num_levels,
+    )
+    return Problem((28, 28, section.num_digits), batches, evaluation)
+
+
+def _shown_stacked(directory, x, sampled, num: int) -> None:
+    """Three channels as colours; of two, or four, the digits side by side."""
+    if x.shape[-1] == 3:
+        _shown(directory, x, sampled, num)
+        return
+
+    def beside(images):
+        return np.concatenate(np.split(images, images.shape[-1], axis=-1), axis=2)
+
+    _shown(
+        directory, beside(x[:num]), {k: beside(v[:32]) for k, v in sampled.items()}, num
+    )
+
+
+# --- anomalies ---------------------------------------------------------------------
+
+
+def _of_kdd99(config, keys) -> Problem:
+    section = {k: v for k, v in config.data.items() if k not in ("name", "batch_size")}
+    return _of_rows(config, keys, anomalies.kdd99(**section))
+
+
+def _of_tables(config, keys) -> Problem:
+    section = config.data
+    for name in ("csv", "score_csv"):
+        if not section[name]:
+            raise ValueError(f"data.{name} must be the path of a file, got ''")
+    data = anomalies.tables(
+        section.csv,
+        section.score_csv,
+        label_column=section.label_column,
+        scaling=section.scaling,
+    )
+    return _of_rows(config, keys, data)
+
+
+def _of_rows(config, keys, data: anomalies.Anomalies) -> Problem:
+    def batches(size):
+        rows = _data.epoch_rows(keys.data, len(data.train), size)
+        local = _data.process_rows(size)
+        return lambda step: data.train[rows(step)[local]]
+
+    def evaluation(nets):
+        return _anomaly.evaluation(config.evaluation, nets.energy.apply, data)
+
+    return Problem(data.train.shape[1:], batches, evaluation)
+
+
+def _of_held_out_class(config, keys) -> Problem:
+    section = config.data
+    mnist = _data.load(
+        "mnist", data_dir=section.data_dir or None, download=section.download
+    )
+    data = anomalies.held_out_class(
+        np.concatenate([mnist.train, mnist.held_out]),
+        np.concatenate([mnist.labels_train, mnist.labels_held_out]),
+        section.label,
+        split_seed=section.split_seed,
+        leaks=section.leaks,
+    )
+
+    def convert(images):
+        """The middle of each level: scores are then functions of the image alone."""
+        return (images.astype(np.float32) + 0.5) * (2 / mnist.num_levels) - 1
+
+    def evaluation(nets):
+        return _anomaly.evaluation(config.evaluation, nets.energy.apply, data, convert)
+
+    batches = functools.partial(
+        _data.image_batches, keys.data, data.train, num_levels=mnist.num_levels
+    )
+    return Problem(data.train.shape[1:], batches, evaluation)
+
+
+KINDS = {name: _in_plane for name in TARGETS} | {
+    "stacked_mnist": _of_stacked,
+    "kdd99": _of_kdd99,
+    "mnist_anomaly": _of_held_out_class,
+    "tabular": _of_tables,
+}
+
+
+# --- sweeps ------------------------------------------------------------------------
+
+ABLATION = {
+    "whole": {},
+    "no information": {"objective.information_weight": 0.0},
+    "no penalty": {"objective.score_penalty": 0.0},
+    "neither": {"objective.information_weight": 0.0, "objective.score_penalty": 0.0},
+}
+PLANE_COLUMNS = (
+    "num_modes",
+    "good_share",
+    "total_variation",
+    "density_kl",
+    "density_mass_near_modes",
+    "energy_difference",
+    "score_norm_data_max",
+    "score_norm_model_max",
+)
+SCORES = ("energy", "score_norm")
+HELD_OUT = (1, 4, 5, 7, 9)  # digits; the published ones
+
+
+class Sweep(NamedTuple):
+    """Cells, name -> overrides, and the scalars of their table."""
+
+    cells: dict[str, dict]
+    columns: tuple[str, ...]
+
+
+def _sweep_of(name: str) -> Sweep:
+    if name in TARGETS:
+        has_modes = _centres(name) is not None
+        columns = [c for c in PLANE_COLUMNS if has_modes or "mode" not in c]
+        columns = [c for c in columns if has_modes or c != "good_share"]
+        return Sweep(ABLATION, tuple(columns))
+    if name == "kdd99":
+        cells = {f"scaling={x}": {"data.scaling": x} for x in ("none", "min_max")}
+        names = ("precision", "recall", "f1", "auprc")
+        return Sweep(cells, tuple(f"{score}_{x}" for score in SCORES for x in names))
+    if name == "mnist_anomaly":
+        cells = {f"digit={digit}": {"data.label": digit} for digit in HELD_OUT}
+        return Sweep(cells, tuple(f"{score}_auprc" for score in SCORES))
+    if name == "stacked_mnist":
+        columns = ("num_modes", "num_robust_modes", "kl", "kl_floor", "kl_excess")
+        return Sweep({k: v for k, v in ABLATION.items() if k != "neither"}, columns)
+    raise ValueError(f"there is no sweep of {name}")
+
+
+def sweep(build, config: ConfigDict, workdir) -> None:
+    """Cells times seeds, and a table of means over seeds."""
+    found = _sweep_of(config.data.name)
+    workdir, num_seeds = pathlib.Path(workdir), config.sweep.num_seeds
+    base = config.to_dict()
+    del base["sweep"]  # a cell is the same run in any sweep
+    seeds = range(config.seed, config.seed + num_seeds)
+    cells = {
+        f"{cell},{seed}": _sweep.overridden(ConfigDict(base), values | {"seed": seed})
+        for cell, values in found.cells.items()
+        for seed in seeds
+    }
+    num_last = config.evaluation.get("num_last", 1)
+
+    def report(_):
+        rows = []
+        for cell in found.cells:
+            values = [
+                _last_evaluations(workdir / _sweep.CELLS / f"{cell},{seed}", num_last)
+                for seed in seeds
+            ]
+            values = [value for value in values if value]
+            row = {
+                name: _sweep.mean_and_spread([value[name] for value in values])
+                for name in found.columns
+            }
+            rows.append({"cell": cell} | row | {"seeds": str(len(values))})
+        _run.write_atomically(workdir / "table.md", _run.format_table(rows))
+
+    _sweep.run_cells(build, cells, workdir, report, keeps_failures=True)
+    print((workdir / "table.md").read_text())
+
+
+def _last_evaluations(folder: pathlib.Path, num: int) -> dict[str, float] | None:
+    """Means over the last so many evaluations of a run; None where it has fewer."""
+    evaluations = _run.finite_evaluations(_run.read_lines(folder))
+    last = [evaluations[step] for step in sorted(evaluations)[-num:]]
+    if len(last) < num:
+        return None
+    return {name: float(np.mean([x[name] for x in last])) for name in last[0]}
+
+
+if __name__ == "__main__":
+    _run.main(build, __file__, sweep)

@@ -152,3 +152,27 @@ def test_what_is_no_covariance_is_refused():
         metrics.frechet_distance_from_moments(
             zero, np.eye(2), zero, np.array([[1.0, 0.5], [0.0, 1.0]])
         )
+
+
+def test_an_inception_score_on_paper():
+    """Sure of k classes evenly: k. Of none: 1. Two examples (a, 1 - a) and (1 - a, a):
+    exp(log 2 - entropy of a)."""
+    sure = np.where(np.eye(4, dtype=bool), 0.0, -1e4)
+    np.testing.assert_allclose(metrics.inception_score(sure, num_splits=1), (4, 0))
+    np.testing.assert_allclose(
+        metrics.inception_score(np.zeros((6, 5)), num_splits=3), (1, 0), atol=1e-12
+    )
+    a = 0.9
+    logits = np.log([[a, 1 - a], [1 - a, a]]) + 7.0  # a constant changes nothing
+    entropy = -a * np.log(a) - (1 - a) * np.log(1 - a)
+    exact = 2 * np.exp(-entropy)
+    np.testing.assert_allclose(
+        metrics.inception_score(logits, num_splits=1), (exact, 0), rtol=1e-12
+    )
+    # Parts are scored alone: one class each is no variety, and a mean of 1 and 2 is.
+    rows = sure[[0, 0, 1, 2]]
+    np.testing.assert_allclose(metrics.inception_score(rows, num_splits=2), (1.5, 0.5))
+    np.testing.assert_allclose(metrics.inception_score(rows, num_splits=4), (1, 0))
+    for wrong in (np.zeros(3), np.zeros((2, 3)), np.full((12, 2), np.nan)):
+        with pytest.raises(ValueError, match="must be"):
+            metrics.inception_score(wrong)

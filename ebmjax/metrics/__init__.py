@@ -2,7 +2,11 @@
 
 from ebmjax.metrics.anomaly import anomaly
 from ebmjax.metrics.diagnostics import effective_sample_size, potential_scale_reduction
-from ebmjax.metrics.distances import frechet_distance, frechet_distance_from_moments
+from ebmjax.metrics.distances import (
+    frechet_distance,
+    frechet_distance_from_moments,
+    inception_score,
+)
 from ebmjax.metrics.log_partition import (
     Annealed,
     annealed_importance_sampling,
@@ -28,6 +32,7 @@ __all__ = [
     "frechet_distance",
     "frechet_distance_from_moments",
     "importance_sampling",
+    "inception_score",
     "kernel_stein_discrepancy",
     "kernel_stein_test",
     "median_distance",

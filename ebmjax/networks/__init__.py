@@ -3,6 +3,7 @@
 from ebmjax.networks.base import from_module
 from ebmjax.networks.convolution import convolution, transposed_convolution
 from ebmjax.networks.flow import Flow, real_nvp
+from ebmjax.networks.inception import inception, inception_params
 from ebmjax.networks.max_entropy import (
     convnet_energy,
     convnet_generator,
@@ -22,6 +23,8 @@ __all__ = [
     "convnet_statistics",
     "convolution",
     "from_module",
+    "inception",
+    "inception_params",
     "mlp",
     "mlp_energy",
     "mlp_statistics",

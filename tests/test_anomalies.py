@@ -1,0 +1,273 @@
+"""Data for anomaly detection: the published protocols, and the user's own tables.
+
+Real files are read where the environment says they are: `EBMJAX_DATA`, a folder of data
+sets as published.
+"""
+
+import gzip
+import os
+
+import numpy as np
+import pytest
+
+from experiments._data import anomalies, stacked
+
+# KDD Cup 99
+
+
+def kdd_line(index, label):
+    """A row of 41 cells: some of the categories' values, numbers by the row."""
+    cells = [str(index + column) for column in range(41)]
+    cells[1] = ("tcp", "udp", "icmp")[index % 3]
+    cells[2], cells[3] = ("http", "smtp")[index % 2], ("SF", "REJ")[index % 2]
+    for column in (6, 11, 20, 21):
+        cells[column] = str(index % 2)
+    cells[0] = "7"  # constant
+    return ",".join([*cells, label])
+
+
+@pytest.fixture
+def small_kdd(tmp_path, monkeypatch):
+    """400 rows, 80 of them normal, in the published form."""
+    monkeypatch.setattr(anomalies, "NUM_ROWS", 400)
+    monkeypatch.setattr(anomalies, "NUM_NORMAL", 80)
+    lines = [kdd_line(i, "normal." if i % 5 == 0 else "smurf.") for i in range(400)]
+    with gzip.open(tmp_path / anomalies.KDD_FILE, "wt") as file:
+        file.write("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def test_categories_become_columns_and_normal_rows_are_the_anomalies(small_kdd):
+    data = anomalies.kdd99(small_kdd)
+    # 34 numbers, and 3 + 2 + 2 + 4 times 2 values.
+    assert data.train.shape[1] == len(data.columns) == 34 + 3 + 2 + 2 + 8
+    assert data.columns[1:4] == (
+        "protocol_type=icmp",
+        "protocol_type=tcp",
+        "protocol_type=udp",
+    )
+    # "src_bytes" of row i is i + 4: rows are known again by it.
+    column = data.columns.index("src_bytes")
+    train, test = (rows[:, column] - 4 for rows in (data.train, data.test))
+    assert np.all(train % 5 != 0)  # nothing normal is trained on
+    np.testing.assert_array_equal(data.is_anomaly, test % 5 == 0)
+    assert not set(train) & set(test)
+    assert len(train) + np.sum(~data.is_anomaly) == 320  # no attack is lost
+    # A fifth at most: no more than a quarter of the attacks.
+    assert data.is_anomaly.sum() <= round(np.sum(~data.is_anomaly) / 4)
+    first = data.train[
+        0, [data.columns.index(f"protocol_type={x}") for x in ("tcp", "udp", "icmp")]
+    ]
+    np.testing.assert_array_equal(first, np.eye(3)[int(train[0]) % 3])
+
+
+def test_the_split_is_its_seed_s_and_scaling_the_training_rows(small_kdd):
+    same, other = (anomalies.kdd99(small_kdd, split_seed=s) for s in (42, 43))
+    np.testing.assert_array_equal(anomalies.kdd99(small_kdd).test, same.test)
+    assert not np.array_equal(same.train, other.train)
+    scaled = anomalies.kdd99(small_kdd, scaling="min_max")
+    low, high = scaled.train.min(0), scaled.train.max(0)
+    is_constant = np.ptp(same.train, axis=0) == 0
+    np.testing.assert_allclose(low, 0.0, atol=1e-6)
+    np.testing.assert_allclose(high, np.where(is_constant, 0.0, 1.0), atol=1e-6)
+    assert is_constant[scaled.columns.index("duration")]
+    standard = anomalies.kdd99(small_kdd, scaling="standard").train
+    np.testing.assert_allclose(standard.mean(0), 0.0, atol=1e-5)
+    np.testing.assert_allclose(
+        standard.std(0), np.where(is_constant, 0.0, 1.0), atol=1e-5
+    )
+
+
+def test_scikit_learn_s_copy_is_read_alike(small_kdd, monkeypatch):
+    """Its categories are bytes, or integers; its labels bytes."""
+    import sklearn.datasets
+    from sklearn.utils import Bunch
+
+    with gzip.open(small_kdd / anomalies.KDD_FILE, "rt") as file:
+        cells = [line.split(",") for line in file.read().split()]
+
+    def typed(name, cell):
+        if name in ("protocol_type", "service", "flag"):
+            return cell.encode()
+        return int(cell)
+
+    table = np.array(
+        [
+            [typed(name, cell) for name, cell in zip(anomalies.KDD_COLUMNS, row)]
+            for row in cells
+        ],
+        dtype=object,
+    )
+    target = np.array([row[-1].encode() for row in cells], dtype=object)
+
+    def fetch(*, percent10, download_if_missing):
+        assert percent10
+        if not download_if_missing:
+            raise OSError("Data not found and `download_if_missing` is False")
+        return Bunch(data=table, target=target)
+
+    monkeypatch.setattr(sklearn.datasets, "fetch_kddcup99", fetch)
+    ours = anomalies.kdd99(small_kdd)
+    for found, expected in zip(anomalies.kdd99(None, download=True), ours, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    with pytest.raises(FileNotFoundError, match="give the folder with kddcup.data"):
+        anomalies.kdd99(None)
+
+
+def test_wrong_files_are_refused_by_name(small_kdd, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is neither"):
+        anomalies.kdd99(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match="scaling must be one of"):
+        anomalies.kdd99(small_kdd, scaling="log")
+    path = small_kdd / anomalies.KDD_FILE
+    whole = gzip.decompress(path.read_bytes()).decode()
+    for text, message in (
+        (whole.replace("smurf.", "normal.", 1), "80 of them 'normal.'; got 400 and 81"),
+        (whole.replace(",smurf.", "", 1), "damaged"),
+        (whole.replace("7,udp", "seven,udp", 1), "damaged.*seven"),
+    ):
+        path.write_bytes(gzip.compress(text.encode()))
+        with pytest.raises(ValueError, match=message):
+            anomalies.kdd99(small_kdd)
+    path.write_bytes(gzip.compress(whole.encode())[:-40])
+    with pytest.raises(ValueError, match="damaged"):
+        anomalies.kdd99(small_kdd)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    "EBMJAX_DATA" not in os.environ,
+    reason="EBMJAX_DATA, a folder of data sets as published, is not set",
+)
+def test_the_published_file_has_the_published_counts():
+    data = anomalies.kdd99(os.environ["EBMJAX_DATA"])
+    assert data.train.shape[1] == data.test.shape[1] == len(data.columns) == 121
+    # Halves of 396,743 attacks to within four deviations of the random split.
+    assert abs(len(data.train) - 198_371) < 4 * 250
+    np.testing.assert_allclose(data.is_anomaly.mean(), 0.1969, atol=0.001)
+    assert data.columns.index("service=http") > 0 and np.isfinite(data.test).all()
+
+
+# A class held out
+
+IMAGES = np.arange(100, dtype=np.uint8)[:, None, None, None]
+LABELS = np.arange(100) % 4
+
+
+def test_a_class_is_held_out_and_nothing_else_is_in_both_sets():
+    data = anomalies.held_out_class(IMAGES, LABELS, 1)
+    train, test = data.train.ravel(), data.test.ravel()
+    assert len(train) == 60 and len(test) == 15 + 25
+    assert np.all(train % 4 != 1)
+    np.testing.assert_array_equal(data.is_anomaly, test % 4 == 1)
+    assert sorted([*train, *test]) == list(range(100))
+    again = anomalies.held_out_class(IMAGES, LABELS, 1, split_seed=1)
+    assert not np.array_equal(again.train, data.train)
+
+
+def test_the_published_leak_is_there_only_when_asked_for():
+    """About four fifths of the test set's known images were trained on."""
+    images = np.arange(5_000)[:, None, None, None]
+    labels = np.arange(5_000) % 5
+    data = anomalies.held_out_class(images, labels, 0, leaks=True)
+    known = data.test.ravel()[~data.is_anomaly]
+    assert len(known) == 800 == len(set(known))
+    share = np.isin(known, data.train.ravel()).mean()
+    # Hypergeometric: a deviation of sqrt(.8 * .2 / 800 * .8) = .0126.
+    np.testing.assert_allclose(share, 0.8, atol=4 * 0.0126)
+
+
+def test_a_class_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="label must be one of several"):
+        anomalies.held_out_class(IMAGES, LABELS, 7)
+
+
+# The user's own
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_tables_go_by_the_names_of_their_columns(tmp_path):
+    train = write(tmp_path / "a.csv", "a,b,bad\n1,10,0\n3,30,0\n99,99,1\n")
+    score = write(tmp_path / "b.csv", "bad;b;a\n1;20;2\n0;10;3\n")
+    data = anomalies.tables(train, score, label_column="bad")
+    assert data.columns == ("a", "b")
+    np.testing.assert_allclose(data.train, [[-1, -1], [1, 1]])  # rows of 1 left out
+    np.testing.assert_allclose(data.test, [[0, 0], [1, -1]])
+    assert data.is_anomaly.tolist() == [True, False]
+    plain = anomalies.tables(train, score, label_column="bad", scaling="none")
+    np.testing.assert_allclose(plain.test, [[2, 20], [3, 10]])
+
+
+def test_tables_of_bare_numbers_need_no_names_and_no_labels(tmp_path):
+    train = write(tmp_path / "a.csv", "1\t2\n3\t4\n")
+    score = write(tmp_path / "b.csv", "5,6\n")
+    data = anomalies.tables(train, score, scaling="none")
+    assert data.is_anomaly is None and data.columns == ("column 1", "column 2")
+    np.testing.assert_allclose(data.train, [[1, 2], [3, 4]])
+    np.testing.assert_allclose(data.test, [[5, 6]])
+
+
+@pytest.mark.parametrize(
+    "train, score, label, message",
+    [
+        ("a,b\n1,2\n3,x\n", "a,b\n1,2\n", "", r"a.csv, line 3, column 'b': 'x' is not"),
+        ("a,b\n1,2\n3\n", "a,b\n1,2\n", "", "a.csv, line 3: expected 2 columns, got 1"),
+        ("a,b\n1,inf\n", "a,b\n1,2\n", "", "a.csv, line 2, column 'b': 'inf' is not"),
+        (
+            "a,b\n1,2\n",
+            "a,b\n1,\n",
+            "",
+            "b.csv, line 2, column 'b': '' is not a number",
+        ),
+        ("a,b\n1,2\n", "a,c\n1,2\n", "", r"lacks \['b'\] and has \['c'\]"),
+        ("a,b\n1,2\n", "a,b\n1,2\n", "c", "neither .* has the column 'c'"),
+        ("a,b\n1,2\n", "a,b,c\n1,2,3\n", "c", r"labels in 'c' must be 0 or 1, got \[3"),
+        ("a,c\n1,1\n", "a,c\n1,0\n", "c", "all rows are labelled anomalies"),
+        ("a,a\n1,1\n", "a,a\n1,0\n", "", r"the names \['a'\] are there more than once"),
+        ("a,b\n", "a,b\n1,2\n", "", "no rows below"),
+    ],
+)
+def test_bad_tables_are_refused_by_line(tmp_path, train, score, label, message):
+    paths = write(tmp_path / "a.csv", train), write(tmp_path / "b.csv", score)
+    with pytest.raises(ValueError, match=message):
+        anomalies.tables(*paths, label_column=label)
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file .*a.csv"):
+        anomalies.tables(tmp_path / "a.csv", tmp_path / "b.csv")
+
+
+# Stacked digits
+
+
+def test_stacked_images_are_their_digits_by_channel():
+    images = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones(
+        (1, 2, 2, 1), np.uint8
+    )
+    tuples = stacked.draw_tuples(30, 2, 111)
+    assert tuples.shape == (12_800, 2)
+    np.testing.assert_array_equal(tuples, stacked.draw_tuples(30, 2, 111))
+    x = stacked.stack(images, tuples[:5])
+    assert x.shape == (5, 2, 2, 2)
+    np.testing.assert_array_equal(x[:, 0, 1], tuples[:5])
+    # Uniform: every image 12,800 * 2 / 30 times, to four deviations.
+    counts = np.bincount(tuples.ravel(), minlength=30)
+    assert np.abs(counts - 853.3).max() < 4.5 * 853.3**0.5
+
+
+def test_batches_of_stacked_images_hold_their_tuples():
+    """Dequantised pixels say which digits they are."""
+    import jax
+
+    images = np.repeat(np.arange(4, dtype=np.uint8), 4).reshape(4, 2, 2, 1)
+    tuples = np.array([[0, 1], [2, 3], [1, 1]])
+    batch = stacked.stacked_batches(jax.random.key(0), images, tuples, 3, num_levels=4)
+    x = np.asarray(batch(5))
+    found = np.floor((x + 1) * 2).astype(int)
+    assert x.shape == (3, 2, 2, 2)
+    assert sorted(map(tuple, found[:, 0, 0])) == sorted(map(tuple, tuples))

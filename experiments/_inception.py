@@ -78,7 +78,7 @@ class Inception:
         return _data.in_chunks(lambda x: self._of_block(self._params, x), x, BLOCK)
 
     def measure(self, samples: np.ndarray, data: np.ndarray) -> dict[str, float]:
-        """`frechet_inception_distance`, `inception_score` and its spread over ten parts.
+        """Frechet distance, and the score with its deviation over ten parts.
 
         Args:
           samples: `[n, height, width, channels]` in [-1, 1], quantised as files of them

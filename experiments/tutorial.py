@@ -790,16 +790,24 @@ METHODS = {
             "start": "replay",
             "num_steps": 20,
             "step_size": 0.0,
-            "capacity": 4096,
-            "reinit_prob": 0.001,
+            # So few that each moves every fourth update: of chains that lag behind,
+            # some are stuck where the energy is steep, and raise it further.
+            "capacity": 1024,
+            "reinit_prob": 0.002,
         },
+        num_updates=20_000,
         per_target=STEPS,
     ),
     "short_run": Method(
         contrastive_divergence,
         PLANE,  # elsewhere its chains end where those of the others do
         lambda options, dim: 3 + options["num_steps"],
-        {"start": "noise", "num_steps": 50, "step_size": 0.0},
+        {
+            "start": "noise",
+            "num_steps": 50,
+            "step_size": 0.0,
+            "energy_penalty": 0.001,
+        },
         per_target=STEPS,
     ),
     "unbiased_contrastive_divergence": Method(

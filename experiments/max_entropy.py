@@ -39,6 +39,7 @@ from experiments import (
     _anomaly,
     _classifier,
     _data,
+    _inception,
     _plane,
     _plots,
     _run,
@@ -287,6 +288,7 @@ def _images(name: str, **nets) -> dict:
         chunk_size=500,  # at a time
         num_shown=100,
         classifier_steps=4_000,
+        inception_weights="",  # file of Inception v3's, for FID and IS; "" for none
     )
     config["objective"] |= {"score_penalty": 10.0, "reduction": "channel_mean"}
     config["train"] |= {"eval_every": 10_000}
@@ -649,6 +651,10 @@ def _of_images(config, keys) -> Problem:
     )
     examples = np.asarray(_data.dequantize(data_key, images, data.num_levels))
 
+    inception = None
+    if options.inception_weights:
+        inception = _inception.Inception(options.inception_weights)
+
     @functools.cache
     def classifier():
         return _classifier.train(
@@ -688,6 +694,9 @@ def _of_images(config, keys) -> Problem:
                 "energy_data": float(in_chunks(examples).mean()),
                 "energy_model": float(in_chunks(x).mean()),
             }
+            if inception is not None:
+                train = examples[: -len(data.held_out[: options.num_examples])]
+                scalars |= inception.measure(x, train)
             if not options.classifier_steps:
                 return scalars
             table = _classifier.reference_table(

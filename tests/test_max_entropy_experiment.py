@@ -1,0 +1,465 @@
+"""The experiment on maximum entropy generators: every preset builds, trains, resumes
+and is judged; judges are right where the answer is known."""
+
+import csv
+import gzip
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ebmjax import targets, training
+from experiments import (
+    _adversarial,
+    _anomaly,
+    _checkpoint,
+    _inception,
+    _run,
+    _sweep,
+    max_entropy,
+)
+from experiments._data import anomalies, images
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+IMAGES = {"mnist": (28, 1), "cifar10": (32, 3), "celeb_a": (64, 3)}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Small data sets of noise in the form that needs no TFDS."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for name, (size, channels) in IMAGES.items():
+        for split, num in (("train", 80), ("test", 40)):
+            np.savez(
+                images.npz_path(name, split, folder, size),
+                images=rng.integers(0, 256, (num, size, size, channels), np.uint8),
+                labels=np.arange(num, dtype=np.int32) % 10,
+            )
+    lines = []
+    for index in range(400):
+        cells = [str(rng.integers(0, 9)) for _ in range(41)]
+        cells[1:4] = ["tcp", "http", "SF"]
+        lines.append(",".join([*cells, "smurf." if index % 5 else "normal."]))
+    with gzip.open(folder / anomalies.KDD_FILE, "wt") as file:
+        file.write("\n".join(lines) + "\n")
+    header = "a,b,bad\n"
+    rows = rng.normal(size=(90, 2))
+    (folder / "train.csv").write_text(
+        header + "".join(f"{a},{b},0\n" for a, b in rows[:60])
+    )
+    (folder / "score.csv").write_text(
+        header + "".join(f"{a},{b},{i % 3 // 2}\n" for i, (a, b) in enumerate(rows))
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_kdd(monkeypatch):
+    monkeypatch.setattr(anomalies, "NUM_ROWS", 400)
+    monkeypatch.setattr(anomalies, "NUM_NORMAL", 80)
+
+
+def tiny(preset, data_dir, **changes):
+    """A preset cut to seconds; its method untouched."""
+    config = max_entropy.get_config(preset).unlock()
+    config.train.update(num_steps=4, log_every=1, eval_every=2, checkpoint_every=2)
+    config.data.batch_size = 16
+    nets = config.networks
+    if nets.name == "mlp":
+        nets.update(generator_widths=(8,), energy_widths=(8,))
+    else:
+        nets.widths = tuple(width // 16 for width in nets.widths)
+        nets.hidden_width = 8
+    config.latent_dim = min(config.latent_dim, 4)
+    if "data_dir" in config.data:
+        config.data.update(data_dir=str(data_dir), download=False)
+    if config.data.name == "tabular":
+        config.data.update(
+            csv=str(data_dir / "train.csv"),
+            score_csv=str(data_dir / "score.csv"),
+            label_column="bad",
+        )
+    small = {
+        "num_samples": 64,
+        "num_examples": 40,
+        "num_chains": 32,
+        "num_bins": 20,
+        "chunk_size": 32,
+        "num_shown": 16,
+        "samples_a_mode": 2,
+        "min_accuracy": 0.0,
+    }
+    for name, value in small.items():
+        if name in config.evaluation:
+            config.evaluation[name] = value
+    if config.evaluation.get("classifier_steps"):
+        config.evaluation.classifier_steps = 2
+    if config.data.get("num_digits", 0) > 2:
+        config.evaluation.samples_a_mode = 1
+    for name, value in changes.items():
+        config.update_from_flattened_dict({name.replace("__", "."): value})
+    return config.lock()
+
+
+def check_resumes(config, tmp_path):
+    """Half and then the rest is bitwise the whole."""
+    half = config.copy_and_resolve_references().unlock()
+    half.train.num_steps = 2
+    _run.run(max_entropy.build, half.lock(), tmp_path / "two")
+    _run.run(max_entropy.build, config, tmp_path / "two")
+    scalars = _run.run(max_entropy.build, config, tmp_path / "one")
+    one, two = (_checkpoint.read(tmp_path / name) for name in ("one", "two"))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert all(np.isfinite(value) for value in scalars.values())
+    return scalars
+
+
+FIGURES = {
+    "toy": {"plane.png"},
+    "kdd99": {"roc.png", "precision_recall.png"},
+    "tabular": {"roc.png", "precision_recall.png", "scores.csv"},
+    "digits": {"samples.png", "chains.png", "quality.md"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", FIGURES)
+def test_a_preset_runs_stops_and_resumes(preset, data_dir, tmp_path):
+    scalars = check_resumes(tiny(preset, data_dir), tmp_path)
+    figures = {path.name for path in (tmp_path / "one" / "figures").iterdir()}
+    assert figures == FIGURES[preset]
+    players = {
+        key.split("/")[0]
+        for line in _run.read_lines(tmp_path / "one")
+        for key in line
+        if "/" in key
+    }
+    assert players == {"generator", "energy"}
+    if preset == "tabular":
+        assert 0 < scalars["energy_auroc"] < 1 and scalars["prevalence"] == 1 / 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "stacked_mnist,gan",
+        "stacked_mnist_2,wgan_gp",
+        "mnist_anomaly",
+        "cifar10",
+        "celeb_a",
+    ],
+)
+def test_a_preset_at_the_paper_s_scale_runs(preset, data_dir, tmp_path):
+    config = tiny(preset, data_dir, train__num_steps=1)
+    if preset == "stacked_mnist,gan":  # tuples of three are many
+        config = tiny(preset, data_dir, train__num_steps=1, data__num_digits=1)
+    scalars = _run.run(max_entropy.build, config, tmp_path)
+    assert all(np.isfinite(value) for value in scalars.values())
+    if "stacked" in preset:
+        num = 10 if "gan" in preset.split(",")[1:] else 100
+        assert 1 <= scalars["num_modes"] <= num
+        assert scalars["kl_floor"] > 0
+
+
+def test_presets_and_methods_have_names():
+    with pytest.raises(ValueError, match="preset must be one of .*'kdd99'.*'svhn'"):
+        max_entropy.get_config("svhn")
+    with pytest.raises(ValueError, match="method must be one of .*'wgan'"):
+        max_entropy.get_config("toy,wgan")
+    for method, trains in (
+        ("gan", ("generator",)),
+        ("max_entropy", ("generator", "statistics")),
+    ):
+        experiment = max_entropy.build(tiny(f"toy,{method}", None), _run.make_keys(0))
+        assert experiment.players["generator"].trains == trains
+        assert set(experiment.params) == {*trains, "energy"}
+        assert experiment.players["energy"].num_updates == 5
+
+
+def test_kdd_has_the_published_order_and_chains_can_make_negatives(data_dir):
+    config = tiny("kdd99", data_dir, negatives__num_steps=2)
+    experiment = max_entropy.build(config, _run.make_keys(0))
+    assert list(experiment.players) == ["energy", "generator"]
+    state = training.init_state(
+        experiment.players, experiment.params, jax.random.key(0), 1
+    )
+    update = jax.vmap(
+        training.make_update(experiment.players),
+        (training.AXES, 0),
+        (training.AXES, None),
+        axis_name="device",
+    )
+    batch = np.asarray(experiment.batch(0)).reshape(1, 2, 16, -1)
+    _, scalars = jax.jit(update)(state, batch)
+    assert 0 < scalars["energy/chain_acceptance_rate"] <= 1
+    with pytest.raises(ValueError, match="players.first must be"):
+        max_entropy.build(
+            tiny("kdd99", data_dir, players__first="both"), _run.make_keys(0)
+        )
+
+
+# --- judges
+
+
+def test_exact_draws_cover_every_mode():
+    """Within three deviations lie 1 - exp(-4.5) of a normal's draws in the plane."""
+    for name, target in (
+        ("twenty_five_gaussians", targets.twenty_five_gaussians()),
+        ("eight_gaussians", targets.eight_gaussians()),
+    ):
+        centres, std = max_entropy._centres(name)
+        x = np.asarray(target.sample(jax.random.key(0), 10_000))
+        found = max_entropy._coverage(x, centres, std)
+        assert found["num_modes"] == len(centres)
+        share = 1 - math.exp(-4.5)
+        np.testing.assert_allclose(
+            found["good_share"], share, atol=4 * (share * (1 - share) / 10_000) ** 0.5
+        )
+        # Without the draws about two centres; and all of them moved away.
+        nearest = np.linalg.norm(x[:, None] - centres[None], axis=-1).argmin(1)
+        fewer = max_entropy._coverage(x[nearest > 1], centres, std)
+        assert fewer["num_modes"] == len(centres) - 2
+        away = max_entropy._coverage(x + 5 * std, centres, std)
+        assert away["num_modes"] == 0 or away["good_share"] < 0.05
+
+
+def test_the_plane_s_judge_knows_an_exact_model(tmp_path):
+    """The energy is the target's and the generator draws from it."""
+    config = tiny("toy", None, evaluation__num_bins=125, evaluation__num_samples=20_000)
+    keys = _run.make_keys(0)
+    problem = max_entropy._in_plane(config, keys)
+    target = targets.twenty_five_gaussians()
+
+    def generate(params, z):
+        """Each coordinate of a latent, through its rank, to a line of five normals."""
+        rank = jax.scipy.stats.norm.cdf(z) * 5
+        place = jnp.clip(jnp.floor(rank), 0, 4)
+        within = jax.scipy.stats.norm.ppf(jnp.clip(rank - place, 1e-6, 1 - 1e-6))
+        return math.sqrt(0.5) * (place - 2) + 0.05 / math.sqrt(8.0) * within
+
+    nets = max_entropy.Networks(
+        generator=_network(generate),
+        energy=_network(lambda params, x: target.energy_fn(x)),
+        statistics=None,
+    )
+    state = training.TrainState(
+        0, None, {"energy": (), "generator": ()}, {}, None, {}, {}
+    )
+    found = problem.evaluation(nets)(state, jax.random.key(1), tmp_path)
+    assert found["num_modes"] == 25 and abs(found["density_kl"]) < 1e-4
+    share = 1 - math.exp(-4.5)
+    np.testing.assert_allclose(found["good_share"], share, atol=0.004)
+    # The sum over cells of .008 within a circle of .053: a few cells on its edge.
+    np.testing.assert_allclose(found["density_mass_near_modes"], share, atol=0.01)
+    np.testing.assert_allclose(found["energy_difference"], 0.0, atol=0.05)
+
+
+def _network(apply):
+    from ebmjax.types import Network
+
+    return Network(init=None, apply=apply)
+
+
+def test_labels_of_stacked_digits_are_read_channel_by_channel():
+    class Perfect:
+        """Brightness is the digit."""
+
+        def log_probs(self, x):
+            digit = np.round((x[:, 0, 0, 0] + 1) * 4.5).astype(int)
+            return np.log(np.eye(10)[digit] + 1e-9)
+
+    digits = np.array([[3, 0, 7], [3, 0, 7], [9, 9, 9], [0, 0, 0]])
+    x = (digits / 4.5 - 1)[:, None, None] * np.ones((1, 4, 4, 1))
+    found = max_entropy.count_modes(Perfect(), x)
+    assert found["num_modes"] == 3 and found["num_robust_modes"] == 0
+    np.testing.assert_allclose(
+        found["kl"], math.log(1000) - 0.5 * math.log(2) - 0.5 * math.log(4)
+    )
+
+
+def test_scores_are_the_energy_and_the_norm_of_its_slope(tmp_path):
+    """E = |x|^2 / 2 of two dimensions: the norm is |x|, and both tell far from near."""
+    x = np.array([[3.0, 4.0], [0.1, 0.0], [0.0, 0.2], [0.3, 0.0]], np.float32)
+    data = anomalies.Anomalies(x[:1], x, np.array([True, False, False, False]))
+    section = max_entropy.get_config("tabular").evaluation.unlock()
+    section.chunk_size = 3
+    evaluate = _anomaly.evaluation(
+        section, lambda params, x: params * jnp.sum(x**2) / 2, data
+    )
+    state = training.TrainState(0, None, {"energy": 2.0}, {}, None, {}, {})
+    found = evaluate(state, None, tmp_path)
+    assert found["energy_auroc"] == found["score_norm_auroc"] == 1
+    assert found["energy_precision"] == found["energy_recall"] == 1
+    with (tmp_path / "scores.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["energy"]) for row in rows] == pytest.approx(
+        [25, 0.01, 0.04, 0.09]
+    )
+    assert [float(row["score_norm"]) for row in rows] == pytest.approx(
+        [10, 0.2, 0.4, 0.6]
+    )
+    assert [row["label"] for row in rows] == ["1", "0", "0", "0"]
+
+
+def test_without_labels_there_are_scores_and_nothing_to_judge(data_dir, tmp_path):
+    config = tiny("tabular", data_dir, data__label_column="")
+    rows = (data_dir / "score.csv").read_text().splitlines()
+    plain = tmp_path / "plain.csv"
+    plain.write_text("\n".join(line.rsplit(",", 1)[0] for line in rows) + "\n")
+    train = tmp_path / "train.csv"
+    rows = (data_dir / "train.csv").read_text().splitlines()
+    train.write_text("\n".join(line.rsplit(",", 1)[0] for line in rows) + "\n")
+    config = tiny(
+        "tabular",
+        data_dir,
+        data__label_column="",
+        data__csv=str(train),
+        data__score_csv=str(plain),
+        train__num_steps=1,
+    )
+    scalars = _run.run(max_entropy.build, config, tmp_path / "run")
+    assert set(scalars) == {"energy_mean", "score_norm_mean"}
+    figures = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
+    assert figures == {"scores.csv"}
+
+
+def test_wrong_tables_are_refused_before_training(data_dir, tmp_path):
+    with pytest.raises(ValueError, match="data.csv must be the path"):
+        max_entropy.build(tiny("tabular", data_dir, data__csv=""), _run.make_keys(0))
+    bad = tmp_path / "bad.csv"
+    bad.write_text("a,b,bad\n1,2,0\n1,x,0\n")
+    with pytest.raises(ValueError, match="bad.csv, line 3, column 'b'"):
+        max_entropy.build(
+            tiny("tabular", data_dir, data__csv=str(bad)), _run.make_keys(0)
+        )
+
+
+# --- baselines
+
+
+def test_a_gan_s_losses_on_paper():
+    """E = a x^2 / 2 and draws g z: mean softplus of both signs, by the batch's own."""
+    objective = _adversarial.gan_energy(
+        lambda a, x: a * jnp.sum(x**2) / 2, lambda g, z: g * z, latent_dim=1
+    )
+    params = {"energy": 0.7, "generator": 0.0}  # every draw is 0, with energy 0
+    batch = jnp.array([[1.0], [2.0]])
+    value, aux = objective.loss(params, jax.random.key(0), batch, ())
+    exact = np.mean(np.logaddexp(0, [0.35, 1.4])) + math.log(2)
+    np.testing.assert_allclose(value, exact, rtol=1e-6)
+    np.testing.assert_allclose(aux.metrics["energy_data"], 0.875, rtol=1e-6)
+
+
+def test_wgan_gp_s_penalty_wants_a_slope_of_one():
+    """E = a . x has the slope |a| everywhere: 10 (|a| - 1)^2."""
+    slope = jnp.array([3.0, 4.0])
+    objective = _adversarial.wgan_gp_energy(
+        lambda a, x: jnp.sum(a * x),
+        lambda g, z: g * z,
+        latent_dim=2,
+        gradient_penalty=10.0,
+    )
+    batch = jnp.ones((3, 2))
+    params = {"energy": slope, "generator": 0.0}
+    value, aux = objective.loss(params, jax.random.key(0), batch, ())
+    np.testing.assert_allclose(value, 7 + 10 * 16, rtol=1e-5)
+    gradient = jax.grad(lambda p: objective.loss(p, jax.random.key(0), batch, ())[0])(
+        params
+    )
+    assert gradient["generator"] == 0
+
+
+def test_chains_and_their_control():
+    """E = 2 |x|^2 of x = z: with the prior the latent's variance is 1 / 5 at
+    temperature 1, and stays 1 in the control; in x it becomes 1 / 4."""
+    section = max_entropy.get_config("toy").sampler.unlock()
+    section.update(
+        num_steps=150, step_size=0.05, temperature=1.0, visible_step_size=0.02
+    )
+    found = _adversarial.sample(
+        section,
+        lambda x: 2 * jnp.sum(x**2),
+        lambda z: z,
+        jax.random.key(0),
+        4_000,
+        latent_dim=2,
+    )
+    error = 4 * (2 / 8_000) ** 0.5  # of a variance, relative
+    for name, variance in (
+        ("generator", 1.0),
+        ("latent", 0.2),
+        ("latent_without_energy", 1.0),
+        # Unadjusted: 1 / (p (1 - h p / 2)) with p = 4.
+        ("visible", 0.25 / (1 - 0.02 * 2)),
+    ):
+        np.testing.assert_allclose(found.x[name].var(), variance, rtol=error + 0.01)
+    np.testing.assert_allclose(
+        found.scalars["latent_mean_square"], 0.2, rtol=error + 0.01
+    )
+    assert 0.9 < found.scalars["latent_acceptance_rate"] < 1
+
+
+# --- sweeps
+
+
+def test_an_ablation_is_one_table_and_is_not_run_again(tmp_path, capsys, monkeypatch):
+    some = {name: max_entropy.ABLATION[name] for name in ("whole", "neither")}
+    monkeypatch.setattr(max_entropy, "ABLATION", some)
+    config = tiny("toy", None, sweep__num_seeds=1, seed=1, train__num_steps=1)
+    max_entropy.sweep(max_entropy.build, config, tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    assert table in capsys.readouterr().out
+    lines = [line.split(" | ") for line in table.splitlines()]
+    assert [line[0] for line in lines[2:]] == ["| whole", "| neither"]
+    assert all(line[-1] == "1 |" for line in lines[2:])
+    before = (tmp_path / "cells" / "whole,1" / "metrics.jsonl").stat().st_mtime_ns
+    max_entropy.sweep(max_entropy.build, config, tmp_path)
+    after = (tmp_path / "cells" / "whole,1" / "metrics.jsonl").stat().st_mtime_ns
+    assert before == after
+
+
+def test_a_table_of_kdd_is_of_the_last_evaluations(data_dir, tmp_path):
+    config = tiny(
+        "kdd99",
+        data_dir,
+        train__num_steps=3,
+        train__eval_every=1,
+        sweep__num_seeds=1,
+        evaluation__num_last=2,
+    )
+    max_entropy.sweep(max_entropy.build, config, tmp_path)
+    folder = tmp_path / "cells" / "scaling=none,0"
+    found = _run.finite_evaluations(_run.read_lines(folder))
+    mean = (found[2]["energy_auprc"] + found[3]["energy_auprc"]) / 2
+    assert (
+        f"| {_sweep.mean_and_spread([mean])} |" in (tmp_path / "table.md").read_text()
+    )
+
+
+def test_a_sweep_that_is_not_there_is_refused(data_dir, tmp_path):
+    with pytest.raises(ValueError, match="no sweep of cifar10"):
+        max_entropy.sweep(max_entropy.build, tiny("cifar10", data_dir), tmp_path)
+
+
+# --- Inception
+
+
+def test_weights_come_from_a_file_and_are_checked_before_training(tmp_path, data_dir):
+    with pytest.raises(FileNotFoundError, match="evaluation.inception_weights"):
+        _inception.Inception(tmp_path / "none.pth")
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(b"PK not a zip")
+    with pytest.raises(ValueError, match="damaged.npz cannot be read"):
+        _inception.Inception(damaged)
+    other = tmp_path / "other.npz"
+    np.savez(other, a=np.zeros(3))
+    with pytest.raises(ValueError, match="must have 'fc.bias'"):
+        max_entropy.build(
+            tiny("cifar10", data_dir, evaluation__inception_weights=str(other)),
+            _run.make_keys(0),
+        )

@@ -72,14 +72,18 @@ def workload(name: str, width: int):
         return of_network(networks.short_run_energy(event_shape(name), width=width))
 
     assert name == "latent", name
-    from experiments._generator import image_energy, image_generator
-
-    generator, energy = image_generator(), image_energy()
-    params = {"generator": generator.init(key)[0], "energy": energy.init(key)[0]}
+    shape = (28, 28, 1)  # of Kumar et al. (2019)
+    generator = networks.strided_generator(shape, latent_dim=event_shape(name)[0])
+    energy = networks.strided_energy(shape)
+    params = dict(zip(("generator", "generator_state"), generator.init(key)))
+    params["energy"] = energy.init(key)[0]
 
     def latent(params, z):
+        def generator_fn(z):
+            state = params["generator_state"]
+            return generator.apply_stateful(params["generator"], state, z)[0]
+
         energy_fn = functools.partial(energy.apply, params["energy"])
-        generator_fn = functools.partial(generator.apply, params["generator"])
         return energies.latent_energy(energy_fn, generator_fn)(z)
 
     return Workload(name, jax.tree.map(np.asarray, params), latent)

@@ -579,8 +579,10 @@ def torch_conv(params: dict, is_compiled: bool) -> TorchEnergy:
 def torch_latent(params: dict, is_compiled: bool) -> TorchEnergy:
     import torch
 
-    generator = params["generator"]
-    image_energy = torch_conv(params["energy"], is_compiled).energy
+    generator, energy_params = params["generator"], params["energy"]
+    image_energy = torch_conv(
+        energy_params["trunk"] | {"Dense_0": energy_params["Dense_0"]}, is_compiled
+    ).energy
     # Kernels, and so the maps between them, have their channels last: as fast as first
     # or a little faster on the processors that were tried.
     convs = [
@@ -590,12 +592,16 @@ def torch_latent(params: dict, is_compiled: bool) -> TorchEnergy:
             .contiguous(memory_format=torch.channels_last),
             torch.tensor(bias),
         )
-        for kernel, bias in layers(generator, "TransposedConvolution")
+        for kernel, bias in layers(generator, "TransposedConv")
     ]
-    scales = [
-        [torch.tensor(generator[f"Scale_{i}"][name])[:, None, None] for name in names]
-        for i, names in enumerate([("scale", "bias")] * len(convs))
-    ]
+    scales = []
+    for index in range(len(convs)):
+        # By running statistics a normalisation is a scale and a shift.
+        name = f"BatchNorm_{index}"
+        running = params["generator_state"]["batch_stats"][name]
+        scale = generator[name]["scale"] / np.sqrt(running["var"] + 1e-5)
+        shift = generator[name]["bias"] - running["mean"] * scale
+        scales.append([torch.tensor(x)[:, None, None] for x in (scale, shift)])
     ((kernel, bias),) = layers(generator, "Dense")
     first = torch.tensor(kernel).T.contiguous(), torch.tensor(bias)
     channels = convs[0][0].shape[0]

@@ -25,6 +25,7 @@ method: `stacked_mnist,wgan_gp`, `stacked_mnist,gan`; `max_entropy` by default. 
 import functools
 import math
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -502,8 +503,8 @@ class Problem(NamedTuple):
     """
 
     event_shape: tuple[int, ...]
-    batches: object
-    evaluation: object
+    batches: Callable[[int], Callable]
+    evaluation: Callable[[Networks], Callable]
 
 
 def _bound(nets: Networks, state):
@@ -730,19 +731,49 @@ def _of_images(config, keys) -> Problem:
 # --- stacked digits ----------------------------------------------------------------
 
 
-def tuple_labels(log_probs) -> np.ndarray:
-    """`[n]` numbers below `10^num_digits` from each channel's `[n, 10]`."""
-    digits = [channel.argmax(-1) for channel in log_probs]
-    return sum(digit * 10**place for place, digit in enumerate(digits))
+def _tuple_labels(digits: np.ndarray) -> np.ndarray:
+    """`[n, num_digits]`, as numbers below `10^num_digits`."""
+    return digits @ 10 ** np.arange(digits.shape[1])
 
 
 def count_modes(classifier, x: np.ndarray) -> dict[str, float]:
     """Modes of stacked images `[n, height, width, num_digits]` in [-1, 1]."""
-    num_digits = x.shape[-1]
-    log_probs = (
-        classifier.log_probs(x[..., place, None]) for place in range(num_digits)
-    )
-    return metrics.modes(tuple_labels(log_probs), 10**num_digits)
+    digits = [
+        classifier.log_probs(x[..., place, None]).argmax(-1)
+        for place in range(x.shape[-1])
+    ]
+    return metrics.modes(_tuple_labels(np.stack(digits, 1)), 10 ** len(digits))
+
+
+def check_evaluator(
+    predicted: np.ndarray, labels: np.ndarray, num_digits: int, num: int
+) -> dict[str, float]:
+    """What the count makes of real digits: of all tuples, and of half of them.
+
+    The first should find all, at the floor but for the digits' own frequencies; what
+    the second finds beyond a half are the classifier's errors.
+
+    Args:
+      predicted: `[m]`, the classifier's digits of real images.
+      labels: `[m]`, what they are.
+      num_digits: In a tuple.
+      num: Tuples to draw.
+    """
+    rng = np.random.RandomState(0)
+    num_tuples = 10**num_digits
+    anything = rng.randint(0, len(labels), (num, num_digits))
+    half = rng.permutation(num_tuples)[: num_tuples // 2]
+    chosen = rng.choice(half, num)[:, None] // 10 ** np.arange(num_digits) % 10
+    of_digit = [np.flatnonzero(labels == digit) for digit in range(10)]
+    places = np.empty_like(chosen)
+    for digit, rows in enumerate(of_digit):
+        is_digit = chosen == digit
+        places[is_digit] = rows[rng.randint(0, len(rows), is_digit.sum())]
+    found = {}
+    for name, rows in (("data", anything), ("half", places)):
+        counted = metrics.modes(_tuple_labels(predicted[rows]), num_tuples)
+        found |= {f"{name}_{k}": v for k, v in counted.items() if k != "kl_floor"}
+    return found
 
 
 def _of_stacked(config, keys) -> Problem:
@@ -754,6 +785,7 @@ def _of_stacked(config, keys) -> Problem:
         len(digits.train), section.num_digits, section.tuple_seed
     )
     options = config.evaluation
+    num_samples = options.samples_a_mode * 10**section.num_digits
     _plots.check()
 
     @functools.cache
@@ -776,17 +808,23 @@ def _of_stacked(config, keys) -> Problem:
                 f" evaluation.min_accuracy = {options.min_accuracy}: its errors would"
                 " be counted as modes"
             )
-        return found, accuracy
+        x = _data.dequantize(data_key, digits.train, digits.num_levels)
+        return found, {"classifier_accuracy": accuracy} | check_evaluator(
+            found.log_probs(x).argmax(-1),
+            digits.labels_train,
+            section.num_digits,
+            num_samples,
+        )
 
     def evaluation(nets):
         def evaluate(state, key, directory):
-            found, accuracy = classifier()
+            found, checks = classifier()
             energy_fn, generator_fn = _bound(nets, state)
             draw_key, chain_key = jax.random.split(key)
             x = _adversarial.draw(
                 generator_fn,
                 draw_key,
-                options.samples_a_mode * 10**section.num_digits,
+                num_samples,
                 latent_dim=config.latent_dim,
                 chunk_size=options.chunk_size,
             )
@@ -804,7 +842,7 @@ def _of_stacked(config, keys) -> Problem:
                 counted = count_modes(found, chained.clip(-1, 1))
                 scalars[f"{name}_chains_num_modes"] = counted["num_modes"]
                 scalars[f"{name}_chains_kl_excess"] = counted["kl_excess"]
-            return scalars | {"classifier_accuracy": accuracy}
+            return scalars | checks
 
         return evaluate
 

@@ -282,6 +282,25 @@ def test_labels_of_stacked_digits_are_read_channel_by_channel():
     )
 
 
+def test_the_evaluator_is_checked_on_real_tuples_and_on_half_of_them():
+    """A classifier without errors finds all and half; one that is wrong on a digit in
+    200 some 650 instead of 500, which the robust count does not see."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 60_000)
+    found = max_entropy.check_evaluator(labels, labels, 3, 26_000)
+    assert (found["data_num_modes"], found["half_num_modes"]) == (1000, 500)
+    # sqrt(2 * 999) / (2 * 26,000) is a deviation.
+    np.testing.assert_allclose(found["data_kl_excess"], 0.0, atol=4 * 8.6e-4)
+    np.testing.assert_allclose(
+        found["half_kl"], math.log(2) + 499 / 52_000, atol=4 * 6.1e-4
+    )
+    is_wrong = rng.random(60_000) < 0.005
+    predicted = np.where(is_wrong, (labels + rng.integers(1, 10, 60_000)) % 10, labels)
+    found = max_entropy.check_evaluator(predicted, labels, 3, 26_000)
+    assert 600 < found["half_num_modes"] < 720
+    assert abs(found["half_num_robust_modes"] - 500) <= 5
+
+
 def test_scores_are_the_energy_and_the_norm_of_its_slope(tmp_path):
     """E = |x|^2 / 2 of two dimensions: the norm is |x|, and both tell far from near."""
     x = np.array([[3.0, 4.0], [0.1, 0.0], [0.0, 0.2], [0.3, 0.0]], np.float32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebmjax import energies, samplers
-from ebmjax.objectives.base import Aux, Objective, generate
+from ebmjax.objectives.base import Aux, Objective, between, generate
 from ebmjax.types import Array, Energy, EnergyFn, Key, Network
 
 __all__ = [
@@ -51,10 +51,8 @@ def wgan_gp_energy(
         return jnp.sqrt(jnp.sum(jax.grad(energy, argnums=1)(params, x) ** 2) + 1e-12)
 
     def loss_of(energy_data, energy_model, key, params, batch, negatives):
-        shape = (len(batch),) + (1,) * (batch.ndim - 1)
-        share = jax.random.uniform(key, shape, batch.dtype)
-        between = share * batch + (1 - share) * negatives
-        norms = jax.vmap(norm, (None, 0))(params["energy"], between)
+        points = between(key, batch, negatives)
+        norms = jax.vmap(norm, (None, 0))(params["energy"], points)
         penalty = jnp.mean((norms - 1) ** 2)
         loss = (energy_data - energy_model).mean() + gradient_penalty * penalty
         return loss, {"gradient_norm": norms.mean()}

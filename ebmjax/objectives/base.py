@@ -148,6 +148,38 @@ def single_generator(
     return one
 
 
+def bind_energy(energy: Energy | Network, params: Params) -> Callable[[Array], Array]:
+    """The energy of one example, by the state it has where it has any."""
+    return single_generator(energy, params, "energy")
+
+
+def refreshed(
+    network: Energy | Network, params: Params, x: Array, name: str
+) -> dict[str, Any]:
+    """The state of a network that does not look at examples, such as power-iteration
+    vectors, renewed once; `{}` for one without a state. No gradient runs through it."""
+    if not _has_state(network):
+        return {}
+    state = _state(params, name)
+    _, state = network.apply_stateful(params[name], state, x, train=True)
+    return {f"{name}_state": jax.lax.stop_gradient(state)}
+
+
+def between(key: Key, a: Array, b: Array) -> Array:
+    """A uniformly random point on the way from each row of one batch to the other's."""
+    shape = (len(a),) + (1,) * (a.ndim - 1)
+    share = jax.random.uniform(key, shape, a.dtype)
+    return share * a + (1 - share) * b
+
+
+def check_draws(name: str, draws: Array, batch: Array) -> None:
+    if draws.shape[1:] != batch.shape[1:]:
+        raise ValueError(
+            f"{name} must return an array of the example's shape {batch.shape[1:]},"
+            f" got {draws.shape[1:]}"
+        )
+
+
 def _has_state(generator: Generator) -> bool:
     return isinstance(generator, Network) and generator.apply_stateful is not None
 

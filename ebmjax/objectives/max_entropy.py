@@ -32,6 +32,7 @@ from ebmjax.objectives.base import (
     Objective,
     as_function,
     check_choice,
+    check_draws,
     generate,
     single_generator,
 )
@@ -139,7 +140,7 @@ def energy_objective(
     def loss(params, key, batch, carry):
         frozen = jax.lax.stop_gradient(params)
         negatives, renewed, metrics = jax.lax.stop_gradient(draws(frozen, key, batch))
-        _check_shape(negatives, batch)
+        check_draws("generator", negatives, batch)
         energy_batch = jax.vmap(energy, (None, 0))
         energy_data = energy_batch(params["energy"], batch).mean()
         energy_model = energy_batch(params["energy"], negatives).mean()
@@ -233,7 +234,7 @@ def generator_objective(
         latent_key, marginal_key = jax.random.split(key)
         latents = _latents(latent_key, batch, latent_dim)
         x, renewed = generate(generator, params, latents)
-        _check_shape(x, batch)
+        check_draws("generator", x, batch)
         frozen = jax.lax.stop_gradient(params["energy"])
         energy_model = jax.vmap(energy, (None, 0))(frozen, x).mean()
         value, metrics = energy_model, {"energy_model": energy_model}
@@ -286,11 +287,3 @@ def _reduced(squares: Array, reduction: str) -> Array:
     if reduction == "sum" or squares.ndim == 0:
         return jnp.sum(squares)
     return jnp.mean(jnp.sum(squares, axis=-1))
-
-
-def _check_shape(draws: Array, batch: Array) -> None:
-    if draws.shape != batch.shape:
-        raise ValueError(
-            f"generator must return an array of the example's shape {batch.shape[1:]},"
-            f" got {draws.shape[1:]}"
-        )

@@ -1,0 +1,562 @@
+"""Generalised energy-based models: KALE in numbers, whose gradient goes where."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.special
+
+from ebmjax import energies, networks, samplers
+from ebmjax.objectives import generalized
+from ebmjax.types import DEVICE
+
+KEY = jax.random.key(0)
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def shifted(base, z):
+    """The latent, moved."""
+    return z + base
+
+
+def linear(slope, x):
+    return jnp.sum(slope * x)
+
+
+def quadratic(params, x):
+    """A normal's energy and a constant."""
+    return 0.5 * params["precision"] * jnp.sum((x - params["mean"]) ** 2)
+
+
+def value_of(objective, params, batch, key=KEY):
+    return objective.loss(params, key, batch, ())
+
+
+def energy_objective(energy=linear, base=shifted, **options):
+    return generalized.energy_objective(
+        energy, base, **({"latent_dim": batch_dim(options)} | options)
+    )
+
+
+def batch_dim(options):
+    return options.pop("dim", 1)
+
+
+def estimate(objective, params, key, draw, num=200, size=2_000):
+    """Mean metrics over many batches, and their standard errors."""
+
+    def one(key):
+        data_key, loss_key = jax.random.split(key)
+        _, aux = objective.loss(params, loss_key, draw(data_key, size), ())
+        return aux.metrics
+
+    found = jax.lax.map(one, jax.random.split(key, num))
+    return {k: (float(v.mean()), float(v.std()) / num**0.5) for k, v in found.items()}
+
+
+@pytest.mark.parametrize("estimator", ["kale", "donsker_varadhan"])
+def test_kale_of_normals_at_the_best_energy_is_their_divergence(estimator):
+    """T1. P = N(.5, .8), B = N(0, 1): E* = log b - log p, c* = 0, F = KL(P || B); and
+    with E* + k the best c is -k, of the same value."""
+    mean, variance, constant = 0.5, 0.8, 1.7
+
+    def best(shift, x):
+        log_ratio = 0.5 * x**2 - 0.5 * (x - mean) ** 2 / variance
+        return jnp.sum(-log_ratio + 0.5 * math.log(variance)) + shift
+
+    exact = 0.5 * (variance + mean**2 - 1 - math.log(variance))
+    objective = energy_objective(best, estimator=estimator)
+    for shift, c in ((0.0, 0.0), (constant, -constant)):
+        params = {
+            "energy": shift,
+            "base": 0.0,
+            "log_partition": jnp.asarray(c),
+        }
+        found = estimate(
+            objective,
+            params,
+            jax.random.key(1),
+            lambda key, num: mean + variance**0.5 * jax.random.normal(key, (num, 1)),
+        )
+        # The batch's own logarithm is biased by half the relative variance of exp(-E)
+        # over the batch: less than .001 here.
+        value, error = found["kale"]
+        np.testing.assert_allclose(value, exact, atol=4 * error + 1e-3)
+        np.testing.assert_allclose(
+            found["mass"][0], 1.0, atol=4 * found["mass"][1] + 1e-6
+        )
+        np.testing.assert_allclose(
+            found["log_partition"][0], -shift, atol=4 * found["log_partition"][1] + 1e-3
+        )
+
+
+def test_linear_energies_see_the_means_alone():
+    """T2. P = N(m1, S1), B = N(0, S0): the best slope is -S0^-1 m1, KALE half of m1
+    S0^-1 m1, whatever S1; trained to it."""
+    mean, spread = jnp.array([1.0, -0.5]), jnp.array([1.0, 2.0])
+    objective = generalized.energy_objective(
+        linear, lambda base, z: base * z, latent_dim=2, num_draws=4
+    )
+    optimizer = optax.adam(optax.cosine_decay_schedule(0.03, 1_500))
+
+    def update(carry, key):
+        params, opt_state = carry
+        data_key, loss_key = jax.random.split(key)
+        batch = mean[None] + 0.3 * jax.random.normal(data_key, (1_000, 2))
+
+        def loss(trained):
+            return objective.loss(trained | {"base": spread}, loss_key, batch, ())
+
+        slope, aux = jax.grad(loss, has_aux=True)(params)
+        move, opt_state = optimizer.update(slope, opt_state)
+        return (optax.apply_updates(params, move), opt_state), aux.metrics["kale"]
+
+    params = {"energy": jnp.zeros(2), "log_partition": jnp.zeros(())}
+    carry = params, optimizer.init(params)
+    (params, _), history = jax.lax.scan(update, carry, jax.random.split(KEY, 1_500))
+    best = -mean / spread**2
+    np.testing.assert_allclose(params["energy"], best, atol=0.02)
+    exact = 0.5 * float(jnp.sum(mean**2 / spread**2))
+    # A = a^2 S0 / 2 = KALE here; c has learned it.
+    np.testing.assert_allclose(params["log_partition"], exact, atol=0.02)
+    np.testing.assert_allclose(history[-300:].mean(), exact, atol=0.02)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_bound_s_gap_and_both_gradients_of_the_constant():
+    """T6, on a batch: L - F = exp d - 1 - d with d = A - c; dF/dc = exp d - 1; the
+    transformed gradient of the loss is exp(-d) - 1; of no effect on the value."""
+    batch = jax.random.normal(jax.random.key(2), (50, 1))
+    base = {"energy": 0.6, "base": 0.3}
+    for c in (-3.0, 0.1, 2.0):
+        found = {}
+        for transforms in (True, False):
+            objective = energy_objective(transforms_log_partition=transforms)
+            found[transforms] = jax.value_and_grad(
+                lambda c, objective=objective: value_of(
+                    objective, base | {"log_partition": c}, batch
+                )[0]
+            )(c)
+        _, aux = value_of(
+            energy_objective(), base | {"log_partition": jnp.asarray(c)}, batch
+        )
+        log_mean = float(aux.metrics["log_partition"])
+        likelihood = -float(aux.metrics["energy_data"]) - log_mean
+        d = log_mean - c
+        gap = likelihood - float(aux.metrics["kale"])
+        np.testing.assert_allclose(gap, math.exp(d) - 1 - d, rtol=1e-10)
+        np.testing.assert_allclose(found[False][1], 1 - math.exp(d), rtol=1e-10)
+        np.testing.assert_allclose(found[True][1], math.expm1(-d), rtol=1e-10)
+        np.testing.assert_allclose(found[True][0], found[False][0], rtol=1e-12)
+        np.testing.assert_allclose(found[True][0], -aux.metrics["kale"], rtol=1e-12)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_energy_s_gradient_does_not_know_how_the_constant_moves():
+    """d/da of mean E(data) + mean exp(-(E + c)): x over data less exp(-(a x + c)) x."""
+    batch = jax.random.normal(jax.random.key(2), (50, 1))
+    params = {"energy": 0.6, "base": 0.3, "log_partition": 0.2}
+    draws = 0.3 + jax.random.normal(jax.random.split(KEY)[0], (50, 1), jnp.float64)
+    exact = batch.mean() - (jnp.exp(-(0.6 * draws + 0.2)) * draws).mean()
+    for transforms in (True, False):
+        objective = energy_objective(transforms_log_partition=transforms)
+        slope = jax.grad(lambda p: value_of(objective, p, batch)[0])(params)  # noqa: B023
+        np.testing.assert_allclose(slope["energy"], exact, rtol=1e-6)
+        assert slope["base"] == 0
+
+
+def test_a_constant_energy_is_no_energy():
+    """T7 and T8: E = k with c = -k has KALE 0 and mass 1; every E has at most 0 where
+    the data are the base's."""
+    batch = jax.random.normal(jax.random.key(3), (4_000, 1))
+    objective = energy_objective(lambda k, x: k + 0 * jnp.sum(x))
+    params = {"energy": 5.0, "base": 0.0, "log_partition": jnp.asarray(-5.0)}
+    _, aux = value_of(objective, params, batch)
+    np.testing.assert_allclose(
+        [aux.metrics["kale"], aux.metrics["mass"]], [0, 1], atol=1e-6
+    )
+    objective = energy_objective()
+    for slope in (-1.0, 0.5):
+        params = {"energy": slope, "base": 0.0}
+        params["log_partition"] = jnp.asarray(slope**2 / 2)
+        _, aux = value_of(objective, params, batch)
+        assert aux.metrics["kale"] < 4 * (slope**2 + slope**4) ** 0.5 / 4_000**0.5
+
+
+def test_energy_and_constant_may_be_shifted_against_each_other():
+    """T8: E + k, c - k: the same loss; the base's gradient and its weights unmoved, to
+    the rounding of 7."""
+    batch = jax.random.normal(jax.random.key(3), (30, 1))
+
+    def energy(params, x):
+        return params[0] * jnp.sum(x**2) + params[1]
+
+    found = []
+    for k in (0.0, 7.0):
+        params = {
+            "energy": jnp.array([0.4, k]),
+            "base": 0.3,
+            "log_partition": jnp.asarray(-0.2 - k),
+        }
+        value, _ = value_of(energy_objective(energy), params, batch)
+        objective = generalized.base_objective(energy, shifted, latent_dim=1)
+        (_, aux), slope = jax.value_and_grad(
+            lambda p, objective=objective: value_of(objective, p, batch), has_aux=True
+        )(params)
+        found.append([value, slope["base"], aux.metrics["effective_draws"]])
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_base_s_gradient_is_weighed_by_its_energies():
+    """T9. E = a . x: a, for any batch. E = |x - m|^2 / 2: (base - m) / 2 on average, as
+    the weighed latents have the mean (m - base) / 2."""
+    objective = generalized.base_objective(linear, shifted, latent_dim=2)
+    slope = jnp.array([0.3, -2.0])
+    params = {"energy": slope, "base": jnp.zeros(2)}
+    batch = jnp.ones((5, 2))
+    gradient = jax.grad(lambda p: value_of(objective, p, batch)[0])(params)
+    np.testing.assert_allclose(gradient["base"], slope, rtol=1e-12)
+    np.testing.assert_array_equal(gradient["energy"], 0)
+
+    target, place = 1.5, 0.5
+    objective = generalized.base_objective(
+        lambda mean, x: 0.5 * jnp.sum((x - mean) ** 2), shifted, latent_dim=1
+    )
+    batch = jnp.zeros((4_000, 1))
+    keys = jax.random.split(jax.random.key(1), 200)
+    gradients = jax.lax.map(
+        lambda key: jax.grad(
+            lambda base: value_of(
+                objective, {"energy": target, "base": base}, batch, key
+            )[0]
+        )(place),
+        keys,
+    )
+    # Self-normalised weights are biased by a term of order 1 / 4,000.
+    error = 4 * float(gradients.std()) / 200**0.5 + 1e-3
+    np.testing.assert_allclose(gradients.mean(), (place - target) / 2, atol=error)
+    # Even weights would have place - target.
+    assert error < 0.1
+
+
+def test_a_batch_s_own_log_partition_is_biased_from_below():
+    """T17. B = N(0, 1), E = a x: A = a^2 / 2, and of one draw 0 on average; KALE at a
+    fixed c is unbiased however few the draws."""
+    slope, c = 1.0, 0.4
+    params = {"energy": slope, "base": 0.0, "log_partition": jnp.asarray(c)}
+    found = {}
+    for estimator in ("kale", "donsker_varadhan"):
+        objective = energy_objective(estimator=estimator)
+        found[estimator] = estimate(
+            objective,
+            params,
+            jax.random.key(4),
+            lambda key, num: jnp.zeros((num, 1)),
+            num=40_000,
+            size=1,
+        )
+    value, error = found["donsker_varadhan"]["kale"]
+    np.testing.assert_allclose(value, 0.0, atol=4 * error)
+    value, error = found["kale"]["kale"]
+    np.testing.assert_allclose(
+        value, -c - math.exp(slope**2 / 2 - c) + 1, atol=4 * error
+    )
+
+
+def test_the_penalty_is_the_squared_slope_whatever_the_points():
+    """T16. E = a . x: |a|^2 times the weight, and not (|a| - 1)^2."""
+    slope = jnp.array([3.0, 4.0])
+    params = {"energy": slope, "base": jnp.zeros(2), "log_partition": jnp.asarray(5.0)}
+    batch = jax.random.normal(KEY, (6, 2))
+    values = []
+    for weight in (0.0, 0.2):
+        objective = generalized.energy_objective(
+            linear, shifted, latent_dim=2, gradient_penalty=weight
+        )
+        value, aux = value_of(objective, params, batch)
+        values.append(value)
+    np.testing.assert_allclose(values[1] - values[0], 0.2 * 25, rtol=1e-4)
+    np.testing.assert_allclose(aux.metrics["gradient_square"], 25, rtol=1e-6)
+
+
+def test_an_energy_above_its_floor_is_itself_and_below_it_has_no_gradient():
+    params = {"energy": 1.0, "base": 0.0, "log_partition": jnp.zeros(())}
+    batch = jnp.array([[-3.0], [2.0]])
+    objective = energy_objective(energy_floor=-2.0)
+    _, aux = value_of(objective, params, batch)
+    np.testing.assert_allclose(aux.metrics["energy_data"], (-2 + 2) / 2, atol=1e-6)
+    far = params | {"base": 50.0}  # whose draws have weights of exp(-50)
+    slope = jax.grad(lambda p: value_of(objective, p, batch)[0])(far)["energy"]
+    np.testing.assert_allclose(slope, 2.0 / 2, rtol=1e-6)
+
+
+@pytest.mark.usefixtures("float64")
+def test_with_the_base_s_density_in_the_energy_the_model_is_the_energy_alone():
+    """T10. E = r + log b with r = -log q + s: the log partition function is -s whatever
+    the base, the loss at c = s the negative log likelihood of q less the base's; where
+    the base is q, one draw suffices."""
+    s = 0.7
+
+    def density(params, x):
+        z = (x - params["mean"]) * jnp.sqrt(params["precision"])
+        return jnp.sum(-0.5 * z**2 - 0.5 * jnp.log(2 * jnp.pi / params["precision"]))
+
+    def draw(params, z):
+        return params["mean"] + z / jnp.sqrt(params["precision"])
+
+    model = {"mean": 0.4, "precision": 2.0}
+    batch = jax.random.normal(jax.random.key(1), (20, 1))
+    for base, exactly in ((model, True), ({"mean": 0.0, "precision": 1.0}, False)):
+        params = {"energy": model, "base": base, "log_partition": s}
+        objective = generalized.energy_objective(
+            lambda p, x: s - density(p, x),
+            draw,
+            latent_dim=1,
+            base_log_prob=density,
+            num_draws=1 if exactly else 100_000,
+        )
+        value, aux = value_of(objective, params, batch)
+        log_likelihood = jax.vmap(functools.partial(density, model))(batch).mean()
+        of_base = jax.vmap(functools.partial(density, base))(batch).mean()
+        # Two million draws of a ratio whose variance is below 1.
+        atol = 1e-9 if exactly else 4 / 2e6**0.5
+        np.testing.assert_allclose(aux.metrics["log_partition"], -s, atol=atol)
+        # -KALE = mean E + c + mass - 1 with c = A = -s here.
+        at_best = params | {"log_partition": -s}
+        value, aux = value_of(objective, at_best, batch)
+        np.testing.assert_allclose(value, of_base - log_likelihood, atol=atol)
+
+
+@pytest.mark.usefixtures("float64")
+def test_the_base_s_density_is_differentiated_at_data_and_along_draws():
+    """For E = r + log b the base's loss is its negative log likelihood, and the term of
+    the draws, whose gradient is 0 on average: the mean of many is the likelihood's."""
+
+    def density(mean, x):
+        return jnp.sum(-0.5 * (x - mean) ** 2)
+
+    objective = generalized.base_objective(
+        lambda p, x: 0.5 * jnp.sum((x - p) ** 2),
+        shifted,
+        latent_dim=1,
+        base_log_prob=density,
+    )
+    batch = jax.random.normal(jax.random.key(1), (2_000, 1))
+    keys = jax.random.split(jax.random.key(2), 100)
+    gradients = jax.lax.map(
+        lambda key: jax.grad(
+            lambda base: value_of(objective, {"energy": 0.4, "base": base}, batch, key)[
+                0
+            ]
+        )(0.9),
+        keys,
+    )
+    exact = 0.9 - batch.mean()
+    error = 4 * float(gradients.std()) / 10 + 1e-3
+    np.testing.assert_allclose(gradients.mean(), exact, atol=error)
+    assert error < 0.03
+
+
+def test_redescending_gradients():
+    transform = generalized.redescending_gradients()
+    gradient = {"a": jnp.array([0.0, 1.0, -1.0, 3.0, 1e6])}
+    found, _ = transform.update(gradient, transform.init(gradient))
+    np.testing.assert_allclose(found["a"], [0, 1, -1, 0.6, 2e-6], rtol=1e-6)
+
+
+# --- sampling
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.2])
+def test_the_latent_posterior_of_a_linear_base(temperature):
+    """T11. G(z) = W z + b, E = (x - m) L (x - m) / 2: precision I + W' L W / T."""
+    rng = np.random.default_rng(0)
+    w, b, m = rng.normal(size=(3, 2)), rng.normal(size=3), rng.normal(size=3)
+    spread = np.diag([1.0, 0.5, 2.0])
+    precision = np.eye(2) + w.T @ spread @ w / temperature
+    mean = np.linalg.solve(precision, w.T @ spread @ (m - b) / temperature)
+    wj, bj, mj, lj = (jnp.asarray(x, jnp.float32) for x in (w, b, m, spread))
+    energy_fn = energies.latent_energy(
+        lambda x: 0.5 * (x - mj) @ lj @ (x - mj), lambda z: wj @ z + bj, temperature
+    )
+    covariance = np.linalg.inv(precision)
+    smallest = np.linalg.eigvalsh(covariance).min()
+    num = 20_000
+    start = jax.random.normal(KEY, (num, 2))
+    for sampler, num_steps in (
+        (samplers.mala(step_size=0.7 * smallest), 200),
+        (samplers.hmc(step_size=0.7 * smallest**0.5, num_leapfrog=4), 60),
+        (samplers.underdamped(step_size=0.5 * smallest**0.5, friction=2.0), 300),
+        (samplers.langevin(step_size=0.02 * smallest), 2_000),
+    ):
+        state, _ = samplers.sample_chains(
+            sampler, energy_fn, jax.random.key(1), start, num_steps, collect=None
+        )
+        z = np.asarray(state.position, np.float64)
+        scale = np.sqrt(np.diag(covariance))
+        # Four deviations of a mean and of a variance; Langevin's bias is 1 %.
+        np.testing.assert_allclose(z.mean(0), mean, atol=(4 * scale / num**0.5).max())
+        np.testing.assert_allclose(
+            np.cov(z.T), covariance, atol=(0.04 + 0.01) * covariance.max()
+        )
+
+
+def test_a_base_on_the_circle_has_von_mises_weights():
+    """T20. x = (cos z, sin z) of a uniform angle, E = -k x_1: the angle's law is von
+    Mises, A = log I_0(k), mean x_1 = I_1 / I_0, and KALE their difference."""
+    k = 2.0
+    ratio = scipy.special.i1(k) / scipy.special.i0(k)
+    log_partition = math.log(scipy.special.i0(k))
+
+    def circle(base, z):
+        angle = 2 * jnp.pi * jax.scipy.stats.norm.cdf(z[0])
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+
+    def energy(slope, x):
+        return -slope * x[0]
+
+    params = {
+        "energy": k,
+        "base": (),
+        "log_partition": jnp.asarray(log_partition),
+    }
+    objective = generalized.energy_objective(energy, circle, latent_dim=1)
+
+    def data(key, num):
+        """Von Mises by rejection from the base, a table of its quantiles."""
+        angles = jnp.linspace(-jnp.pi, jnp.pi, 20_001)
+        cdf = jnp.cumsum(jnp.exp(k * jnp.cos(angles)))
+        uniform = jax.random.uniform(key, (num,)) * cdf[-1]
+        angle = jnp.interp(uniform, cdf, angles)
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1)
+
+    found = estimate(objective, params, jax.random.key(5), data, num=100)
+    for name, exact in (
+        ("kale", k * ratio - log_partition),
+        ("mass", 1.0),
+        ("log_partition", log_partition),
+        ("energy_data", -k * ratio),
+    ):
+        value, error = found[name]
+        np.testing.assert_allclose(value, exact, atol=4 * error + 1e-3, err_msg=name)
+    # And chains in the latent find the weights, on the circle exactly.
+    energy_fn = energies.latent_energy(
+        functools.partial(energy, k), functools.partial(circle, ())
+    )
+    z = jax.random.normal(jax.random.key(6), (20_000, 1))
+    proposal = (
+        lambda key: jax.random.normal(key, (1,)),
+        lambda z: -0.5 * jnp.sum(z**2),
+    )
+    for sampler, num_steps in (
+        (samplers.mala(step_size=0.1), 300),
+        (samplers.independence(proposal=proposal), 40),
+    ):
+        state, _ = samplers.sample_chains(
+            sampler, energy_fn, jax.random.key(7), z, num_steps, collect=None
+        )
+        x = jax.vmap(functools.partial(circle, ()))(state.position)
+        np.testing.assert_allclose(jnp.sum(x**2, axis=1), 1.0, rtol=1e-5)
+        # Variance of cos below 1/2.
+        np.testing.assert_allclose(
+            x[:, 0].mean(), ratio, atol=4 * (0.5 / 20_000) ** 0.5
+        )
+
+
+# --- states
+
+
+class Spectral(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        layer = nn.SpectralNorm(nn.Dense(1), collection_name="spectral")
+        return layer(x, update_stats=train)[0]
+
+
+def test_power_iteration_moves_in_the_energy_s_objective_alone():
+    network = networks.from_module(Spectral(), (3,))
+    energy, state = network.init(jax.random.key(0))
+    params = {
+        "energy": energy,
+        "energy_state": state,
+        "base": jnp.zeros(3),
+        "log_partition": jnp.zeros(()),
+    }
+    batch = jax.random.normal(KEY, (4, 3))
+    _, aux = value_of(
+        generalized.energy_objective(network, shifted, latent_dim=3), params, batch
+    )
+    renewed = aux.model_state["energy_state"]
+    assert jax.tree.structure(renewed) == jax.tree.structure(state)
+    moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), renewed, state)
+    assert any(jax.tree.leaves(moved))
+    _, aux = value_of(
+        generalized.base_objective(network, shifted, latent_dim=3), params, batch
+    )
+    assert aux.model_state == {}
+    del params["energy_state"]
+    with pytest.raises(ValueError, match="energy_state"):
+        value_of(
+            generalized.base_objective(network, shifted, latent_dim=3), params, batch
+        )
+
+
+def test_the_base_s_statistics_move_in_its_own_objective_alone():
+    base = networks.strided_generator((4, 4, 1), latent_dim=2, widths=(2,))
+    params, state = base.init(jax.random.key(0))
+    params = {
+        "energy": 0.1,
+        "base": params,
+        "base_state": state,
+        "log_partition": jnp.zeros(()),
+    }
+    batch = jnp.zeros((1, 6, 4, 4, 1))
+    for factory, is_renewed in (
+        (generalized.energy_objective, False),
+        (generalized.base_objective, True),
+    ):
+        objective = factory(linear, base, latent_dim=2)
+        mapped = jax.vmap(
+            lambda p, key, x, objective=objective: objective.loss(p, key, x, ()),
+            (None, None, 0),
+            axis_name=DEVICE,
+        )
+        _, aux = mapped(params, KEY, batch)
+        assert ("base_state" in aux.model_state) == is_renewed
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: energy_objective(estimator="mine"), "estimator must be one of"),
+        (lambda: energy_objective(gradient_penalty=-1.0), "gradient_penalty must not"),
+        (lambda: energy_objective(num_draws=0), "num_draws must be"),
+        (
+            lambda: generalized.base_objective(linear, shifted, latent_dim=0),
+            "latent_dim must be",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_base_of_another_shape_is_refused():
+    params = {"energy": 1.0, "base": 0.0, "log_partition": jnp.zeros(())}
+    with pytest.raises(ValueError, match=r"base must return .* \(3,\), got \(1,\)"):
+        value_of(energy_objective(), params, jnp.zeros((4, 3)))

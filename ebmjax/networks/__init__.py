@@ -15,6 +15,14 @@ from ebmjax.networks.max_entropy import (
 from ebmjax.networks.mlp import mlp, mlp_energy, mlp_statistics
 from ebmjax.networks.resnet import resnet_energy, wide_resnet_energy
 from ebmjax.networks.short_run import short_run_energy
+from ebmjax.networks.sngan import (
+    dcgan_base,
+    dcgan_energy,
+    sngan_base,
+    sngan_energy,
+    sngan_resnet_base,
+    sngan_resnet_energy,
+)
 
 __all__ = [
     "Flow",
@@ -22,6 +30,8 @@ __all__ = [
     "convnet_generator",
     "convnet_statistics",
     "convolution",
+    "dcgan_base",
+    "dcgan_energy",
     "from_module",
     "inception",
     "inception_params",
@@ -31,6 +41,10 @@ __all__ = [
     "real_nvp",
     "resnet_energy",
     "short_run_energy",
+    "sngan_base",
+    "sngan_energy",
+    "sngan_resnet_base",
+    "sngan_resnet_energy",
     "strided_energy",
     "strided_generator",
     "strided_statistics",

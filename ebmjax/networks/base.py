@@ -1,5 +1,7 @@
 """From a Flax module to a `Network` of pure functions on one example."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -75,3 +77,23 @@ def from_module(
         )
 
     return Network(init, apply_initial, apply_stateful)
+
+
+def check_sizes(
+    image_shape: Sequence[int],
+    widths: Sequence[int],
+    latent_dim: int = 1,
+    divisor: int = 1,
+) -> None:
+    """Raises unless it is an image with sides that are multiples of `divisor`, there
+    are widths, and all sizes are positive."""
+    is_image = len(image_shape) == 3 and min(image_shape) > 0
+    if not is_image or any(side % divisor for side in image_shape[:2]):
+        raise ValueError(
+            "image_shape must be (height, width, channels) with sides that are"
+            f" multiples of {divisor}, got {tuple(image_shape)}"
+        )
+    if not widths or min(widths) < 1:
+        raise ValueError(f"widths must be positive, got {tuple(widths)}")
+    if latent_dim < 1:
+        raise ValueError(f"latent_dim must be positive, got {latent_dim}")

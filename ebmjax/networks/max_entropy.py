@@ -16,7 +16,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ebmjax.networks.base import from_module
+from ebmjax.networks.base import check_sizes, from_module
 from ebmjax.networks.layer import TransposedConv, batch_norm, conv, dense
 from ebmjax.types import Array, Network
 
@@ -174,7 +174,7 @@ def strided_generator(
       ValueError: If there are no widths, one is not positive, or the image has none of
         its three axes.
     """
-    _check(image_shape, widths, latent_dim)
+    check_sizes(image_shape, widths, latent_dim)
     module = StridedGenerator(tuple(image_shape), tuple(widths))
     return from_module(module, (latent_dim,))
 
@@ -198,7 +198,7 @@ def strided_energy(
     Raises:
       ValueError: As `strided_generator`.
     """
-    _check(image_shape, widths)
+    check_sizes(image_shape, widths)
     trunk = Trunk(_strided(widths), negative_slope, is_normal=True)
     return from_module(Energy(trunk), tuple(image_shape))
 
@@ -226,7 +226,7 @@ def strided_statistics(
     Raises:
       ValueError: As `strided_generator`.
     """
-    _check(image_shape, widths, latent_dim)
+    check_sizes(image_shape, widths, latent_dim)
     trunk = Trunk(_strided(widths), negative_slope, is_normal=True)
     module = Statistics(trunk, hidden_width)
     return from_module(module, tuple(image_shape), (latent_dim,))
@@ -259,7 +259,7 @@ def convnet_generator(
     Raises:
       ValueError: As `strided_generator`, or if the sides cannot be halved so often.
     """
-    _check(image_shape, widths, latent_dim, divisor=2 ** (len(widths) - 1))
+    check_sizes(image_shape, widths, latent_dim, divisor=2 ** (len(widths) - 1))
     module = ConvnetGenerator(tuple(image_shape), tuple(widths), is_normal)
     return from_module(module, (latent_dim,))
 
@@ -287,7 +287,7 @@ def convnet_energy(
     Raises:
       ValueError: As `convnet_generator`.
     """
-    _check(image_shape, widths, divisor=2 ** (len(widths) - 1))
+    check_sizes(image_shape, widths, divisor=2 ** (len(widths) - 1))
     trunk = Trunk(_convnet(widths), negative_slope, is_normal)
     return from_module(Energy(trunk), tuple(image_shape))
 
@@ -317,20 +317,7 @@ def convnet_statistics(
     Raises:
       ValueError: As `convnet_generator`.
     """
-    _check(image_shape, widths, latent_dim, divisor=2 ** (len(widths) - 1))
+    check_sizes(image_shape, widths, latent_dim, divisor=2 ** (len(widths) - 1))
     trunk = Trunk(_convnet(widths), negative_slope, is_normal)
     module = Statistics(trunk, hidden_width)
     return from_module(module, tuple(image_shape), (latent_dim,))
-
-
-def _check(image_shape, widths, latent_dim: int = 1, divisor: int = 1) -> None:
-    is_image = len(image_shape) == 3 and min(image_shape) > 0
-    if not is_image or any(side % divisor for side in image_shape[:2]):
-        raise ValueError(
-            "image_shape must be (height, width, channels) with sides that are"
-            f" multiples of {divisor}, got {tuple(image_shape)}"
-        )
-    if not widths or min(widths) < 1:
-        raise ValueError(f"widths must be positive, got {tuple(widths)}")
-    if latent_dim < 1:
-        raise ValueError(f"latent_dim must be positive, got {latent_dim}")

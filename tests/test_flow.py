@@ -9,20 +9,23 @@ import pytest
 
 from ebmjax import metrics, networks
 
+FLOWS = [networks.real_nvp, networks.masked_autoregressive]
 
-def bent(dim, num_layers=4):
+
+def bent(make, dim, num_layers=4):
     """A flow whose every parameter is moved from where it begins."""
-    flow = networks.real_nvp((dim,), num_layers=num_layers, widths=(8, 8))
+    flow = make((dim,), num_layers=num_layers, widths=(8, 8))
     shapes = jax.eval_shape(flow.init, jax.random.key(0))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda s: jnp.asarray(0.3 * rng.normal(size=s.shape)), shapes)
     return flow, params
 
 
+@pytest.mark.parametrize("make", FLOWS)
 @pytest.mark.parametrize("dim", [2, 5])
-def test_the_inverse_goes_back_and_both_have_the_jacobian_s_determinant(dim):
+def test_the_inverse_goes_back_and_both_have_the_jacobian_s_determinant(dim, make):
     with jax.enable_x64(True):
-        flow, params = bent(dim)
+        flow, params = bent(make, dim)
         z = jax.random.normal(jax.random.key(2), (dim,))
         x, log_det = jax.jit(flow.forward)(params, z)
         back, log_det_back = jax.jit(flow.inverse)(params, x)
@@ -34,8 +37,9 @@ def test_the_inverse_goes_back_and_both_have_the_jacobian_s_determinant(dim):
         np.testing.assert_allclose(log_det_back, -expected, atol=1e-10)
 
 
-def test_its_density_integrates_to_one_and_is_that_of_its_draws():
-    flow, params = bent(2)
+@pytest.mark.parametrize("make", FLOWS)
+def test_its_density_integrates_to_one_and_is_that_of_its_draws(make):
+    flow, params = bent(make, 2)
     log_total = metrics.quadrature(
         lambda x: -flow.log_prob(params, x), [(-15, 15), (-15, 15)], 500
     )
@@ -49,8 +53,9 @@ def test_its_density_integrates_to_one_and_is_that_of_its_draws():
     np.testing.assert_allclose(found, expected - log_det, rtol=1e-5)
 
 
-def test_as_it_begins_it_is_the_normal_law_of_its_affine_map():
-    flow = networks.real_nvp((3,), num_layers=3, widths=(8,))
+@pytest.mark.parametrize("make", FLOWS)
+def test_as_it_begins_it_is_the_normal_law_of_its_affine_map(make):
+    flow = make((3,), num_layers=3, widths=(8,))
     lower = np.array([[2.0, 0, 0], [0.5, 1.0, 0], [-1.0, 0.3, 0.5]])
     raw = lower.copy()
     np.fill_diagonal(raw, np.log(np.diag(lower)))
@@ -81,7 +86,20 @@ def test_bad_options_are_named(options, message):
         networks.real_nvp(options.pop("event_shape"), **options)
 
 
-def test_a_batch_is_refused():
-    flow, params = bent(2)
+@pytest.mark.parametrize("make", FLOWS)
+def test_a_batch_is_refused(make):
+    flow, params = bent(make, 2)
     with pytest.raises(ValueError, match=r"one example of shape \(2,\), got \(3, 2\)"):
         flow.log_prob(params, jnp.zeros((3, 2)))
+
+
+def test_a_masked_layer_s_element_knows_only_those_before_it():
+    """With one layer the density's map has a triangular Jacobian, in the order of the
+    elements; a dense one would not."""
+    flow, params = bent(networks.masked_autoregressive, 5, num_layers=1)
+    params |= {"lower": jnp.zeros((5, 5))}
+    x = jax.random.normal(jax.random.key(0), (5,))
+    jacobian = np.asarray(jax.jacobian(lambda x: flow.inverse(params, x)[0])(x))[::-1]
+    np.testing.assert_array_equal(np.triu(jacobian, 1), 0)
+    below = jacobian[np.tril_indices(5, -1)]
+    assert np.all(np.abs(below) > 1e-6)

@@ -2,7 +2,7 @@
 
 from ebmjax.networks.base import from_module
 from ebmjax.networks.convolution import convolution, transposed_convolution
-from ebmjax.networks.flow import Flow, real_nvp
+from ebmjax.networks.flow import Flow, masked_autoregressive, real_nvp
 from ebmjax.networks.inception import inception, inception_params
 from ebmjax.networks.max_entropy import (
     convnet_energy,
@@ -35,6 +35,7 @@ __all__ = [
     "from_module",
     "inception",
     "inception_params",
+    "masked_autoregressive",
     "mlp",
     "mlp_energy",
     "mlp_statistics",

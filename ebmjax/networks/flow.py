@@ -7,11 +7,12 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ebmjax.networks.layer import dense
+from ebmjax.networks.layer import dense, initializers
 from ebmjax.types import Array, Key, Params
 
-__all__ = ["Flow", "real_nvp"]
+__all__ = ["Flow", "masked_autoregressive", "real_nvp"]
 
 
 class Flow(NamedTuple):
@@ -83,14 +84,7 @@ def real_nvp(
     Source:
       Dinh, Sohl-Dickstein & Bengio (2017), "Density estimation using Real NVP".
     """
-    if len(event_shape) != 1 or event_shape[0] < 2:
-        raise ValueError(f"event_shape must be (d,) with d >= 2, got {event_shape}")
-    if num_layers < 1:
-        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
-    if not all(width > 0 for width in widths):
-        raise ValueError(f"widths must be positive, got {tuple(widths)}")
-    if not scale_bound > 0:
-        raise ValueError(f"scale_bound must be positive, got {scale_bound}")
+    _check(event_shape, num_layers, widths, scale_bound)
     (dim,) = event_shape
     # Layer i moves the elements i, i + 2, ... (mod 2), as the others say.
     halves = [(slice(i % 2, None, 2), slice(1 - i % 2, None, 2)) for i in (0, 1)]
@@ -108,40 +102,175 @@ def real_nvp(
             "lower": jnp.zeros((dim, dim)),
         }
 
-    def check(x):
-        if x.shape != event_shape:
-            raise ValueError(
-                f"real_nvp takes one example of shape {event_shape}, got {x.shape};"
-                " for a batch of examples use jax.vmap"
-            )
-
-    def lower_of(params):
-        raw = params["lower"]
-        log_diagonal = jnp.diagonal(raw)
-        return jnp.tril(raw, -1) + jnp.diag(jnp.exp(log_diagonal)), log_diagonal.sum()
-
     def forward(params, z):
-        check(z)
+        _check_example("real_nvp", event_shape, z)
         log_det = jnp.zeros((), z.dtype)
         for i, coupling in enumerate(params["couplings"]):
             moved, fixed = halves[i % 2]
             shift, log_scale = modules[i % 2].apply({"params": coupling}, z[fixed])
             z = z.at[moved].set(z[moved] * jnp.exp(log_scale) + shift)
             log_det += log_scale.sum()
-        lower, log_diagonal = lower_of(params)
-        return params["mean"] + lower @ z, log_det + log_diagonal
+        x, log_diagonal = _affine(params, z)
+        return x, log_det + log_diagonal
 
     def inverse(params, x):
-        check(x)
-        lower, log_diagonal = lower_of(params)
-        z = jax.scipy.linalg.solve_triangular(lower, x - params["mean"], lower=True)
-        log_det = -log_diagonal
+        _check_example("real_nvp", event_shape, x)
+        z, log_det = _affine_inverse(params, x)
         for i, coupling in reversed(list(enumerate(params["couplings"]))):
             moved, fixed = halves[i % 2]
             shift, log_scale = modules[i % 2].apply({"params": coupling}, z[fixed])
             z = z.at[moved].set((z[moved] - shift) * jnp.exp(-log_scale))
             log_det -= log_scale.sum()
         return z, log_det
+
+    return _flow(event_shape, init, forward, inverse)
+
+
+def masked_autoregressive(
+    event_shape: tuple[int, ...],
+    *,
+    num_layers: int,
+    widths: Sequence[int],
+    scale_bound: float = 2.0,
+) -> Flow:
+    """A masked autoregressive flow: every element by those before it.
+
+    Layers, each an affine map of an element whose shift and scale are functions of the
+    elements before it, by one masked network; between two of them the order is turned
+    round. A density takes one pass, a draw as many as there are elements: the opposite
+    of an inverse autoregressive flow. The affine map at the end, its parameters
+    `"mean"` and `"lower"`, and where the flow begins are as in `real_nvp`; its layers
+    are `"layers"`.
+
+    Args:
+      event_shape: Of one example, `(d,)` with `d` at least 2.
+      num_layers: Autoregressive layers.
+      widths: Of the hidden layers of a layer's network.
+      scale_bound: Largest log scale of a layer.
+
+    Returns:
+      A `Flow`.
+
+    Raises:
+      ValueError: As `real_nvp`.
+
+    Source:
+      Papamakarios, Pavlakou & Murray (2017), "Masked autoregressive flow for density
+      estimation"; Germain, Gregor, Murray & Larochelle (2015), "MADE".
+    """
+    _check(event_shape, num_layers, widths, scale_bound)
+    (dim,) = event_shape
+    # A unit of degree k sees elements of degree k and below; the output of degree k
+    # only units below it.
+    degrees = [np.arange(dim)]
+    degrees += [np.arange(width) % (dim - 1) for width in widths]
+    masks = [
+        (before[:, None] <= after[None]).astype(np.float32)
+        for before, after in zip(degrees, degrees[1:])
+    ]
+    last = (degrees[-1][:, None] < np.arange(dim)[None]).astype(np.float32)
+
+    def init(key):
+        def layer(key):
+            params = []
+            for mask in masks:
+                key, kernel_key, bias_key = jax.random.split(key, 3)
+                make = initializers(len(mask))
+                params.append(
+                    {
+                        "kernel": make["kernel_init"](kernel_key, mask.shape),
+                        "bias": make["bias_init"](bias_key, mask.shape[1:]),
+                    }
+                )
+            # Zero at first: the flow begins as the map that its affine layer is.
+            shape = (len(last), 2, dim)
+            return [*params, {"kernel": jnp.zeros(shape), "bias": jnp.zeros((2, dim))}]
+
+        return {
+            "layers": [layer(key) for key in jax.random.split(key, num_layers)],
+            "mean": jnp.zeros(dim),
+            "lower": jnp.zeros((dim, dim)),
+        }
+
+    def conditioner(params, x):
+        """`(shift [d], log scale [d])`, each element of those before it."""
+        h = x
+        for mask, layer in zip(masks, params):
+            h = nn.swish(h @ (layer["kernel"] * mask) + layer["bias"])
+        out = jnp.einsum("h,hkd->kd", h, params[-1]["kernel"] * last[:, None])
+        shift, raw = out + params[-1]["bias"]
+        return shift, scale_bound * jnp.tanh(raw / scale_bound)
+
+    def forward_layer(params, z):
+        def fill(x, index):
+            shift, log_scale = conditioner(params, x)
+            value = z[index] * jnp.exp(log_scale[index]) + shift[index]
+            return x.at[index].set(value), log_scale[index]
+
+        x, log_scales = jax.lax.scan(fill, jnp.zeros_like(z), jnp.arange(dim))
+        return x, log_scales.sum()
+
+    def forward(params, z):
+        _check_example("masked_autoregressive", event_shape, z)
+        log_det = jnp.zeros((), z.dtype)
+        for layer in params["layers"]:
+            z, log_scale = forward_layer(layer, z[::-1])
+            log_det += log_scale
+        x, log_diagonal = _affine(params, z)
+        return x, log_det + log_diagonal
+
+    def inverse(params, x):
+        _check_example("masked_autoregressive", event_shape, x)
+        z, log_det = _affine_inverse(params, x)
+        for layer in reversed(params["layers"]):
+            shift, log_scale = conditioner(layer, z)
+            z = ((z - shift) * jnp.exp(-log_scale))[::-1]
+            log_det -= log_scale.sum()
+        return z, log_det
+
+    return _flow(event_shape, init, forward, inverse)
+
+
+def _check(event_shape, num_layers, widths, scale_bound) -> None:
+    if len(event_shape) != 1 or event_shape[0] < 2:
+        raise ValueError(f"event_shape must be (d,) with d >= 2, got {event_shape}")
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+    if not all(width > 0 for width in widths):
+        raise ValueError(f"widths must be positive, got {tuple(widths)}")
+    if not scale_bound > 0:
+        raise ValueError(f"scale_bound must be positive, got {scale_bound}")
+
+
+def _check_example(name: str, event_shape, x: Array) -> None:
+    if x.shape != event_shape:
+        raise ValueError(
+            f"{name} takes one example of shape {event_shape}, got {x.shape};"
+            " for a batch of examples use jax.vmap"
+        )
+
+
+def _lower(params) -> tuple[Array, Array]:
+    """The triangular matrix, and the logarithm of its determinant."""
+    raw = params["lower"]
+    log_diagonal = jnp.diagonal(raw)
+    return jnp.tril(raw, -1) + jnp.diag(jnp.exp(log_diagonal)), log_diagonal.sum()
+
+
+def _affine(params, z: Array) -> tuple[Array, Array]:
+    lower, log_det = _lower(params)
+    return params["mean"] + lower @ z, log_det
+
+
+def _affine_inverse(params, x: Array) -> tuple[Array, Array]:
+    lower, log_det = _lower(params)
+    z = jax.scipy.linalg.solve_triangular(lower, x - params["mean"], lower=True)
+    return z, -log_det
+
+
+def _flow(event_shape, init, forward, inverse) -> Flow:
+    """From a standard normal latent."""
+    (dim,) = event_shape
 
     def sample(params, key):
         return forward(params, jax.random.normal(key, event_shape))[0]

@@ -176,3 +176,66 @@ def test_an_inception_score_on_paper():
     for wrong in (np.zeros(3), np.zeros((2, 3)), np.full((12, 2), np.nan)):
         with pytest.raises(ValueError, match="must be"):
             metrics.inception_score(wrong)
+
+
+def test_a_discrepancy_of_four_numbers_by_hand():
+    """A = {0, 1}, B = {2, 3}: (x y + 1)^3 within A is 1, within B 343, between 1, 1, 27
+    and 64; and the Gaussian's with bandwidth 1."""
+    a, b = np.array([[0.0], [1.0]]), np.array([[2.0], [3.0]])
+    exact = 1 + 343 - 2 * (1 + 1 + 27 + 64) / 4
+    np.testing.assert_allclose(metrics.maximum_mean_discrepancy(a, b), exact)
+    between = (np.exp(-2) + np.exp(-4.5) + np.exp(-0.5) + np.exp(-2)) / 4
+    found = metrics.maximum_mean_discrepancy(a, b, kernel="gaussian", bandwidth=1.0)
+    np.testing.assert_allclose(found, 2 * np.exp(-0.5) - 2 * between)
+    # The median of the distances 2, 3, 1, 2 is 2.
+    assert metrics.maximum_mean_discrepancy(
+        a, b, kernel="gaussian"
+    ) == metrics.maximum_mean_discrepancy(a, b, kernel="gaussian", bandwidth=2.0)
+    assert metrics.maximum_mean_discrepancy(
+        np.concatenate([a, b]), b, max_examples=2
+    ) == metrics.maximum_mean_discrepancy(a, b)
+
+
+@pytest.mark.parametrize("kernel", ["polynomial", "gaussian"])
+def test_two_sets_of_one_law_have_no_discrepancy_on_average(kernel):
+    """And of N(0, 1) and N(m, 1) with the Gaussian kernel of bandwidth 1: 2 / sqrt 3 (1
+    - exp(-m^2 / 6)); with the cubic one by moments up to the third."""
+    rng = np.random.default_rng(0)
+    options = {"bandwidth": 1.0} if kernel == "gaussian" else {}
+    mean = 0.5
+    same, apart = [], []
+    for _ in range(200):
+        a, b = rng.normal(size=(2, 100, 1))
+        for found, other in ((same, b), (apart, b + mean)):
+            found.append(
+                metrics.maximum_mean_discrepancy(a, other, kernel=kernel, **options)
+            )
+    for found, exact in (
+        (same, 0.0),
+        (
+            apart,
+            2 / 3**0.5 * (1 - np.exp(-(mean**2) / 6))
+            if kernel == "gaussian"
+            # Squared differences of the moments m, m^2 and 3 m + m^3, weights 3, 3, 1.
+            else 3 * mean**2 + 3 * mean**4 + (3 * mean + mean**3) ** 2,
+        ),
+    ):
+        error = 4 * np.std(found) / 200**0.5
+        np.testing.assert_allclose(np.mean(found), exact, atol=error)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"kernel": "linear"}, "kernel must be"),
+        ({"bandwidth": 1.0}, "of the gaussian kernel"),
+        ({"kernel": "gaussian", "bandwidth": -1.0}, "bandwidth must be positive"),
+        ({"features_a": np.zeros((1, 2))}, "features_a must be"),
+        ({"features_b": np.zeros((3, 1))}, "the same dimension, got 2 and 1"),
+        ({"features_b": np.full((3, 2), np.inf)}, "features_b"),
+    ],
+)
+def test_a_discrepancy_that_makes_no_sense_is_refused(options, message):
+    sets = {"features_a": np.zeros((3, 2)), "features_b": np.ones((3, 2))}
+    with pytest.raises(ValueError, match=message):
+        metrics.maximum_mean_discrepancy(**(sets | options))

@@ -6,6 +6,7 @@ from ebmjax.metrics.distances import (
     frechet_distance,
     frechet_distance_from_moments,
     inception_score,
+    maximum_mean_discrepancy,
 )
 from ebmjax.metrics.log_partition import (
     Annealed,
@@ -35,6 +36,7 @@ __all__ = [
     "inception_score",
     "kernel_stein_discrepancy",
     "kernel_stein_test",
+    "maximum_mean_discrepancy",
     "median_distance",
     "modes",
     "potential_scale_reduction",

@@ -50,6 +50,9 @@ class Experiment(NamedTuple):
       evaluate: `evaluate(state, key, directory) -> scalars`; `state` holds numpy
         arrays (and no key), figures go to `directory`.
       model_state: `"<network>_state"` -> mutable collections.
+      phases: Name -> some of the players, maybe with another number of updates each,
+        for steps at which not all take their usual turns.
+      phase: `phase(step) -> name`, of `phases`, or "" for `players`.
     """
 
     players: Mapping[str, training.Player]
@@ -57,6 +60,8 @@ class Experiment(NamedTuple):
     batch: Callable[[int], np.ndarray | Array]
     evaluate: Callable[[training.TrainState, Key, pathlib.Path], dict[str, float]]
     model_state: dict[str, Any] = {}
+    phases: Mapping[str, Mapping[str, training.Player]] = {}
+    phase: Callable[[int], str] = lambda step: ""
 
 
 def make_keys(seed: int) -> Keys:
@@ -483,7 +488,10 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
         model_state=experiment.model_state,
         ema_decay=ema_decay,
     )
-    update = training.pmap_update(experiment.players, ema_decay=ema_decay)
+    updates = {
+        name: training.pmap_update(players, ema_decay=ema_decay)
+        for name, players in _all_phases(experiment).items()
+    }
     figures = workdir / "figures"
     figures.mkdir(exist_ok=True, parents=True)
     checkpoints = Checkpoints(
@@ -537,7 +545,7 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
             return _train(
                 experiment,
                 config,
-                update,
+                updates,
                 state,
                 checkpoints,
                 log,
@@ -550,27 +558,36 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
         checkpoints.close()
 
 
+def _all_phases(experiment: Experiment) -> dict[str, Mapping[str, training.Player]]:
+    """Name -> players; "" is the usual one."""
+    return {"": experiment.players, **experiment.phases}
+
+
 def _train(
-    experiment, config, update, state, checkpoints, log, evaluate, best, preemption
+    experiment, config, updates, state, checkpoints, log, evaluate, best, preemption
 ) -> dict[str, float]:
-    train, players = config.train, experiment.players
-    num_microbatches = sum(player.num_updates for player in players.values())
-    rows = config.data.batch_size // jax.process_count() * num_microbatches
+    train = config.train
+    num_microbatches = {
+        name: sum(player.num_updates for player in players.values())
+        for name, players in _all_phases(experiment).items()
+    }
     is_cpu = jax.default_backend() == "cpu"
 
     def fetch_batch(step):
-        batch = experiment.batch(step)
+        batch, num = experiment.batch(step), num_microbatches[experiment.phase(step)]
+        rows = config.data.batch_size // jax.process_count() * num
         if batch.shape[0] != rows:
             raise ValueError(
                 f"batch({step}) must have {rows} rows, got {batch.shape[0]}"
             )
-        return _lay_out(batch, jax.local_device_count(), num_microbatches)
+        return _lay_out(batch, jax.local_device_count(), num)
 
     step = int(state.step)
     batch = fetch_batch(step)
     last_time, last_step, result = None, step, {}
     while step < train.num_steps:
-        state, scalars = update(state, batch)
+        phase = experiment.phase(step)
+        state, scalars = updates[phase](state, batch)
         step += 1
         if step < train.num_steps:
             batch = fetch_batch(step)  # while the devices work
@@ -595,7 +612,7 @@ def _train(
                 clock = {}
                 if step > last_step:
                     rate = (step - last_step) / (now - last_time)
-                    size = config.data.batch_size * num_microbatches
+                    size = config.data.batch_size * num_microbatches[phase]
                     clock = {
                         "steps_per_second": rate,
                         "examples_per_second": rate * size,

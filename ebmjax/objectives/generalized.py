@@ -39,7 +39,12 @@ from ebmjax.objectives.base import (
 from ebmjax.samplers.base import check_count, check_number
 from ebmjax.types import Array, Energy, Network, Params
 
-__all__ = ["base_objective", "energy_objective", "redescending_gradients"]
+__all__ = [
+    "base_objective",
+    "energy_objective",
+    "likelihood",
+    "redescending_gradients",
+]
 
 ESTIMATORS = ("kale", "donsker_varadhan")
 
@@ -206,6 +211,26 @@ def base_objective(
             "effective_draws": 1 / jnp.sum(weights**2) / len(draws),
         }
         return kale, Aux(carry, *jax.lax.stop_gradient((metrics, renewed)))
+
+    return Objective(init=lambda key: (), loss=loss)
+
+
+def likelihood(log_prob: LogProb, *, name: str = "energy") -> Objective:
+    """Minus the mean log likelihood of a model whose density is known: a baseline.
+
+    Args:
+      log_prob: `log_prob(params, x) -> []`, in nats, normalised.
+      name: Of its parameters: `params[name]`.
+
+    Returns:
+      A stateless `Objective` for a player that trains `(name,)`. Metrics:
+      `log_likelihood`.
+    """
+
+    def loss(params, key, batch, carry):
+        del key
+        value = jax.vmap(log_prob, (None, 0))(params[name], batch).mean()
+        return -value, Aux(carry, {"log_likelihood": jax.lax.stop_gradient(value)})
 
     return Objective(init=lambda key: (), loss=loss)
 

@@ -71,7 +71,7 @@ SAMPLERS = {
 
 NOT_SAMPLERS = {"sample_chain", "sample_chains", "sample_annealed", "adapt"}
 NOT_SAMPLERS |= {"chain_generator", "invert_chain"}
-NOT_SAMPLERS |= {"coupled_chains", "unbiased_weights"}
+NOT_SAMPLERS |= {"coupled_chains", "coupled_gibbs_chains", "unbiased_weights"}
 
 _LANGEVIN = samplers.langevin(step_size=0.1)
 _CD = functools.partial(

@@ -6,6 +6,7 @@ from ebmjax.samplers.base import Sampler, sample_chain, sample_chains
 from ebmjax.samplers.coupled import (
     CoupledChains,
     coupled_chains,
+    coupled_gibbs_chains,
     unbiased_weights,
 )
 from ebmjax.samplers.hmc import HMCInfo, HMCState, hmc
@@ -47,6 +48,7 @@ __all__ = [
     "adapt",
     "chain_generator",
     "coupled_chains",
+    "coupled_gibbs_chains",
     "hmc",
     "independence",
     "invert_chain",

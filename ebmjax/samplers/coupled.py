@@ -9,13 +9,19 @@ import jax.numpy as jnp
 from ebmjax.samplers.base import (
     check_count,
     check_number,
+    check_values,
     draw_uniform,
     scalar_energy,
     value,
 )
 from ebmjax.types import Array, EnergyFn, Key
 
-__all__ = ["CoupledChains", "coupled_chains", "unbiased_weights"]
+__all__ = [
+    "CoupledChains",
+    "coupled_chains",
+    "coupled_gibbs_chains",
+    "unbiased_weights",
+]
 
 COUPLINGS = ("reflection", "maximal")
 
@@ -91,31 +97,127 @@ def coupled_chains(
     def log_uniform(key):
         return jnp.log(draw_uniform(key, (), x))
 
-    def together(carry, index):
-        leader, follower, has_met = carry
-        proposal_key, accept_key = jax.random.split(jax.random.fold_in(key, index))
+    def together(key, leader, follower):
+        proposal_key, accept_key = jax.random.split(key)
         proposals = propose(proposal_key, leader[0], follower[0], step_size)
         uniform = log_uniform(accept_key)
-        leader = accept(uniform, proposals[0], leader)
-        follower = accept(uniform, proposals[1], follower)
+        return (
+            accept(uniform, proposals[0], leader),
+            accept(uniform, proposals[1], follower),
+        )
+
+    def alone(key, leader):
+        proposal_key, accept_key = jax.random.split(key)
+        noise = jax.random.normal(proposal_key, x.shape, x.dtype)
+        return accept(log_uniform(accept_key), leader[0] + step_size * noise, leader)
+
+    start = (x, energy_fn(x)), (y, energy_fn(y))
+    return _pair(key, start, alone, together, max_steps)
+
+
+def coupled_gibbs_chains(
+    energy_fn: EnergyFn,
+    key: Key,
+    x: Array,
+    y: Array,
+    *,
+    max_steps: int,
+    values: tuple[float, float] = (0.0, 1.0),
+) -> CoupledChains:
+    """Two Gibbs chains of binary data that are each right alone, and meet.
+
+    A move draws every element in turn from its law given the others. Both chains
+    compare theirs with one uniform number, so that the two draws are equal as often as
+    they can be.
+
+    Args:
+      energy_fn: Energy of one example, whose elements are of two values.
+      key: A typed key.
+      x: As in `coupled_chains`.
+      y: As in `coupled_chains`.
+      max_steps: Moves of the leader, whether or not they meet before. A move takes two
+        energies for every element and chain.
+      values: The two values of an element.
+
+    Returns:
+      `CoupledChains` of one pair.
+
+    Raises:
+      ValueError: If `max_steps` is below 1, the two values are equal, or `x` cannot
+        have them.
+
+    Source:
+      As `coupled_chains`.
+    """
+    check_count("max_steps", max_steps, 1)
+    check_values(values, x.dtype)
+    energy_fn = functools.partial(value, scalar_energy(energy_fn))
+    low, high = (jnp.asarray(v, x.dtype) for v in values)
+
+    def redrawn(position, site, logit):
+        """With one element drawn anew: `logit` is that of a uniform number."""
+        flat = position.reshape(-1)
+        at_low, at_high = (
+            energy_fn(flat.at[site].set(v).reshape(x.shape)) for v in (low, high)
+        )
+        difference = at_low - at_high
+        drawn = jnp.where(logit < difference, high, low)
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            # An energy that is no number is not to end up as one of the two values.
+            drawn = jnp.where(jnp.isnan(difference), jnp.nan, drawn)
+        return flat.at[site].set(drawn).reshape(x.shape)
+
+    def sweep(key, positions):
+        def site(positions, inputs):
+            index, logit = inputs
+            return jax.tree.map(lambda p: redrawn(p, index, logit), positions), ()
+
+        # The logit of a uniform number is a logistic one.
+        logits = jax.random.logistic(key, (x.size,))
+        return jax.lax.scan(site, positions, (jnp.arange(x.size), logits))[0]
+
+    def alone(key, leader):
+        return sweep(key, leader)
+
+    def together(key, leader, follower):
+        return sweep(key, (leader, follower))
+
+    start = (x,), (y,)
+    return _pair(key, start, alone, together, max_steps)
+
+
+def _pair(key, start, alone, together, max_steps: int) -> CoupledChains:
+    """One chain ahead by a move, then both together.
+
+    Args:
+      key: Move i's is `fold_in(key, i)`.
+      start: Two states, tuples of which the first entry is the position.
+      alone: `alone(key, leader) -> leader`.
+      together: `together(key, leader, follower) -> (leader, follower)`.
+      max_steps: Of the leader.
+    """
+
+    def joined(leader, follower, has_met):
         has_met |= jnp.all(leader[0] == follower[0])
         # Equal positions have equal energies, but for what a compiler makes of them.
         follower = jax.tree.map(lambda a, b: jnp.where(has_met, a, b), leader, follower)
-        return (leader, follower, has_met), (leader[0], follower[0], has_met)
+        return leader, follower, has_met
 
-    leader, follower = (x, energy_fn(x)), (y, energy_fn(y))
-    proposal_key, accept_key = jax.random.split(jax.random.fold_in(key, 0))
-    noise = jax.random.normal(proposal_key, x.shape, x.dtype)
-    moved = accept(log_uniform(accept_key), x + step_size * noise, leader)
-    has_met = jnp.all(moved[0] == y)
-    follower = jax.tree.map(lambda a, b: jnp.where(has_met, a, b), moved, follower)
+    def move(carry, index):
+        leader, follower, has_met = carry
+        pair = together(jax.random.fold_in(key, index), leader, follower)
+        carry = joined(*pair, has_met)
+        return carry, (carry[0][0], carry[1][0], carry[2])
+
+    leader, follower = start
+    first = joined(alone(jax.random.fold_in(key, 0), leader), follower, False)
     _, (leaders, followers, have_met) = jax.lax.scan(
-        together, (moved, follower, has_met), jnp.arange(1, max_steps)
+        move, first, jnp.arange(1, max_steps)
     )
-    met_at = jnp.concatenate([jnp.atleast_1d(has_met), have_met])
+    met_at = jnp.concatenate([jnp.atleast_1d(first[2]), have_met])
     return CoupledChains(
-        leader=jnp.concatenate([jnp.stack([x, moved[0]]), leaders]),
-        follower=jnp.concatenate([jnp.expand_dims(y, 0), followers]),
+        leader=jnp.concatenate([jnp.stack([leader[0], first[0][0]]), leaders]),
+        follower=jnp.concatenate([jnp.expand_dims(follower[0], 0), followers]),
         meeting_time=(1 + jnp.sum(~met_at)).astype(jnp.int32),
     )
 
@@ -179,9 +281,11 @@ def unbiased_weights(
       `([max_steps + 1], [max_steps])`, for leader and follower.
 
     Raises:
-      ValueError: Unless `0 <= num_burn_in <= num_steps <= max_steps`.
+      ValueError: Unless `0 <= num_burn_in <= num_steps <= max_steps`, whole numbers.
     """
-    if not 0 <= num_burn_in <= num_steps <= max_steps:
+    check_count("num_burn_in", num_burn_in, 0)
+    check_count("num_steps", num_steps, 0)
+    if not num_burn_in <= num_steps <= max_steps:
         raise ValueError(
             "num_burn_in, num_steps and max_steps must not decrease, nor be negative,"
             f" got {num_burn_in}, {num_steps} and {max_steps}"

@@ -176,14 +176,10 @@ def coupled_gibbs_chains(
         logits = jax.random.logistic(key, (x.size,))
         return jax.lax.scan(site, positions, (jnp.arange(x.size), logits))[0]
 
-    def alone(key, leader):
-        return sweep(key, leader)
-
     def together(key, leader, follower):
         return sweep(key, (leader, follower))
 
-    start = (x,), (y,)
-    return _pair(key, start, alone, together, max_steps)
+    return _pair(key, ((x,), (y,)), sweep, together, max_steps)
 
 
 def _pair(key, start, alone, together, max_steps: int) -> CoupledChains:

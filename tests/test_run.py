@@ -267,7 +267,7 @@ def start(workdir, *options, devices=8, **variables):
         os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", **variables
     )
     flag = f"--xla_force_host_platform_device_count={devices}"
-    environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {flag}"  # the last one counts
+    environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {flag}"  # the last counts
     command = [sys.executable, "tests/small_experiment.py", f"--workdir={workdir}"]
     return subprocess.Popen(
         [*command, *options],

@@ -206,7 +206,8 @@ def guard_config(
     Args:
       config: Of this start.
       workdir: May be empty, or hold a run that has neither logged nor saved anything.
-      may_differ: How the names of options begin that are not compared.
+      may_differ: How the names of options begin that are not compared, beside those of
+        a sweep.
 
     Raises:
       ValueError: With every difference, old -> new; if the config there is damaged.
@@ -219,7 +220,7 @@ def guard_config(
         f"  {key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}"
         for key in sorted(set(old) | set(new))
         if old.get(key, missing) != new.get(key, missing)
-        and not key.startswith(may_differ)
+        and not key.startswith((*may_differ, "sweep."))  # no run of its own reads it
     ]
     if changed:
         raise ValueError("\n".join([f"{workdir} holds another run:", *changed]))

@@ -326,7 +326,8 @@ def test_the_gradient_of_a_binary_machine_s_likelihood_is_exact():
 def test_bars_and_stripes_are_learned_up_to_their_own_entropy():
     """T21: 32 images of 4 x 4, 30 of them distinct, whose log likelihood is at most 28
     log(1 / 32) + 4 log(2 / 32) = -108.13; evenly over all images it is -354.9. A
-    machine with 16 hidden units, by enumeration of its 65,536 states."""
+    machine with 16 hidden units, by enumeration of its 65,536 states. (That there is no
+    bias is the test above's to show.)"""
     lines = states(4)
     columns = np.repeat(lines[:, None], 4, axis=1)
     images = np.concatenate([columns, columns.swapaxes(1, 2)]).reshape(32, 16)
@@ -366,6 +367,90 @@ def test_bars_and_stripes_are_learned_up_to_their_own_entropy():
     assert -200 < found <= most
 
 
+def test_the_last_positions_of_leaders_are_what_is_remembered():
+    """Replay from 8 of N(0, 1): a step that moves on leaves it near 0."""
+    start = starts.replay(
+        lambda key, shape: 8.0 + jnp.zeros(shape),
+        event_shape=(1,),
+        capacity=64,
+        reinit_prob=0.0,
+    )
+    objective = objectives.unbiased_contrastive_divergence(
+        lambda a, x: 0.5 * a * jnp.sum(x**2),
+        step_size=1.5,
+        start=start,
+        num_steps=30,
+        max_steps=60,
+    )
+    carry = objective.init(jax.random.key(0))
+    batch = jnp.zeros((64, 1))
+    _, aux = objective.loss({"energy": 1.0}, jax.random.key(1), batch, carry)
+    found = np.concatenate([np.ravel(x) for x in jax.tree.leaves(aux.carry)])
+    found = found[found != 8.0]
+    # 64 slots drawn with or without repetition: most have moved, and far.
+    assert len(found) > 30 and np.abs(found).max() < 5
+
+
+def test_a_pair_that_meets_at_the_last_move_has_met():
+    """One site, any energy: the second move draws both from one law by one number. So
+    they meet at 2 at the latest, and at 1 where the first move stays: with a flat
+    energy for half of them."""
+    make = functools.partial(
+        objectives.unbiased_contrastive_divergence,
+        lambda params, x: params * jnp.sum(x),
+        values=(0.0, 1.0),
+        start=starts.data(),
+        num_steps=1,
+    )
+    batch = jnp.zeros((2_000, 1))
+    for max_steps, share in ((1, 0.5), (2, 0.0), (3, 0.0)):
+        _, aux = make(max_steps=max_steps).loss(
+            {"energy": 0.0}, jax.random.key(0), batch, ()
+        )
+        error = 4 * (share * (1 - share) / 2_000) ** 0.5
+        np.testing.assert_allclose(aux.metrics["cut_off_rate"], share, atol=error)
+
+
+def test_positions_without_weight_need_no_finite_energy():
+    """Of a law on [-1, 1] from a start outside: what is left out is not looked at."""
+    objective = objectives.unbiased_contrastive_divergence(
+        lambda a, x: jnp.where(jnp.abs(x) < 1, a * x**2, jnp.inf),
+        step_size=1.0,
+        start=starts.noise(lambda key, shape: 1.5 + jnp.zeros(shape)),
+        num_burn_in=59,
+        num_steps=60,
+        max_steps=60,
+    )
+    batch = jnp.zeros(16)
+    (value, aux), slope = jax.value_and_grad(
+        lambda a: objective.loss({"energy": a}, jax.random.key(0), batch, ()),
+        has_aux=True,
+    )(0.5)
+    assert aux.metrics["cut_off_rate"] == 0
+    # Mean of a x^2 on [-1, 1] is between 0 and a.
+    assert -0.5 < value < 0 and -1 < slope < 0
+
+
+def test_values_that_the_data_cannot_have_are_refused():
+    for x, values in ((jnp.zeros(3, int), (-0.5, 0.5)), (jnp.zeros(3, bool), (-1, 1))):
+        with pytest.raises(ValueError, match="values must be .* as x is"):
+            samplers.coupled_gibbs_chains(
+                jnp.sum, jax.random.key(0), x, x, max_steps=3, values=values
+            )
+    with pytest.raises(ValueError, match="num_steps must be a whole number"):
+        samplers.unbiased_weights(jnp.array(1), 0, 2.5, 5)
+
+
+def test_an_energy_that_is_no_number_is_seen():
+    def energy(x):
+        return jnp.where(x[0] > 0, jnp.nan, 0.0)
+
+    chains = samplers.coupled_gibbs_chains(
+        energy, jax.random.key(0), jnp.zeros(2), jnp.zeros(2), max_steps=3
+    )
+    assert np.isnan(chains.leader[-1]).any()
+
+
 def test_one_kind_of_chain_is_asked_for():
     make = functools.partial(
         objectives.unbiased_contrastive_divergence,
@@ -382,5 +467,5 @@ def test_one_kind_of_chain_is_asked_for():
             make(**options)
     with pytest.raises(ValueError, match="values must be two"):
         samplers.coupled_gibbs_chains(
-            jnp.sum, jax.random.key(0), 0.0, 0.0, max_steps=3, values=(1, 1)
+            jnp.sum, jax.random.key(0), *jnp.zeros((2, 1)), max_steps=3, values=(1, 1)
         )

@@ -105,13 +105,13 @@ def test_the_last_fraction_is_weighed_and_not_moved_and_steps_may_change():
     np.testing.assert_allclose(found.log_weights, weights, atol=1e-5)
 
 
-def test_the_bracket_holds_the_truth_as_often_as_it_should():
+@pytest.mark.parametrize("dim, step_size", [(1, 0.5), (10, 0.2), (100, 0.08)])
+def test_the_bracket_holds_the_truth_as_often_as_it_should(dim, step_size):
     """Of 200 brackets of 16 chains each, bounds widened by two standard errors: each
     side misses with a chance of at most 2.3 % for normal means, more for few; 8 % and
     four binomial errors."""
-    dim = 2
     energy_fn, truth, draw = wide_gaussian(dim)
-    sampler = samplers.mala(step_size=0.3)
+    sampler = samplers.mala(step_size=step_size)
     num, size = 200, 16
     options = {"reference": normal_reference(dim), "fractions": 30}
     forward = metrics.annealed_importance_sampling(

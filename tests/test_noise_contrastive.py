@@ -100,26 +100,70 @@ def test_nce_finds_what_the_energy_of_mixed_sources_leaves_out():
 
 
 @pytest.mark.parametrize(
-    "variance, expected_variances",
-    [(1.0, (4.0, 1.0)), (2.0, (3.0042, 1.2606)), (4.0, (2.9953, 1.8153))],
+    "variance, num_noise, expected_variances",
+    [
+        (1.0, 1, (4.0, 1.0)),
+        (2.0, 1, (3.0042, 1.2606)),
+        (4.0, 1, (2.9953, 1.8153)),
+        (1.0, 10, (2.2, 0.55)),
+        (2.0, 10, (2.1132, 0.5818)),
+        (4.0, 10, (2.1219, 0.6450)),
+        (1.0, 1000, (2.002, 0.5005)),
+    ],
 )
-def test_nce_has_the_variance_of_theory(variance, expected_variances):
-    """With as much noise as data: inverse Hessian, covariance of the gradient, inverse
-    Hessian. Maximum likelihood has 2 for the precision."""
+def test_nce_has_the_variance_of_theory(variance, num_noise, expected_variances):
+    """Inverse Hessian, covariance of the gradient, inverse Hessian. Of so much noise
+    the draws are independent, and all are one node here: the covariance of what it
+    alone does is divided by their number. Maximum likelihood has 2 for the
+    precision."""
     data, noise = normal_nodes(), normal_nodes(variance=variance)
     weights = np.outer(data[1], noise[1])
 
     def losses(theta):
         params = {"energy": theta[0], "log_partition": theta[1]}
-        return pair_losses(contrast(variance), params, data, noise)
+        return pair_losses(contrast(variance, num_noise), params, data, noise)
 
     truth = jnp.array([1.0, HALF_LOG])
     gradients = jax.jacfwd(losses)(truth)
     hessian = jax.hessian(lambda theta: jnp.sum(weights * losses(theta)))(truth)
-    covariance = jnp.einsum("xy,xyi,xyj->ij", weights, gradients, gradients)
+    of_data = jnp.einsum("y,xyi->xi", noise[1], gradients)
+    of_noise = jnp.einsum("x,xyi->yi", data[1], gradients)
+    # Both have the mean 0: at the truth, that of all gradients.
+    mean = jnp.einsum("xy,xyi->i", weights, gradients)
+    np.testing.assert_allclose(mean, 0.0, atol=1e-6)
+    covariance = jnp.einsum("x,xi,xj->ij", data[1], of_data, of_data)
+    covariance += jnp.einsum("y,yi,yj->ij", noise[1], of_noise, of_noise) / num_noise
     inverse = np.linalg.inv(hessian)
     found = np.diag(inverse @ covariance @ inverse)
     np.testing.assert_allclose(found, expected_variances, rtol=2e-4)
+
+
+def test_every_noise_is_a_draw_of_its_own():
+    """An energy that is a table, of 10,000 numbers: the gradient is not 0 where one was
+    looked up. Of 40 draws two are the same with a chance of one in 13."""
+
+    def draw(key):
+        return jax.random.randint(key, (), 0, 10_000).astype(float)
+
+    def energy(table, x):
+        return table[x.astype(int)]
+
+    objectives_of_table = {
+        "noise": objectives.noise_contrastive(
+            energy, noise_distribution=(draw, lambda x: 0.0 * x), num_noise=20
+        ),
+        "itself": objectives.self_contrastive(
+            energy, sample=lambda params, key: draw(key), num_noise=20
+        ),
+    }
+    for objective in objectives_of_table.values():
+
+        def loss(table, objective=objective):
+            params = {"energy": table, "log_partition": jnp.array(0.0)}
+            return objective.loss(params, jax.random.key(0), jnp.zeros(2), ())[0]
+
+        slope = jax.grad(loss)(jnp.zeros(10_000))
+        assert np.sum(np.asarray(slope)[1:] != 0) >= 39
 
 
 def test_nce_draws_as_much_noise_as_it_says_and_counts_it_once():

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 import small_experiment
+from ml_collections import ConfigDict
 from small_experiment import build, get_config
 
 from experiments import _checkpoint, _run
@@ -120,6 +121,13 @@ def test_another_config_is_refused_with_every_difference(straight):
     assert "learning_rate: 0.01 -> 0.5" in str(error.value)
     assert "data.std: 2.0 -> 3.0" in str(error.value)
     assert (straight / "config.json").read_text() == before
+
+
+def test_what_only_a_sweep_reads_is_not_compared(straight):
+    """A sweep's cells have no such section; alone they are evaluated with one."""
+    settings = config().unlock()
+    settings.sweep = ConfigDict({"num_seeds": 3})
+    _run.guard_config(settings.lock(), straight)
 
 
 def test_a_nan_stops_the_run_by_name_and_keeps_the_last_good_checkpoint(tmp_path):
@@ -259,7 +267,7 @@ def start(workdir, *options, devices=8, **variables):
         os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", **variables
     )
     flag = f"--xla_force_host_platform_device_count={devices}"
-    environment["XLA_FLAGS"] = flag
+    environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {flag}"  # the last counts
     command = [sys.executable, "tests/small_experiment.py", f"--workdir={workdir}"]
     return subprocess.Popen(
         [*command, *options],

@@ -139,6 +139,35 @@ def test_slices_have_the_exact_mean_and_the_variance_of_their_directions(project
     np.testing.assert_allclose(values.var(), variance, rtol=5 * (14 / num) ** 0.5)
 
 
+@pytest.mark.parametrize("projection", ["rademacher", "gaussian"])
+def test_a_sliced_square_has_the_variance_of_its_directions(projection):
+    """E = b . x has no second derivatives: (v . b)^2 / 2 is left, of mean |b|^2 / 2 and
+    variance (|b|^4 - sum of b_i^4) / 2 for signs, |b|^4 / 2 for normals. With the
+    reduction there is none."""
+    b = jnp.array([1.0, -0.5, 2.0])
+    objective, reduced = (
+        objectives.sliced_score_matching(
+            lambda params, x: jnp.sum(params * x),
+            projection=projection,
+            variance_reduced=is_reduced,
+        )
+        for is_reduced in (False, True)
+    )
+    num = 40_000
+    keys = jax.random.split(jax.random.key(3), num)
+    params, x = {"energy": b}, jnp.zeros((1, 3))
+    values = jax.vmap(lambda key: objective.loss(params, key, x, ())[0])(keys)
+    fourth = float(jnp.sum(b**2)) ** 2
+    variance = 0.5 * fourth
+    if projection == "rademacher":
+        variance -= 0.5 * float(jnp.sum(b**4))
+    half = 0.5 * fourth**0.5
+    assert abs(values.mean() - half) < 5 * (variance / num) ** 0.5
+    # A chi-squared's fourth moment is 15 squares of its variance at most.
+    np.testing.assert_allclose(values.var(), variance, rtol=5 * (14 / num) ** 0.5)
+    np.testing.assert_allclose(loss(reduced, params, x, key=5), half, rtol=1e-12)
+
+
 def test_directions_on_the_sphere_have_the_square_root_of_the_dimension():
     v = MODULE.draw_directions(jax.random.key(0), "sphere", (100, 2, 3), jnp.float64)
     np.testing.assert_allclose((v**2).sum((1, 2)), 6.0, rtol=1e-12)
@@ -232,6 +261,35 @@ def test_denoising_learns_the_noised_data(monkeypatch, variance_reduction):
     best = 1 / (variance + scale**2)
     np.testing.assert_allclose(jax.grad(mean_loss)(best), 0.0, atol=1e-12)
     np.testing.assert_allclose(jax.grad(jax.grad(mean_loss))(best), 1 / best, rtol=1e-9)
+
+
+@pytest.mark.parametrize("variance_reduction", ["antithetic", "control_variate", None])
+def test_denoising_three_numbers_learns_the_score_of_their_kernel_density(
+    monkeypatch, variance_reduction
+):
+    """The mean of (x_i - x) / s^2 with the weights of normals about the x_i: moved from
+    it in any direction, here two, the loss has no slope and curves upwards."""
+    data, scale = np.array([-1.0, 0.2, 1.5]), 0.6
+
+    def kernel_score(x):
+        weights = jax.nn.softmax(-0.5 * (x - data) ** 2 / scale**2)
+        return jnp.sum(weights * (data - x)) / scale**2
+
+    def score(params, x):
+        return kernel_score(x) + params[0] * jnp.sin(x) + params[1] * x**2
+
+    objective = objectives.denoising_score_matching(
+        score_network=score, noise_scale=scale, variance_reduction=variance_reduction
+    )
+
+    def mean_loss(params):
+        points = data, np.full(3, 1 / 3)
+        return expected(monkeypatch, objective, {"score": params}, points)
+
+    slope = jax.grad(mean_loss)(jnp.zeros(2))
+    np.testing.assert_allclose(slope, 0.0, atol=1e-8)
+    curvature = jax.hessian(mean_loss)(jnp.zeros(2))
+    assert np.linalg.eigvalsh(curvature).min() > 0.1
 
 
 def test_denoising_in_many_dimensions_has_the_same_law():

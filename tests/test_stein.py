@@ -173,3 +173,11 @@ def test_too_few_examples_and_other_shapes_are_named():
         metrics.kernel_stein_discrepancy(jnp.sum, jnp.ones((1, 2)))
     with pytest.raises(ValueError, match=r"one shape .*\(3,\) and \(3, 2\)"):
         metrics.stein_kernel(jnp.ones(3), jnp.ones((3, 2)))
+
+
+def test_data_that_are_no_numbers_are_no_evidence():
+    x = jnp.full((20, 2), jnp.nan)
+    found = metrics.kernel_stein_test(
+        lambda x: 0.5 * jnp.sum(x**2), jax.random.key(0), x, bandwidth=1.0
+    )
+    assert jnp.isnan(found.statistic) and jnp.isnan(found.p_value)

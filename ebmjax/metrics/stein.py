@@ -198,4 +198,7 @@ def kernel_stein_test(
     draws = jnp.sum((signs @ pairs) * signs, axis=1) / num
     # The statistic is one of the draws that there might have been.
     at_least = jnp.sum(draws >= statistic)
-    return SteinTest(statistic, (1 + at_least) / (1 + num_bootstrap))
+    p_value = (1 + at_least) / (1 + num_bootstrap)
+    # Nothing is at least as large as what is no number: no evidence of anything.
+    p_value = jnp.where(jnp.isnan(statistic), jnp.nan, p_value)
+    return SteinTest(statistic, p_value)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax.objectives.base import Objective, as_function, averaged
+from ebmjax.samplers.base import check_values
 from ebmjax.types import Array, Energy, Network
 
 __all__ = ["minimum_probability_flow", "ratio_matching"]
@@ -31,7 +32,7 @@ def ratio_matching(
       others)`.
 
     Raises:
-      ValueError: If the two values are equal.
+      ValueError: If the two values are equal; at trace, if data cannot have them.
 
     Source:
       Hyvarinen (2007), "Some extensions of score matching".
@@ -64,7 +65,7 @@ def minimum_probability_flow(
       A stateless `Objective` without metrics.
 
     Raises:
-      ValueError: If the two values are equal.
+      ValueError: If the two values are equal; at trace, if data cannot have them.
 
     Source:
       Sohl-Dickstein, Battaglino & DeWeese (2011), "Minimum probability flow learning".
@@ -81,11 +82,11 @@ def minimum_probability_flow(
 def energies_of_flips(energy: Energy | Network, values: tuple[float, float]):
     """`(params, x) -> (energy [], energies with element i flipped [d])`."""
     energy = as_function(energy)
+    check_values(values, float)
     low, high = values
-    if low == high:
-        raise ValueError(f"values must be two different numbers, got {values}")
 
     def flips(params, x: Array):
+        check_values(values, x.dtype)
         flat = x.reshape(-1)
 
         def flipped(index):

@@ -91,10 +91,13 @@ def unbiased_contrastive_divergence(
                 pair.meeting_time, num_burn_in, num_steps, max_steps
             )
             energies = jax.vmap(partial(energy, trained))
-            return sum(
-                jnp.sum(weight * energies(x))
-                for weight, x in zip(weights, (pair.leader, pair.follower))
-            )
+            total = 0.0
+            for weight, x in zip(weights, (pair.leader, pair.follower)):
+                # What has no weight may have no finite energy either.
+                used = (weight != 0).reshape(-1, *[1] * (x.ndim - 1))
+                x = jnp.where(used, x, pair.leader[-1:])
+                total += jnp.sum(weight * energies(x))
+            return total
 
         at_data = jax.vmap(partial(energy, trained))(batch).mean()
         at_model = jax.vmap(mean_energy)(pairs).mean()

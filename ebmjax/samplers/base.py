@@ -75,6 +75,16 @@ def check_count(name: str, value, least: int) -> None:
         )
 
 
+def check_values(values, dtype) -> None:
+    """Raises unless they are two different numbers that this dtype can hold."""
+    found = tuple(values)
+    if len(found) != 2 or found[0] == found[1]:
+        raise ValueError(f"values must be two different numbers, got {found}")
+    for number in found:
+        if np.asarray(number).astype(dtype) != number:
+            raise ValueError(f"values must be {np.dtype(dtype)} as x is, got {found}")
+
+
 def value(function: EnergyFn, x: Array) -> Array:
     """`function(x)`, in float32 at least: an energy may compute in bfloat16."""
     result = jnp.asarray(function(x))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ebmjax.samplers.base import (
     check_count,
     check_number,
+    check_values,
     draw_uniform,
     scalar_energy,
     value,
@@ -142,43 +143,43 @@ def coupled_gibbs_chains(
       `CoupledChains` of one pair.
 
     Raises:
-      ValueError: If `max_steps` is below 1, or the two values are equal.
+      ValueError: If `max_steps` is below 1, the two values are equal, or `x` cannot
+        have them.
 
     Source:
       As `coupled_chains`.
     """
     check_count("max_steps", max_steps, 1)
-    if values[0] == values[1]:
-        raise ValueError(f"values must be two, got {values}")
+    check_values(values, x.dtype)
     energy_fn = functools.partial(value, scalar_energy(energy_fn))
     low, high = (jnp.asarray(v, x.dtype) for v in values)
 
-    def drawn(position, site, logit):
+    def redrawn(position, site, logit):
         """With one element drawn anew: `logit` is that of a uniform number."""
         flat = position.reshape(-1)
         at_low, at_high = (
             energy_fn(flat.at[site].set(v).reshape(x.shape)) for v in (low, high)
         )
-        is_high = logit < at_low - at_high
-        return flat.at[site].set(jnp.where(is_high, high, low)).reshape(x.shape)
+        difference = at_low - at_high
+        drawn = jnp.where(logit < difference, high, low)
+        if jnp.issubdtype(x.dtype, jnp.floating):
+            # An energy that is no number is not to end up as one of the two values.
+            drawn = jnp.where(jnp.isnan(difference), jnp.nan, drawn)
+        return flat.at[site].set(drawn).reshape(x.shape)
 
     def sweep(key, positions):
         def site(positions, inputs):
             index, logit = inputs
-            return jax.tree.map(lambda p: drawn(p, index, logit), positions), ()
+            return jax.tree.map(lambda p: redrawn(p, index, logit), positions), ()
 
         # The logit of a uniform number is a logistic one.
         logits = jax.random.logistic(key, (x.size,))
         return jax.lax.scan(site, positions, (jnp.arange(x.size), logits))[0]
 
-    def alone(key, leader):
-        return sweep(key, leader)
-
     def together(key, leader, follower):
         return sweep(key, (leader, follower))
 
-    start = (x,), (y,)
-    return _pair(key, start, alone, together, max_steps)
+    return _pair(key, ((x,), (y,)), sweep, together, max_steps)
 
 
 def _pair(key, start, alone, together, max_steps: int) -> CoupledChains:
@@ -276,9 +277,11 @@ def unbiased_weights(
       `([max_steps + 1], [max_steps])`, for leader and follower.
 
     Raises:
-      ValueError: Unless `0 <= num_burn_in <= num_steps <= max_steps`.
+      ValueError: Unless `0 <= num_burn_in <= num_steps <= max_steps`, whole numbers.
     """
-    if not 0 <= num_burn_in <= num_steps <= max_steps:
+    check_count("num_burn_in", num_burn_in, 0)
+    check_count("num_steps", num_steps, 0)
+    if not num_burn_in <= num_steps <= max_steps:
         raise ValueError(
             "num_burn_in, num_steps and max_steps must not decrease, nor be negative,"
             f" got {num_burn_in}, {num_steps} and {max_steps}"

@@ -1,0 +1,212 @@
+"""Networks of generators, bases, their energies and statistics: sizes as published,
+layers as on paper, normalisation that looks where it may."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ebmjax import networks
+from ebmjax.networks.layer import TransposedConv
+from ebmjax.types import BATCH, DEVICE
+
+KEY = jax.random.key(0)
+
+
+def num_params(network):
+    params, _ = jax.eval_shape(network.init, KEY)
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def trio(kind, shape, **options):
+    return [
+        getattr(networks, f"{kind}_{role}")(
+            shape, **options, **({} if role == "energy" else {"latent_dim": 128})
+        )
+        for role in ("generator", "energy", "statistics")
+    ]
+
+
+@pytest.mark.parametrize(
+    "kind, shape, options, sizes",
+    [
+        ("strided", (28, 28, 1), {}, (4_568_961, 4_305_409, 4_697_729)),
+        ("strided", (28, 28, 3), {}, (4_572_163, 4_308_609, 4_700_929)),
+        ("strided", (28, 28, 4), {}, (4_573_764, 4_310_209, 4_702_529)),
+        ("convnet", (32, 32, 3), {}, (3_812_355, 2_935_873, 4_108_481)),
+        (
+            "convnet",
+            (64, 64, 3),
+            {"widths": (64, 128, 256, 512, 512), "is_normal": False},
+            (8_008_195, 9_490_497, 10_663_105),
+        ),
+    ],
+)
+def test_networks_of_images_have_as_many_parameters_as_published(
+    kind, shape, options, sizes
+):
+    found = trio(kind, shape, **options)
+    assert tuple(map(num_params, found)) == sizes
+    generator, energy, statistics = found
+    params, state = jax.eval_shape(generator.init, KEY)
+    image = jax.eval_shape(
+        lambda p, s, z: generator.apply_stateful(p, s, z)[0],
+        params,
+        state,
+        jnp.zeros(128),
+    )
+    assert image.shape == shape and list(state) == ["batch_stats"]
+    params, state = jax.eval_shape(energy.init, KEY)
+    assert jax.eval_shape(energy.apply, params, image).shape == () and state == {}
+    params, state = jax.eval_shape(statistics.init, KEY)
+    value = jax.eval_shape(statistics.apply, params, image, jnp.zeros(128))
+    assert value.shape == () and state == {}
+
+
+@pytest.mark.parametrize(
+    "dims, widths, sizes",
+    [
+        ((2, 2), ((512,) * 3, (512,) * 3), (527_874, 527_361, 528_385)),
+        ((121, 32), ((64, 128), (256, 128, 128)), (26_041, 80_769, 88_961)),
+    ],
+)
+def test_networks_of_vectors_have_as_many_parameters_as_published(dims, widths, sizes):
+    (dim, latent_dim), (generator_widths, energy_widths) = dims, widths
+    found = (
+        networks.mlp((latent_dim,), (dim,), widths=generator_widths),
+        networks.mlp_energy((dim,), widths=energy_widths),
+        networks.mlp_statistics((dim,), latent_dim=latent_dim, widths=energy_widths),
+    )
+    assert tuple(map(num_params, found)) == sizes
+
+
+def test_a_statistics_network_of_vectors_sees_both_side_by_side():
+    network = networks.mlp_statistics((2,), latent_dim=3, widths=())
+    params, _ = network.init(KEY)
+    dense = params["Dense_0"]
+    x, z = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0, 5.0])
+    exact = jnp.concatenate([x, z]) @ dense["kernel"] + dense["bias"]
+    np.testing.assert_allclose(network.apply(params, x, z), exact[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind, is_normal", [("strided", True), ("convnet", False)])
+def test_weights_start_as_published(kind, is_normal):
+    """Kernels of convolutions N(0, .02) and scales N(1, .02), or uniform up to
+    1 / sqrt(fan-in) and ones; dense layers and biases uniform in either."""
+    options = {"widths": (32, 64)} | ({} if is_normal else {"is_normal": False})
+    generator, energy, _ = trio(kind, (8, 8, 1), **options)
+    params, _ = generator.init(jax.random.key(1))
+    kernel = params["TransposedConv_0"]["kernel"]
+    scale = params["BatchNorm_0"]["scale"]
+    fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]  # PyTorch's: features
+    bound = fan_in**-0.5
+    deviation = 0.02 if is_normal else bound / 3**0.5
+    # Of so many numbers the deviation is known to 4 / sqrt(2 n).
+    np.testing.assert_allclose(
+        kernel.std(), deviation, rtol=4 / (2 * kernel.size) ** 0.5
+    )
+    assert (np.abs(kernel).max() <= bound) != is_normal
+    assert (np.all(scale == 1)) != is_normal
+    if is_normal:
+        np.testing.assert_allclose(scale.std(), 0.02, rtol=4 / (2 * scale.size) ** 0.5)
+        np.testing.assert_allclose(scale.mean(), 1, atol=4 * 0.02 / scale.size**0.5)
+    np.testing.assert_array_equal(params["BatchNorm_0"]["bias"], 0)
+    bias = params["TransposedConv_0"]["bias"]
+    assert 0 < np.abs(bias).max() <= bound
+    dense = params["Dense_0"]["kernel"]
+    assert np.abs(dense).max() <= len(dense) ** -0.5
+    np.testing.assert_allclose(
+        dense.std(), (3 * len(dense)) ** -0.5, rtol=4 / (2 * dense.size) ** 0.5
+    )
+
+
+def test_a_transposed_layer_spreads_each_pixel_as_on_paper():
+    """3x3, stride 2, padding 1, from 2x2 to 4x4: place (i, j) of the map goes to rows 2
+    i - 1 + (0, 1, 2), the same of columns, and what is outside is cut off."""
+    layer = TransposedConv(1, (4, 4), 3, 2, 1)
+    kernel = jnp.arange(9.0).reshape(3, 3, 1, 1) + 1
+    x = jnp.array([[1.0, 10.0], [100.0, 1000.0]])[..., None]
+    params = {"params": {"kernel": kernel, "bias": jnp.array([0.5])}}
+    found = layer.apply(params, x)[..., 0]
+    exact = np.full((6, 6), 0.0)
+    for i in range(2):
+        for j in range(2):
+            window = exact[2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
+            window += float(x[i, j, 0]) * np.asarray(kernel[..., 0, 0])
+    np.testing.assert_allclose(found, exact[1:5, 1:5] + 0.5, rtol=1e-6)
+
+
+GENERATORS = {
+    "strided": lambda: networks.strided_generator(
+        (8, 8, 2), latent_dim=3, widths=(4, 8)
+    ),
+    "convnet": lambda: networks.convnet_generator(
+        (8, 8, 2), latent_dim=3, widths=(4, 8)
+    ),
+}
+
+
+def train(network, params, state, latents):
+    """Images and statistics of latents `[devices, n, latent_dim]`, as in training."""
+
+    def one(z):
+        return network.apply_stateful(params, state, z, train=True)
+
+    of_batch = jax.vmap(one, out_axes=(0, None), axis_name=BATCH)
+    return jax.vmap(of_batch, axis_name=DEVICE)(latents)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_a_generator_s_batch_statistics(name):
+    """Images in [-1, 1]; of the same latents on one device and on two the same images;
+    evaluation by what training left sees one latent alone, and is what training would
+    give where the running statistics are the batch's."""
+    network = GENERATORS[name]()
+    params, state = network.init(KEY)
+    latents = jax.random.normal(jax.random.key(1), (12, 3))
+    trained = jax.jit(functools.partial(train, network))
+    images, renewed = trained(params, state, latents[None])
+    assert images.shape == (1, 12, 8, 8, 2) and np.abs(images).max() <= 1
+    halves, of_halves = trained(params, state, latents.reshape(2, 6, 3))
+    np.testing.assert_allclose(
+        halves.reshape(12, 8, 8, 2), images[0], rtol=1e-4, atol=1e-5
+    )
+    for one, two in zip(
+        jax.tree.leaves(renewed), jax.tree.leaves(of_halves), strict=True
+    ):
+        np.testing.assert_allclose(two[0], two[1], rtol=1e-6)
+        np.testing.assert_allclose(two[0], one[0], rtol=1e-4, atol=1e-6)
+    # A tenth of the way each time: after so many the statistics are the batch's.
+    for _ in range(150):
+        state = jax.tree.map(lambda x: x[0], renewed)
+        _, renewed = trained(params, state, latents[None])
+    single, kept = network.apply_stateful(params, state, latents[4])
+    np.testing.assert_allclose(single, images[0, 4], rtol=1e-2, atol=2e-3)
+    jax.tree.map(np.testing.assert_array_equal, kept, state)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: networks.convnet_energy((10, 8, 1)), "multiples of 8"),
+        (lambda: networks.strided_energy((8, 8)), "must be .height"),
+        (lambda: networks.strided_energy((8, 8, 1), widths=()), "widths must be"),
+        (
+            lambda: networks.strided_generator((8, 8, 1), latent_dim=0),
+            "latent_dim must be",
+        ),
+        (lambda: networks.mlp_statistics((2,), latent_dim=2, widths=(0,)), "widths"),
+    ],
+)
+def test_what_cannot_be_built_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_batch_statistics_need_both_axes():
+    network = GENERATORS["strided"]()
+    params, state = network.init(KEY)
+    with pytest.raises(NameError, match="unbound axis name"):
+        network.apply_stateful(params, state, jnp.zeros(3), train=True)

@@ -33,8 +33,15 @@ def evaluation(
       energy: Of an example, `energy(params, x)`.
       data: What is scored.
       convert: From a chunk of test examples to what the energy sees.
+
+    Raises:
+      ValueError: If the quantile is out of range.
     """
     _plots.check()
+    if not 0 < section.quantile < 1:
+        raise ValueError(
+            f"evaluation.quantile must be above 0 and below 1, got {section.quantile}"
+        )
 
     def scores_of(params, x):
         value, gradient = jax.value_and_grad(energy, argnums=1)(params, x)

@@ -60,12 +60,13 @@ class Inception:
     Made before training, so that what is wrong with the file is said before.
     """
 
-    def __init__(self, path: str | pathlib.Path):
+    def __init__(self, path: str | pathlib.Path, num_levels: int = 256):
         weights = read_weights(path)
         self._params = networks.inception_params(weights)
         network = networks.inception(num_classes=len(weights["fc.bias"]))
 
-        def one(params, x):
+        def one(params, levels):
+            x = levels * (2 / (num_levels - 1)) - 1
             # Colours of what is grey; no antialiasing, as the published ones have none.
             size = (299, 299, x.shape[-1])
             x = jax.image.resize(x, size, "bilinear", antialias=False)
@@ -81,14 +82,13 @@ class Inception:
         """Frechet distance, and the score with its deviation over ten parts.
 
         Args:
-          samples: `[n, height, width, channels]` in [-1, 1], quantised as files of them
-            would be.
-          data: `[m, height, width, channels]`; looked at once.
+          samples: `[n, height, width, channels]`, integers below `num_levels`, as a
+            file has them: the published numbers are of files.
+          data: `[m, height, width, channels]`, likewise; looked at once.
         """
         if self._of_data is None:
             self._of_data = self._outputs(data)[0]
-        quantised = np.round((samples.clip(-1, 1) + 1) * 127.5) / 127.5 - 1
-        features, logits = self._outputs(quantised.astype(np.float32))
+        features, logits = self._outputs(samples)
         mean, deviation = metrics.inception_score(logits)
         return {
             "frechet_inception_distance": metrics.frechet_distance(

@@ -26,15 +26,21 @@ def kdd_line(index, label):
     return ",".join([*cells, label])
 
 
+def write_kdd(folder, monkeypatch, num_normal):
+    """400 rows, so many of them normal, evenly."""
+    monkeypatch.setattr(anomalies, "NUM_ROWS", 400)
+    monkeypatch.setattr(anomalies, "NUM_NORMAL", num_normal)
+    every = 400 // num_normal
+    lines = [kdd_line(i, "smurf." if i % every else "normal.") for i in range(400)]
+    with gzip.open(folder / anomalies.KDD_FILE, "wt") as file:
+        file.write("\n".join(lines) + "\n")
+    return folder
+
+
 @pytest.fixture
 def small_kdd(tmp_path, monkeypatch):
     """400 rows, 80 of them normal, in the published form."""
-    monkeypatch.setattr(anomalies, "NUM_ROWS", 400)
-    monkeypatch.setattr(anomalies, "NUM_NORMAL", 80)
-    lines = [kdd_line(i, "normal." if i % 5 == 0 else "smurf.") for i in range(400)]
-    with gzip.open(tmp_path / anomalies.KDD_FILE, "wt") as file:
-        file.write("\n".join(lines) + "\n")
-    return tmp_path
+    return write_kdd(tmp_path, monkeypatch, 80)
 
 
 def test_categories_become_columns_and_normal_rows_are_the_anomalies(small_kdd):
@@ -59,6 +65,13 @@ def test_categories_become_columns_and_normal_rows_are_the_anomalies(small_kdd):
         0, [data.columns.index(f"protocol_type={x}") for x in ("tcp", "udp", "icmp")]
     ]
     np.testing.assert_array_equal(first, np.eye(3)[int(train[0]) % 3])
+
+
+def test_anomalies_are_cut_to_a_fifth_of_the_test_set(tmp_path, monkeypatch):
+    data = anomalies.kdd99(write_kdd(tmp_path, monkeypatch, 200))
+    num_known = np.sum(~data.is_anomaly)
+    assert 80 < num_known < 120  # a half of 200
+    assert data.is_anomaly.sum() == round(num_known / 4)
 
 
 def test_the_split_is_its_seed_s_and_scaling_the_training_rows(small_kdd):
@@ -202,6 +215,32 @@ def test_tables_go_by_the_names_of_their_columns(tmp_path):
     np.testing.assert_allclose(plain.test, [[2, 20], [3, 10]])
 
 
+def test_columns_in_a_circle_find_their_places(tmp_path):
+    train = write(tmp_path / "a.csv", "a,b,c\n1,2,3\n4,5,6\n")
+    score = write(tmp_path / "b.csv", "c,a,b\n30,10,20\n")
+    data = anomalies.tables(train, score, scaling="none")
+    np.testing.assert_array_equal(data.test, [[10, 20, 30]])
+
+
+def test_a_constant_column_stays_small_however_its_deviation_is_rounded(tmp_path):
+    """The mean of six times .1 is off by 1e-17, and so is the deviation not 0."""
+    train = write(tmp_path / "a.csv", "a,b\n" + "".join(f"0.1,{i}\n" for i in range(6)))
+    score = write(tmp_path / "b.csv", "a,b\n0.2,1\n")
+    data = anomalies.tables(train, score)
+    np.testing.assert_allclose(data.train[:, 0], 0, atol=1e-9)
+    np.testing.assert_allclose(data.test[0, 0], 0.1, rtol=1e-6)
+
+
+def test_marks_blank_lines_and_quotes_of_spreadsheets_are_no_harm(tmp_path):
+    train = tmp_path / "a.csv"
+    train.write_bytes(b'\xef\xbb\xbf"a";b\r\n\r\n1;2\r\n3;"4"\r\n')
+    score = write(tmp_path / "b.csv", "\n\na\tb\n5\t6\n")
+    data = anomalies.tables(train, score, scaling="none")
+    assert data.columns == ("a", "b")
+    np.testing.assert_array_equal(data.train, [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(data.test, [[5, 6]])
+
+
 def test_tables_of_bare_numbers_need_no_names_and_no_labels(tmp_path):
     train = write(tmp_path / "a.csv", "1\t2\n3\t4\n")
     score = write(tmp_path / "b.csv", "5,6\n")
@@ -225,7 +264,30 @@ def test_tables_of_bare_numbers_need_no_names_and_no_labels(tmp_path):
         ),
         ("a,b\n1,2\n", "a,c\n1,2\n", "", r"lacks \['b'\] and has \['c'\]"),
         ("a,b\n1,2\n", "a,b\n1,2\n", "c", "neither .* has the column 'c'"),
-        ("a,b\n1,2\n", "a,b,c\n1,2,3\n", "c", r"labels in 'c' must be 0 or 1, got \[3"),
+        (
+            "a,b\n1,2\n",
+            "a,b,c\n1,2,1\n1,2,3\n",
+            "c",
+            "b.csv, line 3, column 'c': a label must be 0 or 1, got 3",
+        ),
+        ("a,c\n1,0\n", "a,c\n1,1\n2,1\n", "c", "of both kinds .* got 1 alone"),
+        ("a\n1\n", "a\n1\n", "a", "a.csv: there is no column but 'a'"),
+        ("a,\n1,2\n", "a,\n1,2\n", "", "a.csv: column 2 has no name"),
+        ("", "a,b\n1,2\n", "", "a.csv is empty"),
+        (
+            "1,x\n3,4\n",
+            "1,2\n",
+            "",
+            "a.csv, line 1: must have names alone, or numbers alone, got '1' beside",
+        ),
+        (
+            "a,b\n1,2\n3,4\n",
+            "a,b\n1,1e300\n",
+            "",
+            "b.csv: the column 'b' is too large for float32, as it is or with",
+        ),
+        ("a,b\n-1e300,2\n1e300,4\n", "a,b\n1,1\n", "", "a.csv: the column 'a' is too"),
+        ("a,b\n1,2\n.9,3\n", "a,b\n3e38,2\n", "", "b.csv: the column 'a' is too"),
         ("a,c\n1,1\n", "a,c\n1,0\n", "c", "all rows are labelled anomalies"),
         ("a,a\n1,1\n", "a,a\n1,0\n", "", r"the names \['a'\] are there more than once"),
         ("a,b\n", "a,b\n1,2\n", "", "no rows below"),
@@ -235,6 +297,13 @@ def test_bad_tables_are_refused_by_line(tmp_path, train, score, label, message):
     paths = write(tmp_path / "a.csv", train), write(tmp_path / "b.csv", score)
     with pytest.raises(ValueError, match=message):
         anomalies.tables(*paths, label_column=label)
+
+
+def test_what_is_no_text_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"a,b\n1,\xff\xfe\n")
+    with pytest.raises(ValueError, match="a.csv must be text in UTF-8"):
+        anomalies.tables(path, path)
 
 
 def test_a_table_that_is_not_there_is_named(tmp_path):

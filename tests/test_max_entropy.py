@@ -104,6 +104,50 @@ def test_the_penalty_has_no_half_and_is_on_the_data_alone():
         np.testing.assert_allclose(slope, 0.6 * 0.7 * 5, atol=1e-5 + rounding)
 
 
+def test_each_penalty_is_at_its_own_points():
+    """E = a x^2 / 2, data at 1 and 3, every draw at 2: a^2 5 and a^2 4."""
+    objective = energy_objective(
+        generator=lambda place, z: jnp.full(1, place), penalty_on="data_and_model"
+    )
+    params = {"energy": 0.7, "generator": 2.0}
+    batch = jnp.array([[1.0], [3.0]])
+    value, aux = objective.loss(params, jax.random.key(0), batch, ())
+    np.testing.assert_allclose(aux.metrics["score_square_data"], 0.49 * 5, rtol=1e-6)
+    np.testing.assert_allclose(aux.metrics["score_square_model"], 0.49 * 4, rtol=1e-6)
+    exact = 0.35 * (5 - 4) + 0.1 * 0.49 * 9
+    np.testing.assert_allclose(value, exact, rtol=1e-6)
+
+
+def test_every_call_draws_latents_of_its_own_key():
+    """E = a x^2 / 2 of x = g z: mean energies are chi-squared of the batch's size."""
+    keys, batch = jax.random.split(jax.random.key(0), 4_000), jnp.zeros((8, 1))
+    mean = 0.7 * 1.3**2 / 2
+    for objective in (energy_objective(), generator_objective()):
+        _, aux = jax.vmap(lambda key, o=objective: o.loss(PARAMS, key, batch, ()))(keys)
+        found = aux.metrics["energy_model"] / mean
+        deviation = (2 / 8) ** 0.5
+        np.testing.assert_allclose(found.mean(), 1, atol=4 * deviation / 4_000**0.5)
+        # Of a chi-squared of 8 degrees the kurtosis is 3 + 12 / 8.
+        error = 4 * ((3.5) / 4_000) ** 0.5
+        np.testing.assert_allclose(found.var(), deviation**2, rtol=error)
+
+
+def test_other_latents_are_what_they_are_called():
+    key, latents = jax.random.key(0), jax.random.normal(jax.random.key(1), (50, 2))
+
+    def rows(x):
+        return {tuple(row) for row in np.asarray(x).tolist()}
+
+    permuted = max_entropy._others(key, latents, "permutation", "jsd")
+    assert rows(permuted) == rows(latents) and np.any(permuted != latents)
+    # Coordinates change places each for themselves: the pairs are new ones.
+    shuffled = max_entropy._others(key, latents, "shuffle_dimensions", "jsd")
+    np.testing.assert_array_equal(np.sort(shuffled, 0), np.sort(latents, 0))
+    assert len(rows(shuffled) & rows(latents)) < 10
+    fresh = max_entropy._others(key, latents, "fresh", "jsd")
+    assert not np.isin(fresh, latents).any() and fresh.shape == latents.shape
+
+
 def information_of(objective, params, key, num):
     _, aux = objective.loss(params, key, jnp.zeros((num, 1)), ())
     return aux.metrics["information"]
@@ -525,6 +569,20 @@ def test_what_does_not_fit_is_refused_with_its_shape():
         energy_objective().loss(PARAMS, key, jnp.zeros((4, 3)), ())
     with pytest.raises(ValueError, match="at least 2 examples"):
         generator_objective().loss(PARAMS, key, jnp.zeros((1, 1)), ())
+    for name, networks_of in (
+        ("energy", {"energy": lambda a, x: a * x**2}),
+        ("statistics", {"statistics": lambda a, x, z: a * x * z}),
+    ):
+        given = {"energy": quadratic, "generator": scaled, "statistics": product}
+        objective = max_entropy.generator_objective(
+            **given | networks_of, latent_dim=1, information_weight=1.0
+        )
+        with pytest.raises(ValueError, match=rf"{name} must return a scalar .*\(1,\)"):
+            objective.loss(PARAMS, key, jnp.zeros((4, 1)), ())
+    with pytest.raises(ValueError, match="energy must return a scalar"):
+        energy_objective(lambda a, x: a * x**2, score_penalty=0.0).loss(
+            PARAMS, key, jnp.zeros((4, 1)), ()
+        )
     params = with_state()
     del params["generator_state"]
     objective = energy_objective(generator=GENERATOR, latent_dim=2)

@@ -5,12 +5,15 @@ import csv
 import gzip
 import math
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ebmjax import targets, training
+from ebmjax import networks, targets, training
+from ebmjax.networks.layer import batch_norm
+from ebmjax.types import Network
 from experiments import (
     _adversarial,
     _anomaly,
@@ -203,6 +206,12 @@ def test_kdd_has_the_published_order_and_chains_can_make_negatives(data_dir):
         )
 
 
+def test_a_classifier_that_is_wrong_too_often_ends_it_before_training(data_dir):
+    config = tiny("stacked_mnist_2", data_dir, evaluation__min_accuracy=0.994)
+    with pytest.raises(ValueError, match="right on 0.* below evaluation.min_accuracy"):
+        max_entropy.build(config, _run.make_keys(0))
+
+
 # --- judges
 
 
@@ -250,19 +259,35 @@ def test_the_plane_s_judge_knows_an_exact_model(tmp_path):
     state = training.TrainState(
         0, None, {"energy": (), "generator": ()}, {}, None, {}, {}
     )
-    found = problem.evaluation(nets)(state, jax.random.key(1), tmp_path)
+    evaluate = problem.evaluation
+    found = evaluate(nets)(state, jax.random.key(1), tmp_path)
     assert found["num_modes"] == 25 and abs(found["density_kl"]) < 1e-4
     share = 1 - math.exp(-4.5)
     np.testing.assert_allclose(found["good_share"], share, atol=0.004)
     # The sum over cells of .008 within a circle of .053: a few cells on its edge.
     np.testing.assert_allclose(found["density_mass_near_modes"], share, atol=0.01)
     np.testing.assert_allclose(found["energy_difference"], 0.0, atol=0.05)
+    # A flat energy on the square of side 4: the area's logarithm less the entropy; the
+    # reverse would be in the thousands.
+    flat = nets._replace(energy=_network(lambda params, x: 0 * jnp.sum(x)))
+    found = evaluate(flat)(state, jax.random.key(1), tmp_path)
+    entropy = math.log(25) + math.log(2 * math.pi * math.e * 0.05**2 / 8)
+    np.testing.assert_allclose(found["density_kl"], math.log(16) - entropy, atol=1e-3)
 
 
 def _network(apply):
-    from ebmjax.types import Network
-
     return Network(init=None, apply=apply)
+
+
+def test_a_mode_counts_from_a_tenth_of_its_due_draws_within_three_deviations():
+    centres = np.array([[0.0, 0.0], [10.0, 0.0]])
+    x = np.zeros((400, 2))
+    x[:20] = [10.29, 0.0]  # a tenth of 200, at 2.9 deviations
+    found = max_entropy._coverage(x, centres, 0.1)
+    assert found == {"num_modes": 2, "good_share": 1}
+    x[0] = [10.31, 0.0]
+    found = max_entropy._coverage(x, centres, 0.1)
+    assert found == {"num_modes": 1, "good_share": 399 / 400}
 
 
 def test_labels_of_stacked_digits_are_read_channel_by_channel():
@@ -325,6 +350,31 @@ def test_scores_are_the_energy_and_the_norm_of_its_slope(tmp_path):
     assert [row["label"] for row in rows] == ["1", "0", "0", "0"]
 
 
+def test_a_digit_is_held_out_as_the_config_says(data_dir, monkeypatch):
+    """With its leak and without; scores are of the middle of each pixel's level."""
+    monkeypatch.setattr(_anomaly, "evaluation", lambda *given: given)
+    for leaks in (False, True):
+        config = tiny("mnist_anomaly", data_dir, data__leaks=leaks, data__label=3)
+        assert config.players.first == "energy"
+        problem = max_entropy._of_held_out_class(config, _run.make_keys(0))
+        nets = max_entropy.Networks(*[_network(None)] * 3)
+        _, _, data, convert = problem.evaluation(nets)
+        train, test = (set(map(bytes, images)) for images in (data.train, data.test))
+        assert len(data.train) == 120 - 12 - 21  # ten of a digit, and two of digit 3
+        assert bool(train & test) == leaks
+        assert data.is_anomaly.sum() == 12
+    levels = np.array([0, 127, 128, 255], np.uint8)
+    np.testing.assert_allclose(
+        convert(levels), np.array([-255, -1, 1, 255]) / 256, rtol=1e-6
+    )
+
+
+def test_a_quantile_out_of_range_is_refused_before_training(data_dir):
+    config = tiny("kdd99", data_dir, evaluation__quantile=80.0)
+    with pytest.raises(ValueError, match="evaluation.quantile must be above 0"):
+        max_entropy.build(config, _run.make_keys(0))
+
+
 def test_without_labels_there_are_scores_and_nothing_to_judge(data_dir, tmp_path):
     config = tiny("tabular", data_dir, data__label_column="")
     rows = (data_dir / "score.csv").read_text().splitlines()
@@ -374,6 +424,40 @@ def test_a_gan_s_losses_on_paper():
     np.testing.assert_allclose(aux.metrics["energy_data"], 0.875, rtol=1e-6)
 
 
+def test_a_gan_s_generator_wants_to_be_taken_for_data():
+    """Draws at 2 with E = .35 x^2: softplus(1.4), and its slope by the place."""
+    nets = max_entropy.Networks(
+        generator=_network(lambda place, z: jnp.full(1, place)),
+        energy=_network(lambda a, x: a * jnp.sum(x**2) / 2),
+        statistics=None,
+    )
+    objective, _ = max_entropy._gan(nets, 1, {})
+    params = {"energy": 0.7, "generator": 2.0}
+    (value, _), slope = jax.value_and_grad(
+        lambda p: objective.loss(p, jax.random.key(0), jnp.zeros((2, 1)), ()),
+        has_aux=True,
+    )(params)
+    np.testing.assert_allclose(value, math.log1p(math.exp(1.4)), rtol=1e-6)
+    exact = 1.4 / (1 + math.exp(-1.4))
+    np.testing.assert_allclose(slope["generator"], exact, rtol=1e-6)
+    assert slope["energy"] == 0
+
+
+def test_wgan_gp_s_penalty_is_between_data_and_draws():
+    """E = x^2 / 2 has the slope |x|, between 0 and 2 at 2 u: mean (2 u - 1)^2 = 1/3,
+    where at the data it would be 1 and at the draws as well."""
+    objective = _adversarial.wgan_gp_energy(
+        lambda a, x: a * jnp.sum(x**2) / 2,
+        lambda place, z: jnp.full(1, place),
+        latent_dim=1,
+        gradient_penalty=10.0,
+    )
+    params = {"energy": 1.0, "generator": 2.0}
+    value, _ = objective.loss(params, jax.random.key(0), jnp.zeros((4_000, 1)), ())
+    deviation = (1 / 5 - 1 / 9) ** 0.5
+    np.testing.assert_allclose(value, -2 + 10 / 3, atol=10 * 4 * deviation / 4_000**0.5)
+
+
 def test_wgan_gp_s_penalty_wants_a_slope_of_one():
     """E = a . x has the slope |a| everywhere: 10 (|a| - 1)^2."""
     slope = jnp.array([3.0, 4.0])
@@ -393,12 +477,44 @@ def test_wgan_gp_s_penalty_wants_a_slope_of_one():
     assert gradient["generator"] == 0
 
 
-def test_chains_and_their_control():
-    """E = 2 |x|^2 of x = z: with the prior the latent's variance is 1 / 5 at
-    temperature 1, and stays 1 in the control; in x it becomes 1 / 4."""
+def test_a_generator_is_bound_by_its_running_statistics():
+    class Normalised(nn.Module):
+        @nn.compact
+        def __call__(self, z, train=False):
+            return batch_norm(z, train)
+
+    network = networks.from_module(Normalised(), (2,))
+    params, state = network.init(jax.random.key(0))
+    norm = state["batch_stats"]["BatchNorm_0"]
+    norm |= {"mean": jnp.full(2, 3.0), "var": jnp.full(2, 4.0 - 1e-5)}
+    generator_fn = _adversarial.bind_generator(network, params, state)
+    np.testing.assert_allclose(generator_fn(jnp.array([5.0, 3.0])), [1, 0], atol=1e-6)
+    plain = _adversarial.bind_generator(_network(lambda g, z: g * z), 2.0, None)
+    assert plain(3.0) == 6
+
+
+def test_draws_in_chunks_are_all_different():
+    x = _adversarial.draw(
+        lambda z: 2 * z, jax.random.key(0), 5_000, latent_dim=2, chunk_size=700
+    )
+    assert x.shape == (5_000, 2) and len(np.unique(x)) > 9_990
+    np.testing.assert_allclose(x.var(), 4, rtol=4 * (2 / 10_000) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    "temperature, prior, visible_temperature", [(1.0, True, 1.0), (2.0, False, 0.5)]
+)
+def test_chains_and_their_control(temperature, prior, visible_temperature):
+    """E = 2 |x|^2 of x = z: the latent's precision is 4 over the temperature, and 1
+    more with the prior; in the control the prior's alone. In x it is 4 over its own."""
     section = max_entropy.get_config("toy").sampler.unlock()
     section.update(
-        num_steps=150, step_size=0.05, temperature=1.0, visible_step_size=0.02
+        num_steps=150,
+        step_size=0.05,
+        temperature=temperature,
+        prior=prior,
+        visible_step_size=0.02,
+        visible_temperature=visible_temperature,
     )
     found = _adversarial.sample(
         section,
@@ -409,16 +525,21 @@ def test_chains_and_their_control():
         latent_dim=2,
     )
     error = 4 * (2 / 8_000) ** 0.5  # of a variance, relative
-    for name, variance in (
-        ("generator", 1.0),
-        ("latent", 0.2),
-        ("latent_without_energy", 1.0),
-        # Unadjusted: 1 / (p (1 - h p / 2)) with p = 4.
-        ("visible", 0.25 / (1 - 0.02 * 2)),
-    ):
-        np.testing.assert_allclose(found.x[name].var(), variance, rtol=error + 0.01)
+    latent = 1 / (4 / temperature + prior)
+    variances = {
+        "generator": 1.0,
+        "latent": latent,
+        # Unadjusted: T / (p (1 - h p / 2)) with p = 4.
+        "visible": visible_temperature * 0.25 / (1 - 0.02 * 2),
+        # Without the prior nothing holds it: a walk of 150 moves from where it was.
+        "latent_without_energy": 1.0 if prior else 1 + 150 * 2 * 0.05,
+    }
+    for name, variance in variances.items():
+        np.testing.assert_allclose(
+            found.x[name].var(), variance, rtol=error + 0.01, err_msg=name
+        )
     np.testing.assert_allclose(
-        found.scalars["latent_mean_square"], 0.2, rtol=error + 0.01
+        found.scalars["latent_mean_square"], latent, rtol=error + 0.01
     )
     assert 0.9 < found.scalars["latent_acceptance_rate"] < 1
 
@@ -458,6 +579,43 @@ def test_a_table_of_kdd_is_of_the_last_evaluations(data_dir, tmp_path):
     assert (
         f"| {_sweep.mean_and_spread([mean])} |" in (tmp_path / "table.md").read_text()
     )
+
+
+def test_a_run_that_has_not_ended_is_in_no_table(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"kind": "eval", "step": 1, "a": 1.0}\n{"kind": "eval", "step": 2, "a": 3.0}\n'
+    )
+    assert max_entropy._last_evaluations(tmp_path, 2, 2) == {"a": 2.0}
+    assert max_entropy._last_evaluations(tmp_path, 3, 2) is None
+    assert max_entropy._last_evaluations(tmp_path, 2, 3) is None
+
+
+def test_a_sweep_of_stacked_digits_has_the_baselines(data_dir, tmp_path, monkeypatch):
+    configs = {}
+
+    def run_cells(build, cells, workdir, report, keeps_failures):
+        configs.update(cells)
+        report({})
+
+    monkeypatch.setattr(_sweep, "run_cells", run_cells)
+    config = tiny("stacked_mnist_2", data_dir, sweep__num_seeds=2)
+    max_entropy.sweep(max_entropy.build, config, tmp_path)
+    assert len(configs) == 5 * 2 and configs["whole,0"] != configs["whole,1"]
+    assert configs["gan,1"].objective.to_dict() == {"name": "gan"}
+    assert configs["wgan_gp,0"].objective.gradient_penalty == 10
+    assert configs["no penalty,1"].objective.score_penalty == 0
+    assert configs["no information,0"].objective.information_weight == 0
+    with pytest.raises(ValueError, match="baselines as cells .* got 'gan'"):
+        config = tiny("stacked_mnist_2,gan", data_dir)
+        max_entropy.sweep(max_entropy.build, config, tmp_path)
+
+
+def test_a_swirl_has_no_modes_in_its_table():
+    assert "score_norm_model_max" in max_entropy._sweep_of("swiss_roll").columns
+    assert not {"num_modes", "good_share", "density_mass_near_modes"} & set(
+        max_entropy._sweep_of("swiss_roll").columns
+    )
+    assert max_entropy._sweep_of("eight_gaussians").columns[0] == "num_modes"
 
 
 def test_a_sweep_that_is_not_there_is_refused(data_dir, tmp_path):

@@ -13,6 +13,8 @@ def test_three_of_four_modes_on_paper():
     labels = np.array([0] * 8 + [1] * 4 + [3] * 4)
     found = metrics.modes(labels, 4, robust_count=5)
     assert (found["num_modes"], found["num_robust_modes"]) == (3, 1)
+    # Exactly so many are enough.
+    assert metrics.modes(labels, 4, robust_count=4)["num_robust_modes"] == 3
     np.testing.assert_allclose(found["kl"], 0.5 * math.log(2), rtol=1e-12)
     np.testing.assert_allclose(
         found["kl_excess"], found["kl"] - found["kl_floor"], rtol=1e-12

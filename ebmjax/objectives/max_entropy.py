@@ -97,8 +97,8 @@ def energy_objective(
 
     Raises:
       ValueError: If a choice is none of those named, a weight negative, or of sampler
-        and num_steps one is given alone; at trace, if the generator's state is missing
-        or its draws have not the shape of the data.
+        and num_steps one is given alone; at trace, if the generator's state is missing,
+        its draws have not the shape of the data, or an energy is no scalar.
     """
     energy = as_function(energy)
     check_number("score_penalty", score_penalty, positive=False)
@@ -141,9 +141,10 @@ def energy_objective(
         frozen = jax.lax.stop_gradient(params)
         negatives, renewed, metrics = jax.lax.stop_gradient(draws(frozen, key, batch))
         check_draws("generator", negatives, batch)
-        energy_batch = jax.vmap(energy, (None, 0))
-        energy_data = energy_batch(params["energy"], batch).mean()
-        energy_model = energy_batch(params["energy"], negatives).mean()
+        energy_data, energy_model = (
+            _values("energy", jax.vmap(energy, (None, 0))(params["energy"], x)).mean()
+            for x in (batch, negatives)
+        )
         metrics |= {"energy_data": energy_data, "energy_model": energy_model}
         value = energy_data - energy_model
         if score_penalty > 0:
@@ -214,8 +215,8 @@ def generator_objective(
     Raises:
       ValueError: If a choice is none of those named, the weight negative, or not 0
         without a statistics network; at trace, for a batch of one, where nothing can be
-        told apart, if the generator's state is missing, or its draws have not the shape
-        of the data.
+        told apart, if the generator's state is missing, its draws have not the shape of
+        the data, or a network that judges them returns no scalar.
     """
     energy = as_function(energy)
     if statistics is None and information_weight != 0:
@@ -236,7 +237,8 @@ def generator_objective(
         x, renewed = generate(generator, params, latents)
         check_draws("generator", x, batch)
         frozen = jax.lax.stop_gradient(params["energy"])
-        energy_model = jax.vmap(energy, (None, 0))(frozen, x).mean()
+        values = jax.vmap(energy, (None, 0))(frozen, x)
+        energy_model = _values("energy", values).mean()
         value, metrics = energy_model, {"energy_model": energy_model}
         if statistics is not None:
             information = _information(
@@ -271,7 +273,7 @@ def _others(key: Key, latents: Array, marginal: str, estimator: str) -> Array:
 
 def _information(statistic, x, latents, others, estimator) -> Array:
     num = len(latents)
-    joint = jax.vmap(statistic)(x, latents)
+    joint = _values("statistics", jax.vmap(statistic)(x, latents))
     if estimator == "nce":
         over_latents = jax.vmap(statistic, (None, 0))
         pairs = jax.vmap(over_latents, (0, None))(x, others)
@@ -287,3 +289,13 @@ def _reduced(squares: Array, reduction: str) -> Array:
     if reduction == "sum" or squares.ndim == 0:
         return jnp.sum(squares)
     return jnp.mean(jnp.sum(squares, axis=-1))
+
+
+def _values(name: str, values: Array) -> Array:
+    """`[n]`, or said to be something else: means of `[n, 1]` would be the same, but not
+    of its pairs."""
+    if values.ndim != 1:
+        raise ValueError(
+            f"{name} must return a scalar for one example, got {values.shape[1:]}"
+        )
+    return values

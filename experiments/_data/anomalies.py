@@ -121,13 +121,15 @@ def _check_scaling(scaling: str) -> None:
 
 def _scaled(scaling: str, train: np.ndarray, test: np.ndarray):
     """Both as the training rows say, float32. Constant columns are only moved."""
+    width = np.ptp(train, axis=0)
     if scaling == "none":
         shift, scale = np.zeros(train.shape[1]), np.ones(train.shape[1])
     elif scaling == "min_max":
-        shift, scale = train.min(0), np.ptp(train, axis=0)
+        shift, scale = train.min(0), width
     else:
         shift, scale = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    scale = np.where(scale > 0, scale, 1)
+    # Not by the scale: rounding may leave a constant column with a deviation.
+    scale = np.where(width > 0, scale, 1)
     return [((rows - shift) / scale).astype(np.float32) for rows in (train, test)]
 
 
@@ -229,9 +231,10 @@ def tables(
 
     Raises:
       FileNotFoundError: If a file is not there.
-      ValueError: With the file and the line of what is no number or has another number
-        of cells; if the files have other columns, a label is neither 0 nor 1, there is
-        no such column, or no row is left to train on.
+      ValueError: With the file and the line of what is no number, too large for
+        float32, or a label that is neither 0 nor 1, or of a row with another number of
+        cells; if the files have other columns, the rows to score have labels of one
+        kind alone, there is no such column or no other, or no row is left to train on.
     """
     _check_scaling(scaling)
     names, train, is_anomaly_train = _read_labelled(train_csv, label_column)
@@ -251,8 +254,26 @@ def tables(
         train = train[~is_anomaly_train]
     if not len(train):
         raise ValueError(f"{train_csv}: all rows are labelled anomalies")
+    if is_anomaly is not None and is_anomaly.all() == is_anomaly.any():
+        raise ValueError(
+            f"{score_csv}: labels in {label_column!r} must be of both kinds for scores"
+            f" to be judged, got {int(is_anomaly[0])} alone"
+        )
     test = test[:, [score_names.index(name) for name in names]]
-    return Anomalies(*_scaled(scaling, train, test), is_anomaly, names)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled = _scaled(scaling, train, test)
+    for path, rows, numbers in zip(
+        (train_csv, score_csv), scaled, (train, test), strict=True
+    ):
+        # Squares of still larger ones would overflow, and their scale with them.
+        is_large = np.abs(numbers).max(0) > np.finfo(np.float32).max
+        wrong = is_large | ~np.isfinite(rows).all(0)
+        if wrong.any():
+            raise ValueError(
+                f"{path}: the column {names[wrong.argmax()]!r} is too large for float32,"
+                f" as it is or with scaling={scaling!r}"
+            )
+    return Anomalies(*scaled, is_anomaly, names)
 
 
 def _read_labelled(path: str | os.PathLike, label_column: str):
@@ -260,16 +281,17 @@ def _read_labelled(path: str | os.PathLike, label_column: str):
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    with path.open() as file:
-        line = file.readline()
-    names, rows = read_rows(path, max(",;\t", key=line.count))
-    if label_column not in names:
+    names, rows, lines = read_rows(path)
+    index = names.index(label_column) if label_column in names else None
+    if len(names) == (0 if index is None else 1):
+        raise ValueError(f"{path}: there is no column but {label_column!r}")
+    if not label_column or index is None:
         return names, rows, None
-    index = names.index(label_column)
     labels = rows[:, index]
-    if wrong := sorted(set(labels.tolist()) - {0.0, 1.0}):
+    if len(wrong := np.flatnonzero((labels != 0) & (labels != 1))):
         raise ValueError(
-            f"{path}: labels in {label_column!r} must be 0 or 1, got {wrong[:3]}"
+            f"{path}, line {lines[wrong[0]]}, column {label_column!r}: a label must"
+            f" be 0 or 1, got {labels[wrong[0]]:g}"
         )
     names = (*names[:index], *names[index + 1 :])
     return names, np.delete(rows, index, axis=1), labels == 1

@@ -4,6 +4,7 @@ Read from files as published; nothing is downloaded.
 """
 
 import csv
+import io
 import math
 import os
 import pathlib
@@ -102,29 +103,65 @@ def _find(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
     )
 
 
+class Rows(NamedTuple):
+    """What a file of numbers holds.
+
+    Attributes:
+      names: Of the columns.
+      values: `[rows, columns]`, float64.
+      lines: Where each row stands in the file, from 1.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    lines: tuple[int, ...]
+
+
 def read_rows(
-    path: pathlib.Path, delimiter: str, num_columns: int | None = None
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """The names and the numbers of a file with one line of names.
+    path: pathlib.Path, delimiter: str | None = None, num_columns: int | None = None
+) -> Rows:
+    """A file of numbers below a line of names.
 
-    With `num_columns` None there must be as many as there are names, and a file that
-    begins with a line of numbers has the names "column 1", ....
-
-    Returns:
-      The names, and `[rows, num_columns]`, float64.
+    Without `num_columns` there must be as many as there are names, and a file that
+    begins with a line of numbers has the names "column 1", .... Without `delimiter` it
+    is the comma, semicolon or tab that the first line has most of.
 
     Raises:
-      ValueError: If a line has another number of cells, a cell is no finite number,
-        two names are the same, or there are no rows; the message has the line and the
+      ValueError: If the file is no text, a line has another number of cells, a cell is
+        no finite number, a column has no name or that of another, the first line has
+        names and numbers, or there are no rows; the message has the line and the
         column.
     """
-    with path.open(newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        lines = [(reader.line_num, cells) for cells in reader if cells]
-    if lines and num_columns is None:
-        num_columns = len(lines[0][1])
-        if all(_is_number(cell) for cell in lines[0][1]):
+    try:
+        text = path.read_bytes().decode("utf-8-sig")  # with or without its mark
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be text in UTF-8: {error}") from error
+    if delimiter is None:
+        first = next((line for line in text.splitlines() if line.strip()), "")
+        delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    try:
+        lines = [
+            (reader.line_num, cells)
+            for cells in reader
+            if cells and (len(cells) > 1 or cells[0].strip())
+        ]
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
+    if not lines:
+        raise ValueError(f"{path} is empty")
+    number, cells = lines[0]
+    if num_columns is None:
+        num_columns = len(cells)
+        is_number = [_is_number(cell) for cell in cells]
+        if all(is_number):
             lines.insert(0, (0, [f"column {i + 1}" for i in range(num_columns)]))
+        elif any(is_number):
+            raise ValueError(
+                f"{path}, line {number}: must have names alone, or numbers alone, got"
+                f" {cells[is_number.index(True)]!r} beside"
+                f" {cells[is_number.index(False)]!r}"
+            )
     for number, cells in lines:
         if len(cells) != num_columns:
             raise ValueError(
@@ -134,14 +171,16 @@ def read_rows(
     if len(lines) < 2:
         raise ValueError(f"{path}: no rows below the line of names")
     names = tuple(cell.strip() for cell in lines[0][1])
+    if "" in names:
+        raise ValueError(f"{path}: column {names.index('') + 1} has no name")
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(f"{path}: the names {twice} are there more than once")
-    rows = np.empty((len(lines) - 1, num_columns))
-    for row, (number, cells) in zip(rows, lines[1:]):
+    values = np.empty((len(lines) - 1, num_columns))
+    for row, (number, cells) in zip(values, lines[1:]):
         for column, (name, cell) in enumerate(zip(names, cells)):
             row[column] = _number(cell, f"{path}, line {number}, column {name!r}")
-    return names, rows
+    return Rows(names, values, tuple(number for number, _ in lines[1:]))
 
 
 def _is_number(cell: str) -> bool:
@@ -242,7 +281,8 @@ def load(
     if not noise_scale >= 0:
         raise ValueError(f"noise_scale must not be negative, got {noise_scale}")
     source = SOURCES[name]
-    names, rows = read_rows(_find(name, data_dir), source.delimiter, source.num_columns)
+    path = _find(name, data_dir)
+    names, rows, _ = read_rows(path, source.delimiter, source.num_columns)
     names, rows = names[source.used], rows[:, source.used]
     kept = _kept_columns(rows) if source.drops_copies else list(range(len(names)))
     columns, rows = tuple(names[index] for index in kept), rows[:, kept]

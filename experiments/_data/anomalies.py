@@ -270,8 +270,8 @@ def tables(
         wrong = is_large | ~np.isfinite(rows).all(0)
         if wrong.any():
             raise ValueError(
-                f"{path}: the column {names[wrong.argmax()]!r} is too large for float32,"
-                f" as it is or with scaling={scaling!r}"
+                f"{path}: the column {names[wrong.argmax()]!r} is too large for"
+                f" float32, as it is or with scaling={scaling!r}"
             )
     return Anomalies(*scaled, is_anomaly, names)
 

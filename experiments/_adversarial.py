@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebmjax import energies, samplers
+from ebmjax.objectives import max_entropy
 from ebmjax.objectives.base import Aux, Objective, between, generate
 from ebmjax.types import Array, Energy, EnergyFn, Key, Network
 
 __all__ = [
     "Sampled",
-    "bind_generator",
+    "bind",
     "draw",
+    "follow_energy",
     "gan_energy",
+    "gan_generator",
     "sample",
     "wgan_gp_energy",
 ]
@@ -81,14 +84,31 @@ def _against(energy, generator, latent_dim, loss_of) -> Objective:
     return Objective(init=lambda key: (), loss=loss)
 
 
+def follow_energy(energy: Energy, generator, *, latent_dim: int) -> Objective:
+    """The player ("generator",) that lowers this energy and nothing else."""
+    return max_entropy.generator_objective(
+        energy, generator, None, latent_dim=latent_dim, information_weight=0
+    )
+
+
+def gan_generator(energy: Energy, generator, *, latent_dim: int) -> Objective:
+    """A plain GAN's generator, `mean softplus(E(draws))`: minus the logarithm of the
+    probability of being taken for data."""
+
+    def surprise(params, x):
+        return jax.nn.softplus(energy(params, x))
+
+    return follow_energy(surprise, generator, latent_dim=latent_dim)
+
+
 # --- draws -------------------------------------------------------------------------
 
 
-def bind_generator(network: Network, params, state) -> Callable[[Array], Array]:
-    """`latent -> x`, by running statistics where there are any."""
+def bind(network: Network, params, state) -> Callable[[Array], Array]:
+    """A function of one example or latent, by running statistics where there are."""
     if network.apply_stateful is None:
         return functools.partial(network.apply, params)
-    return lambda latent: network.apply_stateful(params, state, latent)[0]
+    return lambda x: network.apply_stateful(params, state, x)[0]
 
 
 def draw(

@@ -25,6 +25,7 @@ __all__ = [
     "Classifier",
     "accuracy",
     "gaussian_draws",
+    "judge",
     "reference_table",
     "sample_quality",
     "train",
@@ -284,3 +285,36 @@ def reference_table(
         | sample_quality(classifier, x[:num], compared)
         for name, x in (references | samples).items()
     ]
+
+
+def judge(
+    key: Key, data: _data.Images, num_examples: int, num_steps: int
+) -> Callable[[Mapping[str, Array]], list[dict[str, float | int | str]]]:
+    """`reference_table` of sets of samples, by a classifier that is trained when it is
+    first asked.
+
+    Args:
+      key: Of the classifier, of the noise of its examples and of the references.
+      data: With labels.
+      num_examples: First images of those trained on, and of those held out, that
+        samples are compared with.
+      num_steps: The classifier's.
+    """
+    data_key, classifier_key, reference_key = jax.random.split(key, 3)
+    images = np.concatenate([data.train[:num_examples], data.held_out[:num_examples]])
+    examples = np.asarray(_data.dequantize(data_key, images, data.num_levels))
+
+    @functools.cache
+    def classifier():
+        return train(
+            classifier_key,
+            data.train,
+            data.labels_train,
+            num_classes=data.num_classes,
+            num_levels=data.num_levels,
+            num_steps=num_steps,
+        )
+
+    return lambda samples: reference_table(
+        classifier(), reference_key, examples, samples
+    )

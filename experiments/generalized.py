@@ -5,22 +5,25 @@ Claim checked: an energy learned beside a base corrects the base's weights; samp
 latents gives better draws than the base's; with flows for both it is a density whose
 likelihood is comparable to that of direct maximum likelihood.
 
-    python -m experiments.generalized --workdir=runs/curve --sweep
-    python -m experiments.generalized --workdir=runs/wine \
-        --config=experiments/generalized.py:red_wine --config.data.data_dir=DIR
+    python -m experiments.generalized --workdir=runs/digits
+    python -m experiments.generalized --workdir=runs/curve \
+        --config=experiments/generalized.py:curve
     python -m experiments.generalized --workdir=runs/uci --sweep \
         --config=experiments/generalized.py:red_wine --config.data.data_dir=DIR
 
-Presets: `curve` (two dimensions, minutes on a CPU), `red_wine`, `white_wine`,
-`parkinsons` (UCI tables from files in `data.data_dir`). After a comma the method:
-`red_wine,donsker_varadhan`, `kale` by default, or for tables `likelihood` and
-`contrastive_divergence`; for the curve `gan` and `ebm`. With `--sweep`: all methods of
-the preset and three seeds.
+Presets: `digits` (embedded images, minutes on a CPU), `fashion_mnist_small` (CPU, an
+hour); `mnist`, `fashion_mnist`, `cifar10`, `celeb_a`, `lsun`, `imagenet32` (the paper's
+scale, for GPU or TPU); `circle` and `curve` (thin supports in the plane, minutes);
+`red_wine`, `white_wine`, `parkinsons` (UCI tables from files in `data.data_dir`). After
+a comma the method: `red_wine,donsker_varadhan`, `kale` by default, and for tables
+`likelihood` and `contrastive_divergence`. With `--sweep`: of a table all methods, of
+images the seeds.
 """
 
 import functools
 import math
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,10 +31,19 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ebmjax import energies, networks, objectives, samplers, starts, training
-from ebmjax.objectives import generalized, max_entropy
+from ebmjax import networks, objectives, samplers, starts, targets, training
+from ebmjax.objectives import generalized
 from ebmjax.types import Array
-from experiments import _adversarial, _data, _plots, _run, _sweep
+from experiments import (
+    _adversarial,
+    _classifier,
+    _data,
+    _latent,
+    _plane,
+    _plots,
+    _run,
+    _sweep,
+)
 from experiments._data import tabular
 
 UCI = tuple(tabular.SOURCES)
@@ -40,21 +52,28 @@ UCI = tuple(tabular.SOURCES)
 
 
 def _preset(data: dict, network: dict, **evaluation) -> dict:
+    """The paper's training of images; what varies with the data is given."""
     return {
         "seed": 0,
         "data": data,
         "network": network,
         "objective": {
-            "name": "kale",
-            "gradient_penalty": 0.1,  # paper: lambda
+            "name": "kale",  # or "donsker_varadhan"
+            "gradient_penalty": 1.0,  # paper: lambda
             "num_draws": 1,  # from the base for each example
             "transforms_log_partition": True,
+            "energy_floor": 0.0,  # the energy is kept above minus this; 0 for none
         },
-        "players": {"num_energy_updates": 5},  # for one of the base
+        "players": {
+            "num_energy_updates": 5,  # for one of the base
+            "num_extra_updates": 100,  # of the energy, at the first step and every
+            "extra_every": 500,  # so many
+            "redescends": False,  # energy: 2 g / (1 + g^2), as released
+        },
         "optimizer": {
             "name": "adam",
             "b1": 0.5,
-            "b2": 0.9,
+            "b2": 0.999,
             "gradient_clip": 0.0,  # largest norm; 0 for none
             "learning_rate": {
                 "start": 1e-4,
@@ -67,17 +86,110 @@ def _preset(data: dict, network: dict, **evaluation) -> dict:
         },
         "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
         "train": {
-            "num_steps": 1_000,  # updates of the base
+            "num_steps": 150_000,  # updates of the base, and then of the energy alone
             "log_every": 100,
-            "eval_every": 100,
-            "checkpoint_every": 500,
-            "keep": 1,  # newest checkpoints
+            "eval_every": 0,
+            "checkpoint_every": 1_000,
+            "keep": 2,  # newest checkpoints
             "best": "",
-            "abort_above": 0.0,
+            "abort_above": 1e8,  # a metric this large: training has diverged
         },
         "evaluation": evaluation,
         "sweep": {"num_seeds": 3},  # seed, seed + 1, ...
     }
+
+
+def _sampling(**others) -> dict:
+    return {
+        "samplers": _latent.NAMES,
+        "chain_lengths": (10, 50, 100, 200),  # moves
+        "temperatures": (1.0, 0.1, 0.01),  # divide the energy; paper: beta = 100
+        "step_size": 0.02,  # length^2, at temperature 1; times the temperature
+        "decay": 0.1,  # of the step, every
+        "decay_every": 200,  # moves
+        "friction": 1.0,  # of "underdamped"
+        "num_leapfrog": 2,  # of "hmc", on average
+        "transport_step_size": 0.01,
+        **others,
+    }
+
+
+def _images(name: str, network: dict, latent_dim: int = 100, **others) -> dict:
+    config = _preset(
+        {
+            "name": name,
+            "batch_size": 128,
+            "num_examples": 0,  # first images trained on; 0 for all
+            "data_dir": "",  # prepared data; "" for TFDS's default folder
+            "download": True,  # whether TFDS may fetch what is not there
+            "size": 0,  # pixels a side; 0 for the data set's own
+        },
+        network | {"latent_dim": latent_dim},
+        num_samples=10_000,
+        num_examples=10_000,  # of the data and of the held-out, to compare with
+        num_shown=10,  # latents in the strips
+        chunk_size=500,  # at a time
+        classifier_steps=4_000,
+        sampling=_sampling(**others),
+    )
+    config["train"]["num_tuning_steps"] = 10_000  # last ones, with the base frozen
+    return config
+
+
+SNGAN = {"name": "sngan", "widths": (64, 128, 256, 512)}
+
+
+def _at_paper_s_scale(name: str, **network) -> dict:
+    config = _images(
+        name, network or SNGAN, chain_lengths=(10, 50, 100, 200, 500, 1_000)
+    )
+    config["data"]["size"] = 32
+    config["objective"]["energy_floor"] = 10.0
+    config["players"]["redescends"] = True
+    config["train"] |= {"num_steps": 160_000, "eval_every": 20_000}
+    return config
+
+
+def _small(name: str, widths, latent_dim: int, num_steps: int, **evaluation) -> dict:
+    """A narrower network at a higher rate, for a CPU."""
+    config = _images(name, {"name": "sngan", "widths": widths}, latent_dim)
+    config["data"]["batch_size"] = 64
+    config["optimizer"]["learning_rate"] |= {
+        "start": 5e-4,
+        "final": 1e-5,
+        "decay_steps": num_steps,
+    }
+    config["players"]["num_extra_updates"] = 50
+    config["train"] |= {
+        "num_steps": num_steps,
+        "num_tuning_steps": num_steps // 4,
+        "checkpoint_every": 500,
+    }
+    config["evaluation"] |= evaluation
+    return config
+
+
+def _digits() -> dict:
+    config = _small(
+        "digits", (32, 64), 16, 3_000, num_samples=2_000, classifier_steps=700
+    )
+    for key in ("data_dir", "download", "size"):
+        del config["data"][key]
+    return config
+
+
+def _fashion_mnist_small() -> dict:
+    config = _small(
+        "fashion_mnist",
+        (16, 32, 64),
+        32,
+        4_000,
+        num_samples=2_000,
+        num_examples=2_000,
+        classifier_steps=1_500,
+    )
+    config["evaluation"]["sampling"] |= {"temperatures": (1.0, 0.01)}
+    return config
 
 
 def _uci(name: str) -> dict:
@@ -94,19 +206,843 @@ def _uci(name: str) -> dict:
         {
             "num_layers": 5,
             "widths": (100, 100),
-            "has_offset": True,  # s of E = -log q + s, for c to have something to learn
+            "has_offset": True,  # s of E = -log q + s: for c to have something to learn
         },
         num_draws=20_000,
     )
-    config["objective"]["num_draws"] = 20
-    config["objective"]["l2_weight"] = 0.1  # of the mean square of the energy's weights
-    config["players"]["num_energy_updates"] = 50
-    # Rows in batches of 100, 2,000 epochs of them, 51 batches an update.
+    config["objective"] |= {"gradient_penalty": 0.1, "num_draws": 20, "l2": 0.1}
+    config["players"] |= {"num_energy_updates": 50, "extra_every": 0}
+    config["optimizer"]["b2"] = 0.9
+    # Published: 1e-4 for 26,000 to 94,000 updates of the energy.
+    config["optimizer"]["learning_rate"] |= {
+        "start": 5e-4,
+        "final": 1e-5,
+        "decay_steps": 8_000,
+    }
     config["train"] |= {
-        "num_steps": {"red_wine": 510, "white_wine": 1_560, "parkinsons": 1_870}[name],
-        "eval_every": 10,
+        "num_steps": 160,
+        "eval_every": 4,
         "checkpoint_every": 0,
-        "log_every": 10,
-        "best": "validation_nll",
+        "log_every": 4,
     }
     return config
+
+
+def _thin(name: str, data: dict, num_steps: int, **evaluation) -> dict:
+    config = _preset(
+        {"name": name, "batch_size": 256, **data},
+        {"widths": (64, 64, 64)},
+        **evaluation,
+    )
+    config["objective"] |= {"gradient_penalty": 0.0, "num_draws": 4}
+    config["players"] |= {"num_extra_updates": 0, "extra_every": 0}
+    config["optimizer"]["b2"] = 0.9
+    config["optimizer"]["learning_rate"] |= {
+        "start": 1e-3,
+        "final": 1e-5,
+        "decay_steps": num_steps,
+    }
+    config["train"] |= {"num_steps": num_steps, "checkpoint_every": 0}
+    return config
+
+
+def _circle() -> dict:
+    config = _thin(
+        "circle",
+        {"concentration": 2.0},  # of the von Mises law
+        2_000,
+        num_chains=4_000,
+        sampling=_sampling(
+            samplers=tuple(name for name in _latent.NAMES if name != "transport"),
+            chain_lengths=(50, 200),
+            temperatures=(1.0,),
+            step_size=0.1,
+            decay_every=0,
+        ),
+    )
+    config["players"]["num_energy_updates"] = 1
+    return config
+
+
+def _curve() -> dict:
+    config = _thin(
+        "curve",
+        {},
+        3_000,
+        num_samples=20_000,
+        num_bins=60,  # a side
+        bound=1.25,
+        num_moves=200,  # of independence Metropolis-Hastings
+    )
+    config["network"]["width"] = 0.1  # sigma of the EBM's ridge
+    return config
+
+
+PRESETS = {
+    "digits": _digits,
+    "fashion_mnist_small": _fashion_mnist_small,
+    "mnist": lambda: _at_paper_s_scale("mnist"),
+    "fashion_mnist": lambda: _at_paper_s_scale("fashion_mnist"),
+    "cifar10": lambda: _at_paper_s_scale("cifar10"),
+    "cifar10_resnet": lambda: _at_paper_s_scale(
+        "cifar10", name="sngan_resnet", width=128
+    ),
+    "celeb_a": lambda: _at_paper_s_scale("celeb_a"),
+    "lsun": lambda: _at_paper_s_scale("lsun"),
+    "imagenet32": lambda: _at_paper_s_scale("imagenet32"),
+    "circle": _circle,
+    "curve": _curve,
+    **{name: functools.partial(_uci, name) for name in UCI},
+}
+ESTIMATORS = ("kale", "donsker_varadhan")
+# Of tables only, with the published weight of the squared parameters.
+BASELINES = {
+    "likelihood": {"l2": 1e-4},
+    "contrastive_divergence": {"l2": 1e-4, "step_size": 0.01, "num_steps": 10},
+}
+
+
+def get_config(preset: str = "digits") -> ConfigDict:
+    name, _, method = preset.partition(",")
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
+    methods = ESTIMATORS + (tuple(BASELINES) if name in UCI else ())
+    if method and method not in methods:
+        raise ValueError(f"method must be one of {sorted(methods)}, got {method!r}")
+    return _with_method(ConfigDict(PRESETS[name]()), method or "kale").lock()
+
+
+def _with_method(config: ConfigDict, method: str) -> ConfigDict:
+    if method in BASELINES:
+        config.objective = ConfigDict({"name": method, **BASELINES[method]})
+    else:
+        config.objective.name = method
+    return config
+
+
+# --- building ----------------------------------------------------------------------
+
+
+def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
+    return KINDS.get(config.data.name, _of_images)(config, keys)
+
+
+def _energy_player(
+    config, energy, base, latent_dim: int, l2: float = 0.0, **options
+) -> training.Player:
+    """KALE's or Donsker and Varadhan's energy, by the config."""
+    section = config.objective
+    if section.name not in ESTIMATORS:
+        raise ValueError(
+            f"objective.name must be one of {ESTIMATORS}, got {section.name!r}"
+        )
+    trains = ("energy", "log_partition")[: 2 if section.name == "kale" else 1]
+    objective = generalized.energy_objective(
+        energy,
+        base,
+        latent_dim=latent_dim,
+        estimator=section.name,
+        gradient_penalty=section.gradient_penalty,
+        num_draws=section.num_draws,
+        transforms_log_partition=section.transforms_log_partition,
+        energy_floor=_floor(config),
+        **options,
+    )
+    return training.Player(
+        trains,
+        objective,
+        _optimizer(config, trains, l2),
+        config.players.num_energy_updates,
+    )
+
+
+def _base_player(config, energy, base, latent_dim: int, **options) -> training.Player:
+    objective = generalized.base_objective(
+        energy,
+        base,
+        latent_dim=latent_dim,
+        num_draws=config.objective.num_draws,
+        energy_floor=_floor(config),
+        **options,
+    )
+    return training.Player(("base",), objective, _run.make_optimizer(config.optimizer))
+
+
+def _floor(config) -> float | None:
+    return -config.objective.energy_floor if config.objective.energy_floor else None
+
+
+def _optimizer(config, trains, l2: float = 0.0) -> optax.GradientTransformation:
+    """With `l2` times the squares of the energy's parameters in the loss, and its
+    gradients redescending where the config says so; not the log partition's."""
+    mask = {name: name == "energy" for name in trains}
+    parts = [_run.make_optimizer(config.optimizer)]
+    if config.players.redescends:
+        parts.insert(0, optax.masked(generalized.redescending_gradients(), mask))
+    if l2 > 0:
+        parts.insert(0, optax.add_decayed_weights(2 * l2, mask))
+    return optax.chain(*parts)
+
+
+def _phases(config, players: dict) -> dict:
+    """More updates of the energy at the first step and every so many, and none of the
+    base in the last steps; `Experiment`'s `phases` and `phase`."""
+    section, tuning = config.players, config.train.get("num_tuning_steps", 0)
+    first_tuned = config.train.num_steps - tuning
+    if first_tuned < 0:
+        raise ValueError(
+            f"train.num_tuning_steps must be at most train.num_steps ="
+            f" {config.train.num_steps}, got {tuning}"
+        )
+    energy = players["energy"]
+    extra = energy._replace(num_updates=energy.num_updates + section.num_extra_updates)
+    phases = {}
+    if section.num_extra_updates:
+        phases["extra"] = players | {"energy": extra}
+    if tuning:
+        phases["tuning"] = {"energy": energy}
+
+    def phase(step):
+        if tuning and step >= first_tuned:
+            return "tuning"
+        every = section.extra_every
+        is_extra = step == 0 or (every and step % every == 0)
+        return "extra" if is_extra and "extra" in phases else ""
+
+    return {"phases": phases, "phase": phase}
+
+
+def _batch(config, players, batches, phases=None, phase=lambda step: "") -> Callable:
+    """`step -> rows` for all updates of that step's phase, from `batches(size)`."""
+    of_phase = {
+        name: batches(
+            config.data.batch_size * sum(player.num_updates for player in some.values())
+        )
+        for name, some in {"": players, **(phases or {})}.items()
+    }
+    return lambda step: of_phase[phase(step)](step)
+
+
+# --- tables ------------------------------------------------------------------------
+
+
+def _of_table(config, keys) -> _run.Experiment:
+    section = config.data
+    if not section.data_dir:
+        raise ValueError("data.data_dir must be the folder of the table, got ''")
+    table = tabular.load(
+        section.name,
+        data_dir=section.data_dir,
+        seed=section.split_seed,
+        whiten=section.whiten,
+        noise_scale=section.noise_scale,
+    )
+    dim = table.train.shape[1]
+    network = config.network
+    flow = networks.real_nvp(
+        (dim,), num_layers=network.num_layers, widths=network.widths
+    )
+
+    def offset(params):
+        """s, a sum over arrays of their mean magnitude; paper's true `-A`."""
+        if not network.has_offset:
+            return jnp.zeros(())
+        return sum(jnp.abs(leaf).mean() for leaf in jax.tree.leaves(params))
+
+    def energy(params, x):
+        """Without the base's density: `-log q + s`."""
+        return offset(params) - flow.log_prob(params, x)
+
+    energy_key, base_key = jax.random.split(keys.params)
+    params = {"energy": flow.init(energy_key)}
+    # Published: the squares' sum over the sum of all sides of all arrays.
+    num = sum(sum(leaf.shape) for leaf in jax.tree.leaves(params["energy"]))
+    l2 = config.objective.l2 / num
+    if config.objective.name in BASELINES:
+        players = {"energy": _baseline(config, flow, l2)}
+        phases = {}
+    else:
+        params |= {
+            "base": flow.init(base_key),
+            # Both flows begin as the identity: A = -s exactly.
+            "log_partition": -offset(params["energy"]),
+        }
+
+        def base(params, latent):
+            return flow.forward(params, latent)[0]
+
+        players = {
+            "energy": _energy_player(
+                config, energy, base, dim, l2, base_log_prob=flow.log_prob
+            ),
+            "base": _base_player(
+                config, energy, base, dim, base_log_prob=flow.log_prob
+            ),
+        }
+        phases = _phases(config, players)
+    rows_key = keys.data
+
+    def batches(size):
+        rows = _data.epoch_rows(rows_key, len(table.train), size)
+        local = _data.process_rows(size)
+        return lambda step: table.train[rows(step)[local]]
+
+    log_prob = jax.jit(jax.vmap(flow.log_prob, (None, 0)))
+    energies_of = jax.jit(jax.vmap(energy, (None, 0)))
+    sample = jax.jit(jax.vmap(flow.sample, (None, 0)))
+
+    def evaluate(state, key, directory):
+        del directory
+        found = _run.evaluated_params(state)
+        scalars = {
+            f"{name}_nll": -float(log_prob(found["energy"], rows).mean())
+            for name, rows in table._asdict().items()
+            if name in ("train", "validation", "test")
+        }
+        if "base" not in found:
+            return scalars
+        scalars |= {
+            f"base_{name}_nll": -float(log_prob(found["base"], rows).mean())
+            for name, rows in (("validation", table.validation), ("test", table.test))
+        }
+        true = -float(offset(found["energy"]))
+        draws = sample(
+            found["base"], jax.random.split(key, config.evaluation.num_draws)
+        )
+        total = energies_of(found["energy"], draws) + log_prob(found["base"], draws)
+        constant = float(found["log_partition"])
+        mass = float(jnp.exp(-total - constant).mean())
+        log_mean = float(jax.nn.logsumexp(-total) - math.log(len(draws)))
+        if config.objective.name == "donsker_varadhan":
+            constant, mass = log_mean, 1.0
+        return scalars | {
+            "log_partition": constant,  # learned
+            "log_partition_true": true,
+            "log_partition_of_draws": log_mean,
+            # What KALE says of it, with nothing known of the energy: above test_nll by
+            # e^d - 1 - d, d the error of the log partition, and the draws' error.
+            "test_nll_by_kale": scalars["test_nll"] - true + constant + mass - 1,
+        }
+
+    return _run.Experiment(
+        players=players,
+        params=params,
+        batch=_batch(config, players, batches, **phases),
+        evaluate=evaluate,
+        **phases,
+    )
+
+
+def _baseline(config, flow, l2: float) -> training.Player:
+    section = config.objective
+    if section.name == "likelihood":
+        objective = generalized.likelihood(flow.log_prob)
+    else:
+        objective = objectives.contrastive_divergence(
+            lambda params, x: -flow.log_prob(params, x),
+            sampler=samplers.langevin(step_size=section.step_size),
+            num_steps=section.num_steps,
+            start=starts.data(),
+        )
+    return training.Player(
+        ("energy",),
+        objective,
+        _optimizer(config, ("energy",), l2),
+        config.players.num_energy_updates,
+    )
+
+
+# --- thin supports in the plane ----------------------------------------------------
+
+
+def _circle_of(latent: Array) -> Array:
+    """`[1] -> [2]`: a uniform angle, from a normal latent through its rank."""
+    angle = 2 * math.pi * jax.scipy.stats.norm.cdf(latent[0])
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+
+
+def von_mises(concentration: float) -> targets.Target:
+    """`exp(k cos t)` on the unit circle, drawn through a table of its ranks."""
+    angles = np.linspace(-math.pi, math.pi, 20_001)
+    density = np.exp(concentration * (np.cos(angles) - 1))
+    ranks = np.concatenate([[0], np.cumsum(density[1:] + density[:-1])])
+    table = jnp.asarray(ranks / ranks[-1]), jnp.asarray(angles)
+
+    def sample(key, num):
+        angle = jnp.interp(jax.random.uniform(key, (num,)), *table)
+        return jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1)
+
+    return targets.Target(sample, None, None)
+
+
+def _on_circle(config, keys) -> _run.Experiment:
+    from scipy import special
+
+    k = config.data.concentration
+    network = networks.mlp_energy((2,), widths=config.network.widths)
+    params, _ = network.init(keys.params)
+
+    def base(params, latent):
+        del params
+        return _circle_of(latent)
+
+    player = _energy_player(config, network, base, 1)
+    mean = special.i1(k) / special.i0(k)
+    exact = {"kale": k * mean - math.log(special.i0(k)), "mean": mean}
+    angles = (np.arange(4_096) + 0.5) * (2 * math.pi / 4_096)
+    points = jnp.asarray(np.stack([np.cos(angles), np.sin(angles)], 1), jnp.float32)
+    truth = np.exp(k * np.cos(angles))
+    truth /= truth.sum()
+
+    def evaluate(state, key, directory):
+        found = _run.evaluated_params(state)
+        energy_fn = functools.partial(network.apply, found["energy"])
+        energy = np.asarray(jax.vmap(energy_fn)(points), np.float64)
+        log_partition = float(special.logsumexp(-energy) - math.log(len(energy)))
+        model = np.exp(-energy - log_partition) / len(energy)
+        # By quadrature on the circle: no draws in it.
+        kale = -float(truth @ energy) - log_partition
+        scalars = {
+            "kale": kale,
+            "kale_exact": exact["kale"],
+            "kl_of_refined": _plane.kl_divergence(truth, model),
+            "log_partition": log_partition,
+            "mean_exact": exact["mean"],
+            "mean_base": 0.0,
+        }
+        if "log_partition" in found:
+            scalars["log_partition_learned"] = float(found["log_partition"])
+        latent_key, *chain_keys = jax.random.split(key, 1 + len(_latent.NAMES))
+        section = config.evaluation.sampling
+        latents = jax.random.normal(latent_key, (config.evaluation.num_chains, 1))
+        panels = {}
+        for name, chain_key in zip(section.samplers, chain_keys):
+            refined = _latent.refine(
+                name,
+                section,
+                energy_fn,
+                _circle_of,
+                chain_key,
+                latents,
+                chain_lengths=section.chain_lengths,
+            )
+            last = refined[max(refined)]
+            scalars[f"mean_{name}"] = float(last.x[:, 0].mean())
+            shares, edges = np.histogram(
+                np.arctan2(last.x[:, 1], last.x[:, 0]), 40, (-math.pi, math.pi)
+            )
+            shares = shares / len(last.x) / np.diff(edges)
+            panels[name] = (0.5 * (edges[1:] + edges[:-1]), shares)
+        order = np.argsort(np.where(angles > math.pi, angles - 2 * math.pi, angles))
+        turned = np.where(angles > math.pi, angles - 2 * math.pi, angles)[order]
+        scale = len(angles) / (2 * math.pi)
+        panels |= {
+            "von Mises": (turned, truth[order] * scale),
+            "exp(-E) / Z": (turned, model[order] * scale),
+        }
+        _plots.curves(
+            directory / "circle.png", {"density of the angle": panels}, x_label="angle"
+        )
+        return scalars
+
+    players = {"energy": player}
+    target = von_mises(k)
+    return _run.Experiment(
+        players=players,
+        params={"energy": params, "base": {}, "log_partition": jnp.zeros(())},
+        batch=_batch(
+            config, players, functools.partial(_data.target_batches, keys.data, target)
+        ),
+        evaluate=evaluate,
+    )
+
+
+def wave(first: Array) -> Array:
+    """The second coordinate of the curve, of the first."""
+    return 0.6 * jnp.sin(1.5 * math.pi * first)
+
+
+def curve() -> targets.Target:
+    """A wave in the plane, its first coordinate by the arcsine law on (-1, 1): most of
+    it at the two ends."""
+
+    def sample(key, num):
+        first = jnp.sin(math.pi * (jax.random.uniform(key, (num,)) - 0.5))
+        return jnp.stack([first, wave(first)], 1)
+
+    return targets.Target(sample, None, None)
+
+
+def _renamed(objective: objectives.Objective, **names: str) -> objectives.Objective:
+    """An objective whose networks have other names in `params`: its own=another."""
+
+    def loss(params, key, batch, carry):
+        renamed = {own: params[other] for own, other in names.items()}
+        return objective.loss(renamed, key, batch, carry)
+
+    return objectives.Objective(objective.init, loss)
+
+
+def _on_curve(config, keys) -> _run.Experiment:
+    """Three models of one family of curves `(u, g(u))`, trained side by side: a GAN,
+    whose u is uniform; an energy-based model of the plane, a ridge along the curve
+    with any weights; and a generalised one, uniform draws with any weights."""
+    network, options = config.network, config.evaluation
+    graph = networks.mlp((1,), (1,), widths=network.widths)
+    critic = networks.mlp_energy((2,), widths=network.widths)
+    weights = networks.mlp_energy((1,), widths=network.widths)
+
+    def generator(params, latent):
+        first = 2 * jax.scipy.stats.norm.cdf(latent) - 1
+        return jnp.concatenate([first, graph.apply(params, first)])
+
+    def ridge_energy(params, x):
+        distance = x[1] - graph.apply(params["graph"], x[:1])[0]
+        square = (distance / network.width) ** 2
+        return square / 2 + weights.apply(params["weights"], x[:1])
+
+    line = jnp.linspace(-1, 1, 1_001)
+    middles = 0.5 * (line[1:] + line[:-1])
+
+    def ridge_weights(params):
+        """`[1000]`: logarithms of the weights along the first coordinate."""
+        return -jax.vmap(weights.apply, (None, 0))(params["weights"], middles[:, None])
+
+    def ridge_log_prob(params, x):
+        # The integral over the second coordinate is a normal's, over the first a sum.
+        log_integral = jax.nn.logsumexp(ridge_weights(params)) + math.log(2 / 1_000)
+        log_partition = log_integral + math.log(network.width * (2 * math.pi) ** 0.5)
+        return -ridge_energy(params, x) - log_partition
+
+    gan = {"energy": "critic", "generator": "generator"}
+    optimizer = _run.make_optimizer(config.optimizer)
+    num = config.players.num_energy_updates
+    players = {
+        "energy": _energy_player(config, critic, generator, 1),
+        "base": _base_player(config, critic, generator, 1),
+        "ridge": training.Player(
+            ("ridge",), generalized.likelihood(ridge_log_prob, name="ridge"), optimizer
+        ),
+        "critic": training.Player(
+            ("critic",),
+            _renamed(
+                _adversarial.gan_energy(critic.apply, generator, latent_dim=1), **gan
+            ),
+            optimizer,
+            num,
+        ),
+        "generator": training.Player(
+            ("generator",),
+            _renamed(
+                _adversarial.gan_generator(critic.apply, generator, latent_dim=1), **gan
+            ),
+            optimizer,
+        ),
+    }
+    names = iter(jax.random.split(keys.params, 6))
+    params = {
+        "energy": critic.init(next(names))[0],
+        "base": graph.init(next(names))[0],
+        "log_partition": jnp.zeros(()),
+        "ridge": {
+            "graph": graph.init(next(names))[0],
+            "weights": weights.init(next(names))[0],
+        },
+        "critic": critic.init(next(names))[0],
+        "generator": graph.init(next(names))[0],
+    }
+    target, num_samples = curve(), options.num_samples
+    grid = _plane.plane(options.bound, options.num_bins)
+    edges = np.linspace(-1, 1, options.num_bins + 1)
+    truth = np.diff(np.arcsin(edges)) / math.pi
+
+    def judged(x):
+        shares = np.histogram(np.asarray(x)[:, 0], edges)[0] / len(x)
+        off = np.asarray(x[:, 1] - wave(x[:, 0]))
+        return {
+            "weights_total_variation": _plane.total_variation(shares, truth),
+            "distance_off_support": float(np.sqrt((off**2).mean())),
+        }
+
+    def evaluate(state, key, directory):
+        found = _run.evaluated_params(state)
+        draw_key, latent_key, chain_key, ridge_key, width_key = jax.random.split(key, 5)
+        latents = jax.random.normal(latent_key, (num_samples, 1))
+        drawn = jax.jit(jax.vmap(generator, (None, 0)))
+        energy_fn = functools.partial(critic.apply, found["energy"])
+        generator_fn = functools.partial(generator, found["base"])
+        refined = _latent.refine(
+            "independence",
+            _sampling(decay_every=0),
+            energy_fn,
+            generator_fn,
+            chain_key,
+            latents,
+            chain_lengths=(options.num_moves,),
+        )[options.num_moves]
+        place = jax.random.categorical(
+            ridge_key, ridge_weights(found["ridge"]), shape=(num_samples,)
+        )
+        first = middles[place] + (2 / 1_000) * (
+            jax.random.uniform(width_key, (num_samples,)) - 0.5
+        )
+        second = jax.vmap(graph.apply, (None, 0))(
+            found["ridge"]["graph"], first[:, None]
+        )[:, 0]
+        noise = jax.random.normal(draw_key, (num_samples,))
+        sampled = {
+            "data": np.asarray(target.sample(draw_key, num_samples)),
+            "ebm": np.asarray(jnp.stack([first, second + network.width * noise], 1)),
+            "gan": np.asarray(drawn(found["generator"], latents)),
+            "base": np.asarray(drawn(found["base"], latents)),
+            "gebm": refined.x,
+        }
+        _plots.densities(
+            directory / "curve.png",
+            {
+                name if name in ("data", "base") else name.upper(): np.sqrt(
+                    grid.histogram(x)
+                )
+                for name, x in sampled.items()
+            },
+            bounds=(-options.bound, options.bound),
+        )
+        return {
+            f"{name}_{measure}": value
+            for name, x in sampled.items()
+            for measure, value in judged(x).items()
+        } | {"gebm_acceptance_rate": refined.acceptance_rate}
+
+    return _run.Experiment(
+        players=players,
+        params=params,
+        batch=_batch(
+            config, players, functools.partial(_data.target_batches, keys.data, target)
+        ),
+        evaluate=evaluate,
+    )
+
+
+# --- images ------------------------------------------------------------------------
+
+
+def _resnet(shape, latent_dim, *, width, num_blocks=3):
+    return (
+        networks.sngan_resnet_base(
+            shape, latent_dim=latent_dim, width=width, num_blocks=num_blocks
+        ),
+        networks.sngan_resnet_energy(shape, width=width),
+    )
+
+
+def _pair(base, energy):
+    """`(shape, latent_dim, *, widths) -> (base, energy)`."""
+    return lambda shape, latent_dim, *, widths: (
+        base(shape, latent_dim=latent_dim, widths=widths),
+        energy(shape, widths=widths),
+    )
+
+
+NETWORKS = {
+    "sngan": _pair(networks.sngan_base, networks.sngan_energy),
+    "sngan_resnet": _resnet,
+    "dcgan": _pair(networks.dcgan_base, networks.dcgan_energy),
+    "strided": _pair(networks.strided_generator, networks.strided_energy),
+}
+
+
+def _of_images(config, keys) -> _run.Experiment:
+    data = _data.from_section(config.data)
+    options, sampling = config.evaluation, config.evaluation.sampling
+    _plots.check()
+    if unknown := sorted(set(sampling.samplers) - set(_latent.NAMES)):
+        raise ValueError(
+            f"evaluation.sampling.samplers must be of {_latent.NAMES}, got {unknown}"
+        )
+    section = config.network.to_dict()
+    latent_dim = section.pop("latent_dim")
+    base, energy = _run.construct(section, NETWORKS, data.image_shape, latent_dim)
+    params, model_state = {"log_partition": jnp.zeros(())}, {}
+    for index, (name, network) in enumerate((("base", base), ("energy", energy))):
+        params[name], state = network.init(jax.random.fold_in(keys.params, index))
+        if state:
+            model_state[f"{name}_state"] = state
+    players = {
+        "energy": _energy_player(config, energy, base, latent_dim),
+        "base": _base_player(config, energy, base, latent_dim),
+    }
+    phases = _phases(config, players)
+    judge = _classifier.judge(
+        keys.evaluation, data, options.num_examples, options.classifier_steps
+    )
+    # The same latents for the base and for every chain, at every evaluation.
+    latents = jax.random.normal(
+        jax.random.fold_in(keys.evaluation, 1), (options.num_samples, latent_dim)
+    )
+
+    def evaluate(state, key, directory):
+        found = _run.evaluated_params(state)
+        generator_fn, energy_fn = (
+            _adversarial.bind(
+                network, found[name], state.model_state.get(f"{name}_state")
+            )
+            for name, network in (("base", base), ("energy", energy))
+        )
+        energy_fn = generalized.floored(energy_fn, _floor(config))
+        of_chunk = jax.jit(jax.vmap(generator_fn))
+        x = {"base": _data.in_chunks(of_chunk, latents, options.chunk_size)}
+        rates = {}
+        for index, name in enumerate(sampling.samplers):
+            temperatures = sampling.temperatures if name != "transport" else (1.0,)
+            for place, temperature in enumerate(temperatures):
+                refined = _latent.refine(
+                    name,
+                    sampling,
+                    energy_fn,
+                    generator_fn,
+                    jax.random.fold_in(jax.random.fold_in(key, index), place),
+                    latents,
+                    chain_lengths=sampling.chain_lengths,
+                    temperature=temperature,
+                )
+                for length, chains in refined.items():
+                    x[_cell(name, temperature, length)] = chains.x
+                rates[name, temperature] = chains.acceptance_rate
+        rows = {
+            row["name"]: row
+            for row in judge({name: images.clip(-1, 1) for name, images in x.items()})
+        }
+        of_base = rows["base"]["classifier_frechet_distance"]
+        relative = {
+            name: 100 * row["classifier_frechet_distance"] / of_base
+            for name, row in rows.items()
+        }
+        _report(directory, config, rows, relative, rates, x)
+        return {
+            "base_frechet_distance": of_base,
+            "data_frechet_distance": rows["data"]["classifier_frechet_distance"],
+        } | {f"relative_{name}": share for name, share in relative.items() if name in x}
+
+    batches = functools.partial(
+        _data.image_batches, keys.data, data.train, num_levels=data.num_levels
+    )
+    return _run.Experiment(
+        players=players,
+        params=params,
+        batch=_batch(config, players, batches, **phases),
+        evaluate=evaluate,
+        model_state=model_state,
+        **phases,
+    )
+
+
+def _cell(name: str, temperature: float, length: int) -> str:
+    return f"{name}_{temperature:g}_{length}"
+
+
+def _report(directory: pathlib.Path, config, rows, relative, rates, x) -> None:
+    """Table, curves over the chains' length, and strips of the same latents."""
+    options, sampling = config.evaluation, config.evaluation.sampling
+    table = [
+        {
+            "name": name,
+            "frechet_distance": row["classifier_frechet_distance"],
+            "percent_of_base": relative[name],
+            "confident_share": row["confident_share"],
+        }
+        for name, row in rows.items()
+    ]
+    _run.write_atomically(directory / "quality.md", _run.format_table(table))
+    lengths = np.array([0, *sampling.chain_lengths])
+    panels = {}
+    for name, temperature in rates:
+        shares = [relative[_cell(name, temperature, n)] for n in sampling.chain_lengths]
+        panel = panels.setdefault(f"temperature {temperature:g}", {})
+        panel[name] = (lengths, np.array([100.0, *shares]))
+    _plots.curves(directory / "chains.png", panels, x_label="moves")
+    # Of each sampler at its best temperature, from the base's draw to the last.
+    strips = {}
+    for name in sampling.samplers:
+        coldest = min(
+            (temperature for other, temperature in rates if other == name),
+            key=lambda t: relative[_cell(name, t, sampling.chain_lengths[-1])],
+        )
+        cells = [_cell(name, coldest, length) for length in sampling.chain_lengths]
+        images = np.stack([x[cell][: options.num_shown] for cell in ("base", *cells)])
+        title = f"{name}, temperature {coldest:g}: after 0, " + ", ".join(
+            map(str, sampling.chain_lengths)
+        )
+        strips[title] = images.reshape(-1, *images.shape[2:])
+    _plots.image_panels(directory / "strips.png", strips, columns=options.num_shown)
+
+
+KINDS = {name: _of_table for name in UCI} | {
+    "circle": _on_circle,
+    "curve": _on_curve,
+}
+
+
+# --- sweeps ------------------------------------------------------------------------
+
+
+def sweep(build, config: ConfigDict, workdir) -> None:
+    """Of a table all methods times seeds, each at its best validation; of what else the
+    seeds; and a table of means over seeds."""
+    if config.objective.name in BASELINES:
+        raise ValueError(
+            "a sweep has the baselines as cells, and begins from another method; got"
+            f" {config.objective.name!r}"
+        )
+    workdir, num_seeds = pathlib.Path(workdir), config.sweep.num_seeds
+    is_table = config.data.name in UCI
+    base = config.to_dict()
+    del base["sweep"]  # a cell is the same run in any sweep
+    methods = (*ESTIMATORS, *BASELINES) if is_table else (config.objective.name,)
+    seeds = range(config.seed, config.seed + num_seeds)
+    cells = {
+        f"{method},{seed}": _sweep.overridden(
+            _with_method(ConfigDict(base), method), {"seed": seed}
+        )
+        for method in methods
+        for seed in seeds
+    }
+
+    def report(_):
+        rows = []
+        for method in methods:
+            found = [
+                _chosen(workdir / _sweep.CELLS / name, cells[name].train.num_steps)
+                for name in (f"{method},{seed}" for seed in seeds)
+            ]
+            found = [scalars for scalars in found if scalars]
+            columns = {name: None for scalars in found for name in scalars}
+            rows.append(
+                {"cell": method}
+                | {
+                    name: _sweep.mean_and_spread([scalars[name] for scalars in found])
+                    for name in columns
+                }
+                | {"seeds": str(len(found))}
+            )
+        columns = list({name: None for row in rows for name in row})
+        rows = [{name: row.get(name, "-") for name in columns} for row in rows]
+        _run.write_atomically(workdir / "table.md", _run.format_table(rows))
+
+    _sweep.run_cells(build, cells, workdir, report, keeps_failures=True)
+    print((workdir / "table.md").read_text())
+
+
+def _chosen(folder: pathlib.Path, num_steps: int) -> dict[str, float] | None:
+    """The evaluation with the best validation likelihood, or the last where there is
+    none; None if the run has not ended."""
+    evaluations = _run.finite_evaluations(_run.read_lines(folder))
+    if num_steps not in evaluations:
+        return None
+    return min(
+        reversed(evaluations.values()),
+        key=lambda scalars: scalars.get("validation_nll", 0.0),
+    )
+
+
+if __name__ == "__main__":
+    _run.main(build, __file__, sweep)

@@ -138,33 +138,23 @@ def _max_entropy(
     )
 
 
-def _alone(nets: Networks, latent_dim, energy):
-    """The generator's objective where nothing but this energy is lowered."""
-    return max_entropy.generator_objective(
-        energy, nets.generator, None, latent_dim=latent_dim, information_weight=0
-    )
-
-
 def _wgan_gp(nets: Networks, latent_dim, negatives, *, gradient_penalty):
     del negatives
-    return _alone(nets, latent_dim, nets.energy), _adversarial.wgan_gp_energy(
-        nets.energy.apply,
-        nets.generator,
-        latent_dim=latent_dim,
-        gradient_penalty=gradient_penalty,
+    given = (nets.energy.apply, nets.generator)
+    return _adversarial.follow_energy(
+        *given, latent_dim=latent_dim
+    ), _adversarial.wgan_gp_energy(
+        *given, latent_dim=latent_dim, gradient_penalty=gradient_penalty
     )
 
 
 def _gan(nets: Networks, latent_dim, negatives):
     del negatives
 
-    def surprise(params, x):
-        """`-log` of the probability of being taken for data."""
-        return jax.nn.softplus(nets.energy.apply(params, x))
-
-    return _alone(nets, latent_dim, surprise), _adversarial.gan_energy(
-        nets.energy.apply, nets.generator, latent_dim=latent_dim
-    )
+    given = (nets.energy.apply, nets.generator)
+    return _adversarial.gan_generator(
+        *given, latent_dim=latent_dim
+    ), _adversarial.gan_energy(*given, latent_dim=latent_dim)
 
 
 METHODS = {"max_entropy": _max_entropy, "wgan_gp": _wgan_gp, "gan": _gan}
@@ -526,9 +516,7 @@ def _bound(nets: Networks, state):
     generator_state = state.model_state.get("generator_state")
     return (
         functools.partial(nets.energy.apply, params["energy"]),
-        _adversarial.bind_generator(
-            nets.generator, params["generator"], generator_state
-        ),
+        _adversarial.bind(nets.generator, params["generator"], generator_state),
     )
 
 
@@ -659,26 +647,21 @@ def _of_images(config, keys) -> Problem:
     data = _data.from_section(config.data)
     options = config.evaluation
     _plots.check()
-    data_key, classifier_key, reference_key = jax.random.split(keys.evaluation, 3)
+    judge = _classifier.judge(
+        keys.evaluation, data, options.num_examples, options.classifier_steps
+    )
     images = np.concatenate(
         [data.train[: options.num_examples], data.held_out[: options.num_examples]]
     )
-    examples = np.asarray(_data.dequantize(data_key, images, data.num_levels))
+    examples = np.asarray(
+        _data.dequantize(
+            jax.random.fold_in(keys.evaluation, 0), images, data.num_levels
+        )
+    )
 
     inception = None
     if options.inception_weights:
         inception = _inception.Inception(options.inception_weights, data.num_levels)
-
-    @functools.cache
-    def classifier():
-        return _classifier.train(
-            classifier_key,
-            data.train,
-            data.labels_train,
-            num_classes=data.num_classes,
-            num_levels=data.num_levels,
-            num_steps=options.classifier_steps,
-        )
 
     def evaluation(nets):
         def evaluate(state, key, directory):
@@ -715,17 +698,9 @@ def _of_images(config, keys) -> Problem:
             }
             if not options.classifier_steps:
                 return scalars
-            table = _classifier.reference_table(
-                classifier(), reference_key, examples, {"samples": x.clip(-1, 1)}
-            )
+            table = judge({"samples": x.clip(-1, 1)})
             chained = {k: v.clip(-1, 1) for k, v in sampled.x.items()}
-            table += [
-                row
-                for row in _classifier.reference_table(
-                    classifier(), reference_key, examples, chained
-                )
-                if row["name"] in chained
-            ]
+            table += [row for row in judge(chained) if row["name"] in chained]
             text = _run.format_table(table)
             _run.write_atomically(directory / "quality.md", text)
             return scalars | {

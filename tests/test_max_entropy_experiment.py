@@ -487,9 +487,9 @@ def test_a_generator_is_bound_by_its_running_statistics():
     params, state = network.init(jax.random.key(0))
     norm = state["batch_stats"]["BatchNorm_0"]
     norm |= {"mean": jnp.full(2, 3.0), "var": jnp.full(2, 4.0 - 1e-5)}
-    generator_fn = _adversarial.bind_generator(network, params, state)
+    generator_fn = _adversarial.bind(network, params, state)
     np.testing.assert_allclose(generator_fn(jnp.array([5.0, 3.0])), [1, 0], atol=1e-6)
-    plain = _adversarial.bind_generator(_network(lambda g, z: g * z), 2.0, None)
+    plain = _adversarial.bind(_network(lambda g, z: g * z), 2.0, None)
     assert plain(3.0) == 6
 
 

@@ -37,11 +37,12 @@ from ebmjax.objectives.base import (
     single_generator,
 )
 from ebmjax.samplers.base import check_count, check_number
-from ebmjax.types import Array, Energy, Network, Params
+from ebmjax.types import Array, Energy, EnergyFn, Network, Params
 
 __all__ = [
     "base_objective",
     "energy_objective",
+    "floored",
     "likelihood",
     "redescending_gradients",
 ]
@@ -235,6 +236,14 @@ def likelihood(log_prob: LogProb, *, name: str = "energy") -> Objective:
     return Objective(init=lambda key: (), loss=loss)
 
 
+def floored(energy_fn: EnergyFn, floor: float | None) -> EnergyFn:
+    """The energy kept above a floor, with no gradient below: `energy_floor` of the
+    objectives, for the sampling of what they have trained. None leaves it."""
+    if floor is None:
+        return energy_fn
+    return lambda x: jax.nn.relu(energy_fn(x) - floor) + floor
+
+
 def redescending_gradients() -> optax.GradientTransformation:
     """`g -> 2 g / (1 + g^2)` of every element of a gradient, for before an optimizer.
 
@@ -251,12 +260,10 @@ def redescending_gradients() -> optax.GradientTransformation:
 
 def _total(energy, params, base_log_prob, floor) -> Callable[[Array], Array]:
     """The whole energy of an example, of all its parameters."""
-    energy_fn = bind_energy(energy, params)
+    energy_fn = floored(bind_energy(energy, params), floor)
 
     def total(x):
         value = energy_fn(x)
-        if floor is not None:
-            value = jax.nn.relu(value - floor) + floor
         if base_log_prob is not None:
             value = value + base_log_prob(params["base"], x)
         return value

@@ -1,0 +1,170 @@
+"""Latents of a generator, moved by chains towards what the energy says."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ebmjax import energies, samplers
+from ebmjax.types import Array, EnergyFn, Key
+
+__all__ = ["NAMES", "Refined", "refine"]
+
+LIPSCHITZ_DRAWS = 500  # latents among which the steepest slope is looked for
+
+
+class Refined(NamedTuple):
+    """Where chains are after so many moves.
+
+    Attributes:
+      latents: `[n, latent_dim]`.
+      x: `[n, *event]`, what the generator makes of them.
+      acceptance_rate: Mean over the moves so far; NaN where nothing is refused.
+    """
+
+    latents: np.ndarray
+    x: np.ndarray
+    acceptance_rate: float
+
+
+def _prior(latent_dim: int):
+    """The standard normal law of latents, as a proposal."""
+
+    def sample(key):
+        return jax.random.normal(key, (latent_dim,))
+
+    return sample, lambda z: -0.5 * jnp.sum(z**2)
+
+
+# Name -> sampler of a step size (a length, `langevin`'s) and the latent's dimension.
+# Those that take a time have the step of the same length: h = sqrt(2 * step_size).
+SAMPLERS = {
+    "independence": lambda step, dim, section: samplers.independence(
+        proposal=_prior(dim)
+    ),
+    "langevin": lambda step, dim, section: samplers.langevin(step_size=step),
+    "mala": lambda step, dim, section: samplers.mala(step_size=step),
+    "underdamped": lambda step, dim, section: samplers.underdamped(
+        step_size=(2 * step) ** 0.5, friction=section["friction"]
+    ),
+    "hmc": lambda step, dim, section: samplers.hmc(
+        step_size=(2 * step) ** 0.5,
+        num_leapfrog=section["num_leapfrog"],
+        randomize_num_leapfrog=True,
+    ),
+}
+NAMES = (*SAMPLERS, "transport")
+
+
+def refine(
+    name: str,
+    section,
+    energy_fn: EnergyFn,
+    generator_fn: Callable[[Array], Array],
+    key: Key,
+    latents: Array,
+    *,
+    chain_lengths: Sequence[int],
+    temperature: float = 1.0,
+) -> dict[int, Refined]:
+    """Chains in the latent space, and their images, at every one of the lengths.
+
+    After every `decay_every` moves the step is `decay` times as long. Momentum of
+    "underdamped" begins anew there and at every length, which leaves its law as it is.
+
+    "transport" is the discriminator optimal transport: no chain, but a descent of
+    `E(G(z)) / L + |z - z_0 + 0.001|` from each latent `z_0`, with `L` the largest slope
+    of `E(G)` among draws of the prior, and of the gradient without `1 / sqrt(d)` of its
+    part along `z`. It knows no temperature.
+
+    Args:
+      name: One of `NAMES`.
+      section: With `step_size` for temperature 1, which is multiplied by the
+        temperature as the energy is divided by it; `decay`, `decay_every`; `friction`
+        of "underdamped"; `num_leapfrog` of "hmc"; `transport_step_size`.
+      energy_fn: Of an example.
+      generator_fn: Of a latent.
+      key: Of the moves.
+      latents: `[n, latent_dim]`, where they begin: draws of the prior.
+      chain_lengths: Rising numbers of moves.
+      temperature: Divides the energy, not the prior.
+
+    Returns:
+      Length -> `Refined`.
+
+    Raises:
+      ValueError: If the name is unknown, or the lengths do not rise from above 0.
+    """
+    if name not in NAMES:
+        raise ValueError(f"sampler must be one of {sorted(NAMES)}, got {name!r}")
+    lengths = [int(length) for length in chain_lengths]
+    if not lengths or lengths[0] < 1 or sorted(set(lengths)) != lengths:
+        raise ValueError(f"chain_lengths must rise from above 0, got {lengths}")
+    if name == "transport":
+        move = _transport(section, energy_fn, generator_fn, key, latents)
+    else:
+        move = _chains(name, section, energy_fn, generator_fn, temperature)
+    every = section["decay_every"]
+    decays = range(every, lengths[-1], every) if every else []
+    generated = jax.jit(jax.vmap(generator_fn))
+    found, position, rates, first = {}, latents, [], 0
+    for index, end in enumerate(sorted({*lengths, *decays})):
+        scale = section["decay"] ** (first // every) if every else 1.0
+        position, rate = move(
+            jax.random.fold_in(key, index), position, end - first, scale
+        )
+        rates.append((end - first, rate))
+        first = end
+        if end in lengths:
+            mean = sum(num * rate for num, rate in rates) / end
+            found[end] = Refined(
+                np.asarray(position), np.asarray(generated(position)), mean
+            )
+    return found
+
+
+def _chains(name, section, energy_fn, generator_fn, temperature):
+    latent_energy = energies.latent_energy(energy_fn, generator_fn, temperature)
+
+    def move(key, position, num_steps, scale):
+        step = section["step_size"] * temperature * scale
+        sampler = SAMPLERS[name](step, position.shape[1], section)
+        state, info = samplers.sample_chains(
+            sampler, latent_energy, key, position, num_steps, collect=None
+        )
+        rate = getattr(info, "acceptance_rate", None)
+        return state.position, float("nan" if rate is None else rate.mean())
+
+    return move
+
+
+def _transport(section, energy_fn, generator_fn, key, starts):
+    def of_latent(z):
+        return energy_fn(generator_fn(z))
+
+    draws = jax.random.normal(key, (LIPSCHITZ_DRAWS, starts.shape[1]))
+    slopes = jax.jit(jax.vmap(jax.grad(of_latent)))(draws)
+    steepest = jnp.linalg.norm(slopes, axis=1).max()
+
+    def one(z, start, step_size, num_steps, steepest):
+        def cost(z):
+            distance = jnp.linalg.norm(z - start + 0.001)
+            return of_latent(z) / steepest + distance
+
+        def descend(_, z):
+            gradient = jax.grad(cost)(z)
+            along = jnp.dot(gradient, z) / len(z) ** 0.5
+            return z - step_size * (gradient - along * z)
+
+        return jax.lax.fori_loop(0, num_steps, descend, z)
+
+    of_all = jax.jit(jax.vmap(one, (0, 0, None, None, None)))
+
+    def move(key, position, num_steps, scale):
+        step_size = section["transport_step_size"] * scale
+        moved = of_all(position, starts, step_size, num_steps, steepest)
+        return moved, float("nan")
+
+    return move

@@ -38,6 +38,7 @@ from experiments import (
     _adversarial,
     _classifier,
     _data,
+    _inception,
     _latent,
     _plane,
     _plots,
@@ -75,6 +76,7 @@ def _preset(data: dict, network: dict, **evaluation) -> dict:
             "b1": 0.5,
             "b2": 0.999,
             "gradient_clip": 0.0,  # largest norm; 0 for none
+            # Steps of the whole; a player with several updates in each has the same.
             "learning_rate": {
                 "start": 1e-4,
                 "final": 1e-4,
@@ -86,7 +88,7 @@ def _preset(data: dict, network: dict, **evaluation) -> dict:
         },
         "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
         "train": {
-            "num_steps": 150_000,  # updates of the base, and then of the energy alone
+            "num_steps": 150_000,  # updates of the base, and after of the energy
             "log_every": 100,
             "eval_every": 0,
             "checkpoint_every": 1_000,
@@ -130,19 +132,19 @@ def _images(name: str, network: dict, latent_dim: int = 100, **others) -> dict:
         num_shown=10,  # latents in the strips
         chunk_size=500,  # at a time
         classifier_steps=4_000,
+        inception_weights="",  # file of Inception v3's; "" for the classifier
         sampling=_sampling(**others),
     )
-    config["train"]["num_tuning_steps"] = 10_000  # last ones, with the base frozen
+    # After them the base is frozen, and the energy trained on.
+    config["train"]["num_joint_steps"] = 150_000
     return config
 
 
 SNGAN = {"name": "sngan", "widths": (64, 128, 256, 512)}
 
 
-def _at_paper_s_scale(name: str, **network) -> dict:
-    config = _images(
-        name, network or SNGAN, chain_lengths=(10, 50, 100, 200, 500, 1_000)
-    )
+def _at_paper_s_scale(name: str, network: dict = SNGAN) -> dict:
+    config = _images(name, network, chain_lengths=(10, 50, 100, 200, 500, 1_000))
     config["data"]["size"] = 32
     config["objective"]["energy_floor"] = 10.0
     config["players"]["redescends"] = True
@@ -162,7 +164,7 @@ def _small(name: str, widths, latent_dim: int, num_steps: int, **evaluation) -> 
     config["players"]["num_extra_updates"] = 50
     config["train"] |= {
         "num_steps": num_steps,
-        "num_tuning_steps": num_steps // 4,
+        "num_joint_steps": 3 * num_steps // 4,
         "checkpoint_every": 500,
     }
     config["evaluation"] |= evaluation
@@ -217,7 +219,7 @@ def _uci(name: str) -> dict:
     config["optimizer"]["learning_rate"] |= {
         "start": 5e-4,
         "final": 1e-5,
-        "decay_steps": 8_000,
+        "decay_steps": 160,
     }
     config["train"] |= {
         "num_steps": 160,
@@ -285,7 +287,7 @@ PRESETS = {
     "fashion_mnist": lambda: _at_paper_s_scale("fashion_mnist"),
     "cifar10": lambda: _at_paper_s_scale("cifar10"),
     "cifar10_resnet": lambda: _at_paper_s_scale(
-        "cifar10", name="sngan_resnet", width=128
+        "cifar10", {"name": "sngan_resnet", "width": 128}
     ),
     "celeb_a": lambda: _at_paper_s_scale("celeb_a"),
     "lsun": lambda: _at_paper_s_scale("lsun"),
@@ -351,7 +353,7 @@ def _energy_player(
     return training.Player(
         trains,
         objective,
-        _optimizer(config, trains, l2),
+        _energy_optimizer(config, trains, l2),
         config.players.num_energy_updates,
     )
 
@@ -365,18 +367,26 @@ def _base_player(config, energy, base, latent_dim: int, **options) -> training.P
         energy_floor=_floor(config),
         **options,
     )
-    return training.Player(("base",), objective, _run.make_optimizer(config.optimizer))
+    return training.Player(("base",), objective, _optimizer(config))
 
 
 def _floor(config) -> float | None:
     return -config.objective.energy_floor if config.objective.energy_floor else None
 
 
-def _optimizer(config, trains, l2: float = 0.0) -> optax.GradientTransformation:
+def _optimizer(config, num_updates: int = 1) -> optax.GradientTransformation:
+    """Of a player with so many updates a step, in whose number its rate changes."""
+    section = config.optimizer.to_dict()
+    for name in ("warmup_steps", "decay_start", "decay_steps"):
+        section["learning_rate"][name] *= num_updates
+    return _run.make_optimizer(section)
+
+
+def _energy_optimizer(config, trains, l2: float = 0.0) -> optax.GradientTransformation:
     """With `l2` times the squares of the energy's parameters in the loss, and its
     gradients redescending where the config says so; not the log partition's."""
     mask = {name: name == "energy" for name in trains}
-    parts = [_run.make_optimizer(config.optimizer)]
+    parts = [_optimizer(config, config.players.num_energy_updates)]
     if config.players.redescends:
         parts.insert(0, optax.masked(generalized.redescending_gradients(), mask))
     if l2 > 0:
@@ -386,28 +396,19 @@ def _optimizer(config, trains, l2: float = 0.0) -> optax.GradientTransformation:
 
 def _phases(config, players: dict) -> dict:
     """More updates of the energy at the first step and every so many, and none of the
-    base in the last steps; `Experiment`'s `phases` and `phase`."""
-    section, tuning = config.players, config.train.get("num_tuning_steps", 0)
-    first_tuned = config.train.num_steps - tuning
-    if first_tuned < 0:
-        raise ValueError(
-            f"train.num_tuning_steps must be at most train.num_steps ="
-            f" {config.train.num_steps}, got {tuning}"
-        )
+    base after the joint steps; `Experiment`'s `phases` and `phase`."""
+    section = config.players
+    num_joint = config.train.get("num_joint_steps", math.inf)
     energy = players["energy"]
     extra = energy._replace(num_updates=energy.num_updates + section.num_extra_updates)
-    phases = {}
-    if section.num_extra_updates:
-        phases["extra"] = players | {"energy": extra}
-    if tuning:
-        phases["tuning"] = {"energy": energy}
+    phases = {"extra": players | {"energy": extra}, "tuning": {"energy": energy}}
 
     def phase(step):
-        if tuning and step >= first_tuned:
+        if step >= num_joint:
             return "tuning"
         every = section.extra_every
         is_extra = step == 0 or (every and step % every == 0)
-        return "extra" if is_extra and "extra" in phases else ""
+        return "extra" if is_extra and section.num_extra_updates else ""
 
     return {"phases": phases, "phase": phase}
 
@@ -547,7 +548,7 @@ def _baseline(config, flow, l2: float) -> training.Player:
     return training.Player(
         ("energy",),
         objective,
-        _optimizer(config, ("energy",), l2),
+        _energy_optimizer(config, ("energy",), l2),
         config.players.num_energy_updates,
     )
 
@@ -715,20 +716,21 @@ def _on_curve(config, keys) -> _run.Experiment:
         return -ridge_energy(params, x) - log_partition
 
     gan = {"energy": "critic", "generator": "generator"}
-    optimizer = _run.make_optimizer(config.optimizer)
     num = config.players.num_energy_updates
     players = {
         "energy": _energy_player(config, critic, generator, 1),
         "base": _base_player(config, critic, generator, 1),
         "ridge": training.Player(
-            ("ridge",), generalized.likelihood(ridge_log_prob, name="ridge"), optimizer
+            ("ridge",),
+            generalized.likelihood(ridge_log_prob, name="ridge"),
+            _optimizer(config),
         ),
         "critic": training.Player(
             ("critic",),
             _renamed(
                 _adversarial.gan_energy(critic.apply, generator, latent_dim=1), **gan
             ),
-            optimizer,
+            _optimizer(config, num),
             num,
         ),
         "generator": training.Player(
@@ -736,7 +738,7 @@ def _on_curve(config, keys) -> _run.Experiment:
             _renamed(
                 _adversarial.gan_generator(critic.apply, generator, latent_dim=1), **gan
             ),
-            optimizer,
+            _optimizer(config),
         ),
     }
     names = iter(jax.random.split(keys.params, 6))
@@ -872,9 +874,7 @@ def _of_images(config, keys) -> _run.Experiment:
         "base": _base_player(config, energy, base, latent_dim),
     }
     phases = _phases(config, players)
-    judge = _classifier.judge(
-        keys.evaluation, data, options.num_examples, options.classifier_steps
-    )
+    judge = _judge(config, keys, data)
     # The same latents for the base and for every chain, at every evaluation.
     latents = jax.random.normal(
         jax.random.fold_in(keys.evaluation, 1), (options.num_samples, latent_dim)
@@ -908,19 +908,14 @@ def _of_images(config, keys) -> _run.Experiment:
                 for length, chains in refined.items():
                     x[_cell(name, temperature, length)] = chains.x
                 rates[name, temperature] = chains.acceptance_rate
-        rows = {
-            row["name"]: row
-            for row in judge({name: images.clip(-1, 1) for name, images in x.items()})
-        }
-        of_base = rows["base"]["classifier_frechet_distance"]
-        relative = {
-            name: 100 * row["classifier_frechet_distance"] / of_base
-            for name, row in rows.items()
-        }
-        _report(directory, config, rows, relative, rates, x)
+        distances = judge({name: images.clip(-1, 1) for name, images in x.items()})
+        of_base = distances["base"]
+        relative = {name: 100 * value / of_base for name, value in distances.items()}
+        _report(directory, config, distances, relative, rates, x)
         return {
-            "base_frechet_distance": of_base,
-            "data_frechet_distance": rows["data"]["classifier_frechet_distance"],
+            f"{name}_frechet_distance": value
+            for name, value in distances.items()
+            if name in ("base", "data")
         } | {f"relative_{name}": share for name, share in relative.items() if name in x}
 
     batches = functools.partial(
@@ -936,21 +931,45 @@ def _of_images(config, keys) -> _run.Experiment:
     )
 
 
+def _judge(config, keys, data: _data.Images):
+    """`name -> images` to `name -> Frechet distance`, by Inception's features where its
+    weights are given, else by a classifier's, with its references beside."""
+    options = config.evaluation
+    if options.inception_weights:
+        inception = _inception.Inception(options.inception_weights, data.num_levels)
+        return lambda x: {
+            name: inception.measure(
+                _data.quantize(images, data.num_levels), data.train
+            )["frechet_inception_distance"]
+            for name, images in x.items()
+        }
+    if data.labels_train is None:
+        raise ValueError(
+            f"{config.data.name} has no labels for a classifier:"
+            " evaluation.inception_weights must be the file of Inception v3's, got ''"
+        )
+    table = _classifier.judge(
+        keys.evaluation, data, options.num_examples, options.classifier_steps
+    )
+    return lambda x: {
+        row["name"]: row["classifier_frechet_distance"] for row in table(x)
+    }
+
+
 def _cell(name: str, temperature: float, length: int) -> str:
     return f"{name}_{temperature:g}_{length}"
 
 
-def _report(directory: pathlib.Path, config, rows, relative, rates, x) -> None:
+def _report(directory: pathlib.Path, config, distances, relative, rates, x) -> None:
     """Table, curves over the chains' length, and strips of the same latents."""
     options, sampling = config.evaluation, config.evaluation.sampling
     table = [
         {
             "name": name,
-            "frechet_distance": row["classifier_frechet_distance"],
+            "frechet_distance": value,
             "percent_of_base": relative[name],
-            "confident_share": row["confident_share"],
         }
-        for name, row in rows.items()
+        for name, value in distances.items()
     ]
     _run.write_atomically(directory / "quality.md", _run.format_table(table))
     lengths = np.array([0, *sampling.chain_lengths])

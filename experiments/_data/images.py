@@ -140,6 +140,8 @@ SOURCES = {
     "cifar10": Source("cifar10", 32),
     "cifar100": Source("cifar100", 32),
     "svhn": Source("svhn_cropped", 32),
+    "imagenet32": Source("imagenet_resized/32x32", 32, splits=("train", "validation")),
+    "lsun": Source("lsun/bedroom", 32, splits=("train", "validation"), label_name=None),
     # The crop is that of Song & Ermon (2019).
     "celeb_a": Source("celeb_a", 64, crop=140, label_name=None),
 }

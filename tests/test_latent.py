@@ -1,0 +1,156 @@
+"""Chains in a generator's latents: their laws, their lengths and steps."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import _latent
+
+SECTION = {
+    "step_size": 0.1,
+    "decay": 0.1,
+    "decay_every": 0,
+    "friction": 1.0,
+    "num_leapfrog": 3,
+    "transport_step_size": 0.05,
+}
+
+
+def quadratic(x):
+    return 2 * jnp.sum(x**2)
+
+
+def identity(z):
+    return z
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("name", list(_latent.SAMPLERS))
+def test_every_sampler_has_the_posterior_of_its_temperature(name, temperature):
+    """E = 2 |x|^2 of x = z: precision 1 + 4 / T, images the latents."""
+    latents = jax.random.normal(jax.random.key(0), (4_000, 2))
+    found = _latent.refine(
+        name,
+        SECTION | {"step_size": 0.05},
+        quadratic,
+        identity,
+        jax.random.key(1),
+        latents,
+        chain_lengths=(100,),
+        temperature=temperature,
+    )[100]
+    variance = 1 / (1 + 4 / temperature)
+    bias = 1.0
+    if name == "langevin":  # unadjusted: 1 / (1 - h p / 2), the step times T
+        bias = 1 / (1 - 0.05 * temperature / variance / 2)
+    np.testing.assert_allclose(
+        found.latents.var(), variance * bias, rtol=4 * (2 / 8_000) ** 0.5 + 0.01
+    )
+    np.testing.assert_array_equal(found.x, found.latents)
+    assert np.isnan(found.acceptance_rate) == (name in ("langevin", "underdamped"))
+
+
+def test_images_are_the_generator_s_and_lengths_go_on_from_each_other():
+    """At step 0 nothing moves; the images at every length are of its latents."""
+    latents = jax.random.normal(jax.random.key(0), (10, 2))
+    found = _latent.refine(
+        "langevin",
+        SECTION | {"decay_every": 20},
+        quadratic,
+        lambda z: 3 * z[:1],
+        jax.random.key(1),
+        latents,
+        chain_lengths=(10, 35),
+    )
+    assert list(found) == [10, 35]
+    for chains in found.values():
+        np.testing.assert_allclose(chains.x, 3 * chains.latents[:, :1], rtol=1e-6)
+    assert np.any(found[10].latents != found[35].latents)
+
+
+def test_steps_are_a_tenth_after_every_two_hundred_moves(monkeypatch):
+    """Over 1,000 moves they sum to 222.222 first steps, whatever is measured when."""
+    moves = []
+
+    def recorded(*given):
+        def move(key, position, num_steps, scale):
+            moves.append((num_steps, scale))
+            return position, 0.5
+
+        return move
+
+    monkeypatch.setattr(_latent, "_chains", recorded)
+    found = _latent.refine(
+        "mala",
+        SECTION | {"decay_every": 200},
+        quadratic,
+        identity,
+        jax.random.key(0),
+        jnp.zeros((1, 2)),
+        chain_lengths=(10, 250, 1_000),
+    )
+    assert sum(num for num, _ in moves) == 1_000
+    total = sum(num * scale for num, scale in moves)
+    np.testing.assert_allclose(total, 222.22, rtol=1e-6)
+    assert [chains.acceptance_rate for chains in found.values()] == [0.5] * 3
+
+
+def test_acceptance_rates_are_means_over_all_moves():
+    latents = jax.random.normal(jax.random.key(0), (500, 2))
+    keys = jax.random.key(1)
+    found = _latent.refine(
+        "independence",
+        SECTION,
+        lambda x: 0 * jnp.sum(x),
+        identity,
+        keys,
+        latents,
+        chain_lengths=(1, 5),
+    )
+    # Proposals of the very law are always taken, and move everything.
+    assert [chains.acceptance_rate for chains in found.values()] == [1, 1]
+    assert np.all(found[1].latents != latents)
+
+
+def test_transport_descends_as_on_paper():
+    """E = a . x has the slope |a| everywhere. From z the distance's gradient is that of
+    (.001, .001), 1 / sqrt 2 each way; of the sum g the part (g . z) z / sqrt 2 goes."""
+    slope = jnp.array([3.0, 4.0])
+    latents = jnp.array([[1.0, 2.0], [-0.5, 0.3]])
+    found = _latent.refine(
+        "transport",
+        SECTION,
+        lambda x: jnp.sum(slope * x),
+        identity,
+        jax.random.key(0),
+        latents,
+        chain_lengths=(1,),
+    )[1]
+    gradient = np.array([0.6, 0.8]) + 0.5**0.5
+    for before, after in zip(np.asarray(latents), found.latents, strict=True):
+        moved = gradient - (gradient @ before) / 2**0.5 * before
+        np.testing.assert_allclose(after, before - 0.05 * moved, rtol=1e-4)
+    assert np.isnan(found.acceptance_rate)
+
+
+@pytest.mark.parametrize(
+    "name, lengths, message",
+    [
+        ("gibbs", (1,), "sampler must be one of .*'transport'.*'gibbs'"),
+        ("mala", (), "must rise from above 0"),
+        ("mala", (5, 5), "must rise from above 0, got .5, 5"),
+        ("mala", (0, 5), "must rise from above 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(name, lengths, message):
+    with pytest.raises(ValueError, match=message):
+        _latent.refine(
+            name,
+            SECTION,
+            quadratic,
+            identity,
+            jax.random.key(0),
+            jnp.zeros((1, 2)),
+            chain_lengths=lengths,
+        )

@@ -560,3 +560,71 @@ def test_a_base_of_another_shape_is_refused():
     params = {"energy": 1.0, "base": 0.0, "log_partition": jnp.zeros(())}
     with pytest.raises(ValueError, match=r"base must return .* \(3,\), got \(1,\)"):
         value_of(energy_objective(), params, jnp.zeros((4, 3)))
+
+
+# --- laws that are told apart
+
+
+def test_on_points_that_are_apart_kale_is_the_slope_times_the_distance():
+    """T4. P at 0, B at t: an energy a x has KALE a t, at most L |t| of slopes to L,
+    whatever the divergence; and so the base's gradient is the slope."""
+    place, data = jnp.array([0.7]), jnp.zeros((5, 1))
+    for slope in (-0.8, 0.3, 0.8):
+        params = {"energy": slope, "base": place, "log_partition": -slope * 0.7}
+        for estimator in ("kale", "donsker_varadhan"):
+            objective = energy_objective(base=lambda base, z: base, estimator=estimator)
+            value, _ = value_of(objective, params, data)
+            np.testing.assert_allclose(-value, slope * 0.7, rtol=1e-5)
+        objective = generalized.base_objective(
+            linear, lambda base, z: base, latent_dim=1
+        )
+        moved = jax.grad(lambda p, o=objective: value_of(o, p, data)[0])(params)
+        np.testing.assert_allclose(moved["base"], slope, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_table_of_energies_is_best_at_the_logarithm_of_the_ratio():
+    """T5, T15. Data (1, 2, 5) / 8 against a base of (1, 1, 2) / 4: E* = -log(p / b),
+    KALE the divergence; there no entry's gradient is left, and elsewhere it is what the
+    data have less what the reweighed base has."""
+    data, of_base = jnp.array([0, 1, 1, 2, 2, 2, 2, 2]), jnp.array([0, 1, 2, 2])
+    p, b = np.array([1, 2, 5]) / 8, np.array([1, 1, 2]) / 4
+    entries = jnp.eye(3)
+
+    # The draws are the four points of the base, in order of the normal latents.
+    def base(params, z):
+        return params[jnp.clip(jnp.floor(z[0]), 0, 3).astype(int)]
+
+    objective = energy_objective(
+        lambda table, x: jnp.sum(table * x), base, num_draws=1, latent_dim=1
+    )
+
+    def loss(table, constant):
+        params = {"energy": table, "log_partition": constant, "base": entries[of_base]}
+        with pytest.MonkeyPatch.context() as patch:
+            latents = jnp.arange(8.0)[:, None] / 2  # each of the four twice
+            patch.setattr(generalized.jax.random, "normal", lambda *_: latents)
+            return value_of(objective, params, entries[data])[0]
+
+    best = jnp.asarray(-np.log(p / b))
+    value, slopes = jax.value_and_grad(loss, (0, 1))(best, 0.0)
+    np.testing.assert_allclose(-value, (p * np.log(p / b)).sum(), rtol=1e-10)
+    np.testing.assert_allclose(slopes[0], 0, atol=1e-12)
+    np.testing.assert_allclose(slopes[1], 0, atol=1e-12)
+    table = jnp.array([0.3, -0.2, 0.5])
+    weights = b * np.exp(-table)
+    constant = math.log(weights.sum())
+    slopes = jax.grad(loss)(table, constant)
+    np.testing.assert_allclose(slopes, p - weights / weights.sum(), rtol=1e-9)
+
+
+def test_the_floor_of_a_sampled_energy_is_the_objective_s():
+    energy_fn = generalized.floored(lambda x: jnp.sum(x), -10.0)
+    for place, value, slope in ((-3.0, -3.0, 1.0), (-12.0, -10.0, 0.0)):
+        x = jnp.array([place])
+        assert energy_fn(x) == value and jax.grad(energy_fn)(x) == slope
+
+    def plain(x):
+        return x[0]
+
+    assert generalized.floored(plain, None) is plain

@@ -60,7 +60,9 @@ def tiny(preset, data_dir=None, **changes):
         if name in config.evaluation:
             config.evaluation[name] = value
     if "sampling" in config.evaluation:
-        config.evaluation.sampling.update(chain_lengths=(2, 4), temperatures=(0.5,))
+        config.evaluation.sampling.update(
+            samplers=("mala", "transport"), chain_lengths=(2, 4), temperatures=(0.5,)
+        )
     if "num_joint_steps" in config.train:
         config.train.num_joint_steps = 3
         nets = config.network
@@ -108,7 +110,6 @@ def test_the_paper_s_scale_runs(preset, data_dir, tmp_path):
         data_dir,
         train__num_steps=2,
         train__num_joint_steps=1,
-        evaluation__sampling__samplers=("mala", "transport"),
     )
     scalars = _run.run(generalized.build, config, tmp_path)
     assert all(np.isfinite(value) for value in scalars.values())

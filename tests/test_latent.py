@@ -25,7 +25,7 @@ def identity(z):
     return z
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("temperature", [2.0])
 @pytest.mark.parametrize("name", list(_latent.SAMPLERS))
 def test_every_sampler_has_the_posterior_of_its_temperature(name, temperature):
     """E = 2 |x|^2 of x = z: precision 1 + 4 / T, images the latents."""

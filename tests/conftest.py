@@ -1,7 +1,10 @@
 """Eight devices on a CPU, set up before jax is imported."""
 
+import atexit
 import itertools
 import os
+import shutil
+import tempfile
 
 # Forced host devices on few cores deadlock in XLA's rendezvous with a small pool.
 os.environ.setdefault("PJRT_NPROC", "32")
@@ -14,6 +17,14 @@ os.environ["XLA_FLAGS"] = (
     + os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8"
 )
+
+# What stops and resumes is compiled again, here or in another process: once is enough.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ebmjax-")
+    atexit.register(
+        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
+    )
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 
 import jax
 import pytest

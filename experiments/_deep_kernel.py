@@ -581,17 +581,9 @@ def default_config(name: str, objective: str = "sliced_score_matching") -> dict:
 def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
     """Training with early stopping, and the evaluation of the best parameters."""
     section = config.data
-    if not section.data_dir:
-        raise ValueError(f"data.data_dir must be the folder with {section.name}")
     for name in ("every", "num_examples", "num_draws"):
         check_count(f"validation.{name}", config.validation[name], 1)
-    table = tabular.load(
-        section.name,
-        data_dir=section.data_dir,
-        seed=section.split_seed,
-        whiten=section.whiten,
-        noise_scale=section.noise_scale,
-    )
+    table = tabular.from_section(section)
     network = dict(config.network)
     num_inducing = network.pop("num_inducing")
     if not 0 < num_inducing <= len(table.train):

@@ -143,6 +143,24 @@ def schedule(
     return value
 
 
+def adam_section(learning_rate: float, *, b1: float, b2: float) -> dict[str, Any]:
+    """A config's section of `make_optimizer`: Adam with a constant rate."""
+    return {
+        "name": "adam",
+        "b1": b1,
+        "b2": b2,
+        "gradient_clip": 0.0,  # largest norm; 0 for none
+        "learning_rate": {
+            "start": learning_rate,
+            "final": learning_rate,
+            "warmup_steps": 0,
+            "decay": "cosine",
+            "decay_start": 0,
+            "decay_steps": 0,  # updates; 0 for a constant rate
+        },
+    }
+
+
 def make_optimizer(section: Mapping[str, Any]) -> optax.GradientTransformation:
     """An optimizer from a config section.
 

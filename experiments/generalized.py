@@ -71,21 +71,8 @@ def _preset(data: dict, network: dict, **evaluation) -> dict:
             "extra_every": 500,  # so many
             "redescends": False,  # energy: 2 g / (1 + g^2), as released
         },
-        "optimizer": {
-            "name": "adam",
-            "b1": 0.5,
-            "b2": 0.999,
-            "gradient_clip": 0.0,  # largest norm; 0 for none
-            # Steps of the whole; a player with several updates in each has the same.
-            "learning_rate": {
-                "start": 1e-4,
-                "final": 1e-4,
-                "warmup_steps": 0,
-                "decay": "cosine",
-                "decay_start": 0,
-                "decay_steps": 0,
-            },
-        },
+        # Of steps; a player with several updates in each takes as many steps.
+        "optimizer": _run.adam_section(1e-4, b1=0.5, b2=0.999),
         "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
         "train": {
             "num_steps": 150_000,  # updates of the base, and after of the energy
@@ -277,6 +264,7 @@ def _curve() -> dict:
         num_moves=200,  # of independence Metropolis-Hastings
     )
     config["network"]["width"] = 0.1  # sigma of the EBM's ridge
+    config["train"]["num_joint_steps"] = 2_000  # then the energy alone
     return config
 
 
@@ -428,16 +416,7 @@ def _batch(config, players, batches, phases=None, phase=lambda step: "") -> Call
 
 
 def _of_table(config, keys) -> _run.Experiment:
-    section = config.data
-    if not section.data_dir:
-        raise ValueError("data.data_dir must be the folder of the table, got ''")
-    table = tabular.load(
-        section.name,
-        data_dir=section.data_dir,
-        seed=section.split_seed,
-        whiten=section.whiten,
-        noise_scale=section.noise_scale,
-    )
+    table = tabular.from_section(config.data)
     dim = table.train.shape[1]
     network = config.network
     flow = networks.real_nvp(
@@ -753,6 +732,7 @@ def _on_curve(config, keys) -> _run.Experiment:
         "critic": critic.init(next(names))[0],
         "generator": graph.init(next(names))[0],
     }
+    phases = _phases(config, players)
     target, num_samples = curve(), options.num_samples
     grid = _plane.plane(options.bound, options.num_bins)
     edges = np.linspace(-1, 1, options.num_bins + 1)
@@ -819,9 +799,13 @@ def _on_curve(config, keys) -> _run.Experiment:
         players=players,
         params=params,
         batch=_batch(
-            config, players, functools.partial(_data.target_batches, keys.data, target)
+            config,
+            players,
+            functools.partial(_data.target_batches, keys.data, target),
+            **phases,
         ),
         evaluate=evaluate,
+        **phases,
     )
 
 

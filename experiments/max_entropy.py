@@ -190,20 +190,7 @@ def _preset(data: dict, nets: dict, latent_dim: int, **evaluation) -> dict:
             "temperature": 1.0,  # energy; the paper's beta is its inverse
             "prior": True,  # whether |latent|^2 / 2 is in the energy; paper: no
         },
-        "optimizer": {
-            "name": "adam",
-            "b1": 0.5,
-            "b2": 0.9,
-            "gradient_clip": 0.0,  # largest norm; 0 for none
-            "learning_rate": {
-                "start": 1e-4,
-                "final": 1e-4,
-                "warmup_steps": 0,
-                "decay": "cosine",
-                "decay_start": 0,
-                "decay_steps": 0,
-            },
-        },
+        "optimizer": _run.adam_section(1e-4, b1=0.5, b2=0.9),
         "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
         "train": {
             "num_steps": 100_000,  # updates of the generator

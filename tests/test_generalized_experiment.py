@@ -65,14 +65,15 @@ def tiny(preset, data_dir=None, **changes):
         )
     if "num_joint_steps" in config.train:
         config.train.num_joint_steps = 3
-        nets = config.network
+    nets = config.network
+    if "latent_dim" in nets:
         if "widths" in nets:
             nets.widths = tuple(width // 16 for width in nets.widths)
         else:
             nets.width = 4
         nets.latent_dim = 4
     else:
-        config.network.widths = (8,)
+        nets.widths = (8,)
     for name, value in changes.items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
     return config.lock()
@@ -162,22 +163,19 @@ def test_the_energy_has_more_turns_now_and_then_and_the_last_alone(data_dir):
     assert sizes == [10, 3, 3, 10, 3, 2, 2]
 
 
+def sgd(**rate):
+    """Moves that are minus the gradient, at first."""
+    section = _run.adam_section(1.0, b1=0.0, b2=0.0)
+    kept = {name: section[name] for name in ("gradient_clip", "learning_rate")}
+    kept["learning_rate"] |= rate
+    return {"name": "sgd", **kept}
+
+
 def test_rates_change_by_the_step_however_many_updates_are_in_it():
     """SGD with a rate from 1 to 0 over 4 steps: 10 updates a step see it 10 times as
     slowly."""
     config = generalized.get_config("circle").unlock()
-    config.optimizer = {
-        "name": "sgd",
-        "gradient_clip": 0.0,
-        "learning_rate": {
-            "start": 1.0,
-            "final": 0.0,
-            "warmup_steps": 0,
-            "decay": "cosine",
-            "decay_start": 0,
-            "decay_steps": 4,
-        },
-    }
+    config.optimizer = sgd(final=0.0, decay_steps=4)
     for num, halfway in ((1, 2), (10, 20)):
         optimizer = generalized._optimizer(config, num)
         one = jnp.ones(())
@@ -191,18 +189,7 @@ def test_weights_decay_and_redescend_where_they_are_the_energy_s():
     """SGD of rate 1: the move is minus the gradient, plus 2 w of l2 times w^2, then
     through 2 g / (1 + g^2); the constant has its own gradient."""
     config = generalized.get_config("circle").unlock()
-    config.optimizer = {
-        "name": "sgd",
-        "gradient_clip": 0.0,
-        "learning_rate": {
-            "start": 1.0,
-            "final": 1.0,
-            "warmup_steps": 0,
-            "decay": "cosine",
-            "decay_start": 0,
-            "decay_steps": 0,
-        },
-    }
+    config.optimizer = sgd()
     params = {"energy": {"w": jnp.array(3.0)}, "log_partition": jnp.array(5.0)}
     gradients = {"energy": {"w": jnp.array(0.2)}, "log_partition": jnp.array(4.0)}
     for redescends, through in ((False, 1.4), (True, 2 * 1.4 / (1 + 1.4**2))):

@@ -41,23 +41,10 @@ def frechet_distance(
       ValueError: For other shapes, too few rows or values that are not finite.
     """
     moments = []
-    dims = []
-    for name, features in (("features_a", features_a), ("features_b", features_b)):
-        features = np.asarray(features, np.float64)
-        if features.ndim != 2 or len(features) < 2 or not features.shape[1]:
-            raise ValueError(
-                f"{name} must be [n, d] with at least 2 rows, got {features.shape}"
-            )
-        _check_finite(name, features)
+    for features in _two_sets(features_a, features_b):
         mean = features.mean(0)
         centred = features - mean
         moments += [mean, centred.T @ centred / (len(features) - 1)]
-        dims.append(features.shape[1])
-    if dims[0] != dims[1]:
-        raise ValueError(
-            f"features_a and features_b must have the same dimension, got {dims[0]} and"
-            f" {dims[1]}"
-        )
     return frechet_distance_from_moments(*moments)
 
 
@@ -114,6 +101,26 @@ def frechet_distance_from_moments(
     squares = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b)
     # Rounding can leave the distance of equal moments a little below zero.
     return float(max(squares - 2 * cross, 0.0))
+
+
+def _two_sets(features_a, features_b) -> list[np.ndarray]:
+    """Both in float64, of one dimension."""
+    sets = []
+    for name, features in (("features_a", features_a), ("features_b", features_b)):
+        features = np.asarray(features, np.float64)
+        if features.ndim != 2 or len(features) < 2 or not features.shape[1]:
+            raise ValueError(
+                f"{name} must be [n, d] with at least 2 rows, got {features.shape}"
+            )
+        _check_finite(name, features)
+        sets.append(features)
+    dims = [features.shape[1] for features in sets]
+    if dims[0] != dims[1]:
+        raise ValueError(
+            f"features_a and features_b must have the same dimension, got {dims[0]} and"
+            f" {dims[1]}"
+        )
+    return sets
 
 
 def _check_finite(name: str, x: np.ndarray) -> None:
@@ -218,21 +225,7 @@ def maximum_mean_discrepancy(
             "bandwidth must be positive, and is of the gaussian kernel; got"
             f" {bandwidth} for {kernel!r}"
         )
-    sets = []
-    for name, features in (("features_a", features_a), ("features_b", features_b)):
-        features = np.asarray(features, np.float64)
-        if features.ndim != 2 or len(features) < 2 or not features.shape[1]:
-            raise ValueError(
-                f"{name} must be [n, d] with at least 2 rows, got {features.shape}"
-            )
-        _check_finite(name, features)
-        sets.append(features[:max_examples])
-    a, b = sets
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(
-            "features_a and features_b must have the same dimension, got"
-            f" {a.shape[1]} and {b.shape[1]}"
-        )
+    a, b = (x[:max_examples] for x in _two_sets(features_a, features_b))
 
     def squares(x, y):
         products = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T

@@ -8,11 +8,20 @@ import io
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["SOURCES", "WHITENINGS", "Source", "Table", "load", "read_rows"]
+__all__ = [
+    "SOURCES",
+    "WHITENINGS",
+    "Source",
+    "Table",
+    "from_section",
+    "load",
+    "read_rows",
+]
 
 WHITENINGS = ("train", "all")
 MOST_HELD_OUT = 1000
@@ -100,6 +109,24 @@ def _find(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
     raise FileNotFoundError(
         f"{name} is not in {folder}: there is neither {places[0]} nor {places[1]}."
         f" Download {source.file} from {source.url} and put it there"
+    )
+
+
+def from_section(section: Mapping) -> Table:
+    """`load` by a config's section, of which it takes `name`, `data_dir`, `split_seed`,
+    `whiten` and `noise_scale`.
+
+    Raises:
+      ValueError: As `load`, or if `data_dir` is "".
+    """
+    if not section["data_dir"]:
+        raise ValueError(f"data.data_dir must be the folder with {section['name']}")
+    return load(
+        section["name"],
+        data_dir=section["data_dir"],
+        seed=section["split_seed"],
+        whiten=section["whiten"],
+        noise_scale=section["noise_scale"],
     )
 
 

@@ -1,5 +1,6 @@
 """Latents of a generator, moved by chains towards what the energy says."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from ebmjax.types import Array, EnergyFn, Key
 __all__ = ["NAMES", "Refined", "refine"]
 
 LIPSCHITZ_DRAWS = 500  # latents among which the steepest slope is looked for
+CHUNK = 500  # latents whose images are made at once
 
 
 class Refined(NamedTuple):
@@ -108,7 +110,7 @@ def refine(
         move = _chains(name, section, energy_fn, generator_fn, temperature)
     every = section["decay_every"]
     decays = range(every, lengths[-1], every) if every else []
-    generated = jax.jit(jax.vmap(generator_fn))
+    generated = jax.jit(functools.partial(jax.lax.map, generator_fn, batch_size=CHUNK))
     found, position, rates, first = {}, latents, [], 0
     for index, end in enumerate(sorted({*lengths, *decays})):
         scale = section["decay"] ** (first // every) if every else 1.0
@@ -148,7 +150,9 @@ def _transport(section, energy_fn, generator_fn, key, starts):
     slopes = jax.jit(jax.vmap(jax.grad(of_latent)))(draws)
     steepest = jnp.linalg.norm(slopes, axis=1).max()
 
-    def one(z, start, step_size, num_steps, steepest):
+    def one(pair, step_size, num_steps, steepest):
+        z, start = pair
+
         def cost(z):
             distance = jnp.linalg.norm(z - start + 0.001)
             return of_latent(z) / steepest + distance
@@ -160,11 +164,15 @@ def _transport(section, energy_fn, generator_fn, key, starts):
 
         return jax.lax.fori_loop(0, num_steps, descend, z)
 
-    of_all = jax.jit(jax.vmap(one, (0, 0, None, None, None)))
+    @jax.jit
+    def of_all(position, *given):
+        return jax.lax.map(
+            lambda pair: one(pair, *given), (position, starts), batch_size=CHUNK
+        )
 
     def move(key, position, num_steps, scale):
         step_size = section["transport_step_size"] * scale
-        moved = of_all(position, starts, step_size, num_steps, steepest)
+        moved = of_all(position, step_size, num_steps, steepest)
         return moved, float("nan")
 
     return move

@@ -134,11 +134,11 @@ def finished(folder: pathlib.Path, config: ConfigDict) -> dict[str, float] | Non
     return evaluations.get(config.train.num_steps)
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
+def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
     """`mean ± standard deviation` over seeds, to one digit of the deviation."""
     if not len(values):
         return "-"
     mean = float(np.mean(values))
     if len(values) == 1:
-        return f"{mean:.3g}"
-    return f"{mean:.3g} ± {np.std(values, ddof=1):.1g}"
+        return f"{mean:.{digits}g}"
+    return f"{mean:.{digits}g} ± {np.std(values, ddof=1):.1g}"

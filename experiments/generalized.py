@@ -588,13 +588,13 @@ def _on_circle(config, keys) -> _run.Experiment:
             "kl_of_refined": _plane.kl_divergence(truth, model),
             "log_partition": log_partition,
             "mean_exact": exact["mean"],
-            "mean_base": 0.0,
         }
         if "log_partition" in found:
             scalars["log_partition_learned"] = float(found["log_partition"])
         latent_key, *chain_keys = jax.random.split(key, 1 + len(_latent.NAMES))
         section = config.evaluation.sampling
         latents = jax.random.normal(latent_key, (config.evaluation.num_chains, 1))
+        scalars["mean_base"] = float(jax.vmap(_circle_of)(latents)[:, 0].mean())
         panels = {}
         for name, chain_key in zip(section.samplers, chain_keys):
             refined = _latent.refine(
@@ -874,8 +874,13 @@ def _of_images(config, keys) -> _run.Experiment:
         )
         energy_fn = generalized.floored(energy_fn, _floor(config))
         of_chunk = jax.jit(jax.vmap(generator_fn))
-        x = {"base": _data.in_chunks(of_chunk, latents, options.chunk_size)}
-        rates = {}
+        drawn = {"base": _data.in_chunks(of_chunk, latents, options.chunk_size)}
+        distances, shown, rates = judge(drawn), {}, {}
+
+        def keep(drawn):
+            shown.update({k: x[: options.num_shown] for k, x in drawn.items()})
+
+        keep(drawn)
         for index, name in enumerate(sampling.samplers):
             temperatures = sampling.temperatures if name != "transport" else (1.0,)
             for place, temperature in enumerate(temperatures):
@@ -889,18 +894,26 @@ def _of_images(config, keys) -> _run.Experiment:
                     chain_lengths=sampling.chain_lengths,
                     temperature=temperature,
                 )
-                for length, chains in refined.items():
-                    x[_cell(name, temperature, length)] = chains.x
-                rates[name, temperature] = chains.acceptance_rate
-        distances = judge({name: images.clip(-1, 1) for name, images in x.items()})
+                # All samplers' images together would be more than fits in memory.
+                drawn = {
+                    _cell(name, temperature, length): chains.x
+                    for length, chains in refined.items()
+                }
+                distances |= judge(drawn)
+                keep(drawn)
+                rates[name, temperature] = refined[max(refined)].acceptance_rate
         of_base = distances["base"]
         relative = {name: 100 * value / of_base for name, value in distances.items()}
-        _report(directory, config, distances, relative, rates, x)
+        _report(directory, config, distances, relative, rates, shown)
         return {
             f"{name}_frechet_distance": value
             for name, value in distances.items()
             if name in ("base", "data")
-        } | {f"relative_{name}": share for name, share in relative.items() if name in x}
+        } | {
+            f"relative_{name}": share
+            for name, share in relative.items()
+            if name in shown
+        }
 
     batches = functools.partial(
         _data.image_batches, keys.data, data.train, num_levels=data.num_levels
@@ -936,7 +949,8 @@ def _judge(config, keys, data: _data.Images):
         keys.evaluation, data, options.num_examples, options.classifier_steps
     )
     return lambda x: {
-        row["name"]: row["classifier_frechet_distance"] for row in table(x)
+        row["name"]: row["classifier_frechet_distance"]
+        for row in table({name: images.clip(-1, 1) for name, images in x.items()})
     }
 
 
@@ -944,7 +958,7 @@ def _cell(name: str, temperature: float, length: int) -> str:
     return f"{name}_{temperature:g}_{length}"
 
 
-def _report(directory: pathlib.Path, config, distances, relative, rates, x) -> None:
+def _report(directory: pathlib.Path, config, distances, relative, rates, shown) -> None:
     """Table, curves over the chains' length, and strips of the same latents."""
     options, sampling = config.evaluation, config.evaluation.sampling
     table = [
@@ -971,7 +985,7 @@ def _report(directory: pathlib.Path, config, distances, relative, rates, x) -> N
             key=lambda t: relative[_cell(name, t, sampling.chain_lengths[-1])],
         )
         cells = [_cell(name, coldest, length) for length in sampling.chain_lengths]
-        images = np.stack([x[cell][: options.num_shown] for cell in ("base", *cells)])
+        images = np.stack([shown[cell] for cell in ("base", *cells)])
         title = f"{name}, temperature {coldest:g}: after 0, " + ", ".join(
             map(str, sampling.chain_lengths)
         )
@@ -1022,12 +1036,13 @@ def sweep(build, config: ConfigDict, workdir) -> None:
             rows.append(
                 {"cell": method}
                 | {
-                    name: _sweep.mean_and_spread([scalars[name] for scalars in found])
+                    name: _sweep.mean_and_spread([x[name] for x in found], digits=4)
                     for name in columns
                 }
                 | {"seeds": str(len(found))}
             )
         columns = list({name: None for row in rows for name in row})
+        columns.remove("evaluation_seconds")
         rows = [{name: row.get(name, "-") for name in columns} for row in rows]
         _run.write_atomically(workdir / "table.md", _run.format_table(rows))
 

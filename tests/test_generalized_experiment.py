@@ -252,7 +252,7 @@ def test_a_sweep_chooses_by_validation(data_dir, tmp_path, capsys):
             (line for line in lines if line["kind"] == "eval"),
             key=lambda line: line["validation_nll"],
         )
-        assert row["test_nll"] == f"{best['test_nll']:.3g}" and row["seeds"] == "1"
+        assert row["test_nll"] == f"{best['test_nll']:.4g}" and row["seeds"] == "1"
     assert by_method["likelihood"]["base_test_nll"] == "-"
     with pytest.raises(ValueError, match="baselines as cells.*'likelihood'"):
         generalized.sweep(

@@ -104,10 +104,9 @@ def test_a_preset_runs_stops_and_resumes(preset, data_dir, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["cifar10", "cifar10_resnet,donsker_varadhan"])
-def test_the_paper_s_scale_runs(preset, data_dir, tmp_path):
+def test_the_paper_s_scale_runs(data_dir, tmp_path):
     config = tiny(
-        preset,
+        "cifar10_resnet,donsker_varadhan",
         data_dir,
         train__num_steps=2,
         train__num_joint_steps=1,

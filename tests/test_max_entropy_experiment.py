@@ -148,24 +148,14 @@ def test_a_preset_runs_stops_and_resumes(preset, data_dir, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "preset",
-    [
-        "stacked_mnist,gan",
-        "stacked_mnist_2,wgan_gp",
-        "mnist_anomaly",
-        "cifar10",
-        "celeb_a",
-    ],
+    "preset", ["stacked_mnist_2,wgan_gp", "mnist_anomaly", "cifar10"]
 )
 def test_a_preset_at_the_paper_s_scale_runs(preset, data_dir, tmp_path):
     config = tiny(preset, data_dir, train__num_steps=1)
-    if preset == "stacked_mnist,gan":  # tuples of three are many
-        config = tiny(preset, data_dir, train__num_steps=1, data__num_digits=1)
     scalars = _run.run(max_entropy.build, config, tmp_path)
     assert all(np.isfinite(value) for value in scalars.values())
     if "stacked" in preset:
-        num = 10 if "gan" in preset.split(",")[1:] else 100
-        assert 1 <= scalars["num_modes"] <= num
+        assert 1 <= scalars["num_modes"] <= 100
         assert scalars["kl_floor"] > 0
 
 

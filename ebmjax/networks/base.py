@@ -49,6 +49,7 @@ def from_module(
                 f" {shown}; for a batch of examples use jax.vmap"
             )
 
+    @jax.jit  # one program: op by op, a network's own are hundreds
     def init(key: Key) -> tuple[Params, dict]:
         variables = module.init(key, *(jnp.zeros(s, dtype) for s in example_shapes))
         model_state = {name: variables[name] for name in variables if name != "params"}

@@ -289,9 +289,9 @@ def reference_table(
 
 def judge(
     key: Key, data: _data.Images, num_examples: int, num_steps: int
-) -> Callable[[Mapping[str, Array]], list[dict[str, float | int | str]]]:
+) -> tuple[Callable[[Mapping[str, Array]], list[dict]], np.ndarray]:
     """`reference_table` of sets of samples, by a classifier that is trained when it is
-    first asked.
+    first asked, and the images that it compares samples with.
 
     Args:
       key: Of the classifier, of the noise of its examples and of the references.
@@ -315,6 +315,7 @@ def judge(
             num_steps=num_steps,
         )
 
-    return lambda samples: reference_table(
-        classifier(), reference_key, examples, samples
-    )
+    def table(samples):
+        return reference_table(classifier(), reference_key, examples, samples)
+
+    return table, examples

@@ -1,6 +1,7 @@
 """Latents of a generator, moved by chains towards what the energy says."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebmjax import energies, samplers
+from ebmjax.samplers.base import check_count
 from ebmjax.types import Array, EnergyFn, Key
 
-__all__ = ["NAMES", "Refined", "refine"]
+__all__ = ["NAMES", "Refined", "check", "refine"]
 
 LIPSCHITZ_DRAWS = 500  # latents among which the steepest slope is looked for
 CHUNK = 500  # latents whose images are made at once
@@ -40,7 +42,7 @@ def _prior(latent_dim: int):
     return sample, lambda z: -0.5 * jnp.sum(z**2)
 
 
-# Name -> sampler of a step size (a length, `langevin`'s) and the latent's dimension.
+# Name -> sampler of a step size (a squared length, `langevin`'s) and the dimension.
 # Those that take a time have the step of the same length: h = sqrt(2 * step_size).
 SAMPLERS = {
     "independence": lambda step, dim, section: samplers.independence(
@@ -58,6 +60,42 @@ SAMPLERS = {
     ),
 }
 NAMES = (*SAMPLERS, "transport")
+
+
+def check(section) -> None:
+    """Of a config's section `evaluation.sampling`, before anything is trained.
+
+    Raises:
+      ValueError: If a sampler is unknown or there is none, lengths do not rise from
+        above 0, or a temperature, step or other number is not as it must be.
+    """
+    unknown = sorted(set(section["samplers"]) - set(NAMES))
+    if unknown or not section["samplers"]:
+        raise ValueError(
+            f"evaluation.sampling.samplers must be of {NAMES}, got"
+            f" {tuple(section['samplers'])}"
+        )
+    _check_lengths(section["chain_lengths"])
+    if not section["temperatures"]:
+        raise ValueError("evaluation.sampling.temperatures must not be empty")
+    positive = {f"temperatures[{i}]": t for i, t in enumerate(section["temperatures"])}
+    positive |= {
+        name: section[name]
+        for name in ("step_size", "decay", "friction", "transport_step_size")
+    }
+    for name, value in positive.items():
+        if not 0 < value < math.inf:
+            raise ValueError(
+                f"evaluation.sampling.{name} must be positive, got {value}"
+            )
+    check_count("evaluation.sampling.num_leapfrog", section["num_leapfrog"], 1)
+    check_count("evaluation.sampling.decay_every", section["decay_every"], 0)
+
+
+def _check_lengths(chain_lengths: Sequence[int]) -> None:
+    lengths = list(chain_lengths)
+    if not lengths or lengths[0] < 1 or sorted(set(lengths)) != lengths:
+        raise ValueError(f"chain_lengths must rise from above 0, got {lengths}")
 
 
 def refine(
@@ -98,12 +136,12 @@ def refine(
 
     Raises:
       ValueError: If the name is unknown, or the lengths do not rise from above 0.
+      FloatingPointError: If transport finds no slope to go by.
     """
     if name not in NAMES:
         raise ValueError(f"sampler must be one of {sorted(NAMES)}, got {name!r}")
-    lengths = [int(length) for length in chain_lengths]
-    if not lengths or lengths[0] < 1 or sorted(set(lengths)) != lengths:
-        raise ValueError(f"chain_lengths must rise from above 0, got {lengths}")
+    _check_lengths(chain_lengths)
+    lengths = list(chain_lengths)
     if name == "transport":
         move = _transport(section, energy_fn, generator_fn, key, latents)
     else:
@@ -149,6 +187,11 @@ def _transport(section, energy_fn, generator_fn, key, starts):
     draws = jax.random.normal(key, (LIPSCHITZ_DRAWS, starts.shape[1]))
     slopes = jax.jit(jax.vmap(jax.grad(of_latent)))(draws)
     steepest = jnp.linalg.norm(slopes, axis=1).max()
+    if not 0 < steepest < math.inf:
+        raise FloatingPointError(
+            f"transport goes by the energy's slope, whose largest is {steepest} among"
+            f" {LIPSCHITZ_DRAWS} draws: the energy is flat, or below its floor"
+        )
 
     def one(pair, step_size, num_steps, steepest):
         z, start = pair

@@ -634,18 +634,9 @@ def _of_images(config, keys) -> Problem:
     data = _data.from_section(config.data)
     options = config.evaluation
     _plots.check()
-    judge = _classifier.judge(
+    judge, examples = _classifier.judge(
         keys.evaluation, data, options.num_examples, options.classifier_steps
     )
-    images = np.concatenate(
-        [data.train[: options.num_examples], data.held_out[: options.num_examples]]
-    )
-    examples = np.asarray(
-        _data.dequantize(
-            jax.random.fold_in(keys.evaluation, 0), images, data.num_levels
-        )
-    )
-
     inception = None
     if options.inception_weights:
         inception = _inception.Inception(options.inception_weights, data.num_levels)

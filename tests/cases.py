@@ -177,7 +177,7 @@ DRAW_NOTHING |= {"minimum_probability_flow", "kernel_stein"}
 NOT_OBJECTIVES = {"stateless", "telescoping_energy"}
 
 PAIRS = {"f_contrastive", "flow_contrastive", "learned_stein", "variational"}
-PAIRS |= {"entropy_gradient", "max_entropy"}
+PAIRS |= {"entropy_gradient", "generalized", "max_entropy"}
 """Modules of two objectives or three, one a player; tested in files of their own."""
 
 GAUSSIAN_PARAMS = {

@@ -290,6 +290,45 @@ def test_the_penalty_is_the_squared_slope_whatever_the_points():
     np.testing.assert_allclose(aux.metrics["gradient_square"], 25, rtol=1e-6)
 
 
+def test_the_penalty_is_taken_between_data_and_draws_and_of_the_whole_energy():
+    """Data at 1, draws at 0, E = x^2 / 2 + b x: a slope of u + b at a uniform u."""
+    size = 100_000
+    params = {"energy": 0.0, "base": 2.0, "log_partition": jnp.zeros(())}
+    for log_prob, offset in ((None, 0.0), (lambda base, x: base * jnp.sum(x), 2.0)):
+        objective = energy_objective(
+            lambda _, x: 0.5 * jnp.sum(x**2),
+            lambda base, z: 0 * z,
+            gradient_penalty=0.1,
+            base_log_prob=log_prob,
+        )
+        _, aux = value_of(objective, params, jnp.ones((size, 1)))
+        exact = 1 / 3 + offset + offset**2
+        variance = 1 / 5 + offset + 4 / 3 * offset**2 - (1 / 3 + offset) ** 2
+        np.testing.assert_allclose(
+            aux.metrics["gradient_square"], exact, atol=4 * (variance / size) ** 0.5
+        )
+
+
+def test_the_base_has_as_many_draws_as_are_asked_for_and_its_own_floor():
+    """Of one draw the weight is 1; of eight, of a steep energy, they differ. Below the
+    floor no draw has a slope."""
+    params = {"energy": 3.0, "base": 0.0}
+    batch = jnp.zeros((1, 1))
+    for num, is_all in ((1, True), (8, False)):
+        objective = generalized.base_objective(
+            linear, shifted, latent_dim=1, num_draws=num
+        )
+        share = value_of(objective, params, batch)[1].metrics["effective_draws"]
+        assert (share == 1) == is_all and share >= 1 / num
+    objective = generalized.base_objective(
+        linear, shifted, latent_dim=1, energy_floor=-5.0
+    )
+    below = params | {"base": -50.0}
+    slope = jax.grad(lambda p: value_of(objective, p, batch)[0])(below)["base"]
+    assert slope == 0
+    assert value_of(objective, below, batch)[1].metrics["energy_model"] == -5
+
+
 def test_an_energy_above_its_floor_is_itself_and_below_it_has_no_gradient():
     params = {"energy": 1.0, "base": 0.0, "log_partition": jnp.zeros(())}
     batch = jnp.array([[-3.0], [2.0]])
@@ -304,7 +343,7 @@ def test_an_energy_above_its_floor_is_itself_and_below_it_has_no_gradient():
 @pytest.mark.usefixtures("float64")
 def test_with_the_base_s_density_in_the_energy_the_model_is_the_energy_alone():
     """T10. E = r + log b with r = -log q + s: the log partition function is -s whatever
-    the base, the loss at c = s the negative log likelihood of q less the base's; where
+    the base, the loss at c = -s the negative log likelihood of q less the base's; where
     the base is q, one draw suffices."""
     s = 0.7
 
@@ -562,7 +601,64 @@ def test_a_base_of_another_shape_is_refused():
         value_of(energy_objective(), params, jnp.zeros((4, 3)))
 
 
+def test_an_energy_that_is_no_scalar_is_refused():
+    params = {"energy": 1.0, "base": 0.0, "log_partition": jnp.zeros(())}
+    batch = jnp.zeros((4, 1))
+    for make in (generalized.energy_objective, generalized.base_objective):
+        objective = make(lambda a, x: a * x, shifted, latent_dim=1)
+        with pytest.raises(ValueError, match=r"energy must return a scalar .* \(1,\)"):
+            value_of(objective, params, batch)
+    del params["log_partition"]
+    with pytest.raises(ValueError, match=r"learns params\['log_partition'\], got"):
+        value_of(energy_objective(), params, batch)
+    value_of(energy_objective(estimator="donsker_varadhan"), params, batch)
+
+
 # --- laws that are told apart
+
+
+def test_refinement_never_worsens_kale_of_slopes_up_to_a_bound():
+    """T2, T3, T21. P = N(2, 1), B = N(0, 1), slopes of at most .8: KALE is L |D| - L^2
+    / 2 = 1.28, at -.8. What its latents' posterior draws is N(.8, 1), of which P has
+    KALE .64; with the best of all slopes it is P's mean, and KALE 0."""
+    bound, mean, num = 0.8, 2.0, 200_000
+    objective = energy_objective(num_draws=1)
+    batch = mean + jax.random.normal(jax.random.key(1), (num, 1))
+
+    @jax.jit
+    def kale(slope, base):
+        """With the constant at its best, -a m + a^2 / 2."""
+        constant = -slope * base + slope**2 / 2
+        params = {"energy": slope, "base": base, "log_partition": constant}
+        return value_of(objective, params, batch)[1].metrics["kale"]
+
+    slopes = jnp.linspace(-bound, bound, 17)
+    # Of the means of a x (L / sqrt n) and of exp(-a x) at its largest slope.
+    error = (bound**2 + math.expm1(bound**2)) ** 0.5 / num**0.5
+    worse = []
+    for base, exact in ((0.0, 1.28), (0.8, 0.64), (mean, 0.0)):
+        values = jax.vmap(kale, (0, None))(slopes, base)
+        np.testing.assert_allclose(values.max(), exact, atol=4 * error)
+        best = float(slopes[values.argmax()])
+        if exact:
+            assert best == pytest.approx(-bound)
+            worse.append(float(values.max()))
+    assert worse[0] > worse[1]
+    for best, place in ((-bound, 0.8), (-mean, mean)):
+        latent_energy = energies.latent_energy(
+            functools.partial(linear, best), functools.partial(shifted, 0.0)
+        )
+        state, _ = samplers.sample_chains(
+            samplers.mala(step_size=0.5),
+            latent_energy,
+            jax.random.key(2),
+            jax.random.normal(jax.random.key(3), (20_000, 1)),
+            30,
+            collect=None,
+        )
+        x = state.position
+        np.testing.assert_allclose(x.mean(), place, atol=4 / 20_000**0.5)
+        np.testing.assert_allclose(x.var(), 1, rtol=4 * (2 / 20_000) ** 0.5)
 
 
 def test_on_points_that_are_apart_kale_is_the_slope_times_the_distance():

@@ -76,7 +76,7 @@ def test_steps_are_a_tenth_after_every_two_hundred_moves(monkeypatch):
     def recorded(*given):
         def move(key, position, num_steps, scale):
             moves.append((num_steps, scale))
-            return position, 0.5
+            return position, float(len(moves) == 1)
 
         return move
 
@@ -93,7 +93,38 @@ def test_steps_are_a_tenth_after_every_two_hundred_moves(monkeypatch):
     assert sum(num for num, _ in moves) == 1_000
     total = sum(num * scale for num, scale in moves)
     np.testing.assert_allclose(total, 222.22, rtol=1e-6)
-    assert [chains.acceptance_rate for chains in found.values()] == [0.5] * 3
+    rates = [chains.acceptance_rate for chains in found.values()]
+    assert rates == [1, 10 / 250, 10 / 1_000]
+
+
+@pytest.mark.parametrize("name", ["langevin", "transport"])
+def test_a_step_that_has_decayed_to_nothing_moves_nothing(name):
+    latents = jax.random.normal(jax.random.key(0), (10, 2))
+    found = _latent.refine(
+        name,
+        SECTION | {"decay_every": 10, "decay": 1e-14, "transport_step_size": 0.005},
+        quadratic,
+        identity,
+        jax.random.key(1),
+        latents,
+        chain_lengths=(10, 20),
+    )
+    assert np.abs(found[10].latents - latents).max() > 0.01
+    # A step of 1e-15: noise of 4e-8 a move.
+    np.testing.assert_allclose(found[20].latents, found[10].latents, atol=1e-6)
+
+
+def test_transport_needs_a_slope():
+    with pytest.raises(FloatingPointError, match="whose largest is 0.0 among 500"):
+        _latent.refine(
+            "transport",
+            SECTION,
+            lambda x: 0 * jnp.sum(x),
+            identity,
+            jax.random.key(0),
+            jnp.zeros((1, 2)),
+            chain_lengths=(1,),
+        )
 
 
 def test_acceptance_rates_are_means_over_all_moves():
@@ -154,3 +185,27 @@ def test_what_makes_no_sense_is_refused(name, lengths, message):
             jnp.zeros((1, 2)),
             chain_lengths=lengths,
         )
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"samplers": ("gibbs",)}, "samplers must be of .*got ..gibbs"),
+        ({"samplers": ()}, "samplers must be of .*got"),
+        ({"chain_lengths": (50, 10)}, "must rise from above 0, got .50, 10"),
+        ({"temperatures": (1.0, 0.0)}, r"temperatures\[1\] must be positive, got 0"),
+        ({"temperatures": ()}, "temperatures must not be empty"),
+        ({"step_size": -1.0}, "sampling.step_size must be positive, got -1"),
+        ({"num_leapfrog": 0}, "sampling.num_leapfrog must be a whole"),
+        ({"decay_every": -200}, "sampling.decay_every must be a whole"),
+    ],
+)
+def test_a_section_that_makes_no_sense_is_refused(change, message):
+    section = SECTION | {
+        "samplers": _latent.NAMES,
+        "chain_lengths": (10, 50),
+        "temperatures": (1.0,),
+    }
+    _latent.check(section)
+    with pytest.raises(ValueError, match=message):
+        _latent.check(section | change)

@@ -233,6 +233,10 @@ def maximum_mean_discrepancy(
 
     if kernel == "gaussian" and bandwidth is None:
         bandwidth = float(np.sqrt(np.median(squares(a, b))))
+        if bandwidth == 0:
+            raise ValueError(
+                "the median distance of the features is 0: bandwidth must be given"
+            )
 
     def values(x, y):
         if kernel == "polynomial":

@@ -38,12 +38,6 @@ def _xavier(gain: float = 1.0):
     return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
 
 
-def _xavier_transposed(key, shape, dtype=float):
-    """Of `[height, width, features, channels]`; fans are summed, so that the order of
-    the last two does not matter."""
-    return _xavier()(key, shape, dtype)
-
-
 def _dense(features: int, name: str | None = None) -> nn.Dense:
     return nn.Dense(features, kernel_init=_xavier(), bias_init=ZEROS, name=name)
 
@@ -86,7 +80,7 @@ class ConvBase(nn.Module):
         for features in self.widths[-2::-1]:
             size = (2 * h.shape[0], 2 * h.shape[1])
             layer = TransposedConv(
-                features, size, 4, 2, 1, _xavier_transposed, is_normalized=True
+                features, size, 4, 2, 1, _xavier(), is_normalized=True
             )
             h = _normalized(layer(h), train)
         return jnp.tanh(_conv(self.image_shape[-1], 3)(h))
@@ -175,7 +169,7 @@ class DcganBase(nn.Module):
             size = (2 * h.shape[0], 2 * h.shape[1])
             is_last = size == tuple(self.image_shape[:2])
             layer = TransposedConv(
-                features, size, 4, 2, 1, _xavier_transposed, is_normalized=not is_last
+                features, size, 4, 2, 1, _xavier(), is_normalized=not is_last
             )
             h = jnp.tanh(layer(h)) if is_last else _normalized(layer(h), train)
         return h

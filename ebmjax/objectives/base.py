@@ -148,11 +148,6 @@ def single_generator(
     return one
 
 
-def bind_energy(energy: Energy | Network, params: Params) -> Callable[[Array], Array]:
-    """The energy of one example, by the state it has where it has any."""
-    return single_generator(energy, params, "energy")
-
-
 def refreshed(
     network: Energy | Network, params: Params, x: Array, name: str
 ) -> dict[str, Any]:
@@ -170,6 +165,16 @@ def between(key: Key, a: Array, b: Array) -> Array:
     shape = (len(a),) + (1,) * (a.ndim - 1)
     share = jax.random.uniform(key, shape, a.dtype)
     return share * a + (1 - share) * b
+
+
+def scalars_of(name: str, values: Array) -> Array:
+    """`[n]`, or said to be something else: means of `[n, 1]` would be the same, but not
+    of its pairs."""
+    if values.ndim != 1:
+        raise ValueError(
+            f"{name} must return a scalar for one example, got {values.shape[1:]}"
+        )
+    return values
 
 
 def check_draws(name: str, draws: Array, batch: Array) -> None:

@@ -28,12 +28,12 @@ from ebmjax.objectives.base import (
     Generator,
     Objective,
     between,
-    bind_energy,
     check_choice,
     check_draws,
     dot,
     generate,
     refreshed,
+    scalars_of,
     single_generator,
 )
 from ebmjax.samplers.base import check_count, check_number
@@ -101,11 +101,13 @@ def energy_objective(
       `("energy",)` with "donsker_varadhan". Metrics: `energy_data`, `energy_model`;
       `kale`, the bound, in nats; `log_partition`, of the batch; `mass`, the mean of
       `exp(-(E + c))` under the base, 1 at best; with a penalty `gradient_square`. It
-      renews `energy_state` where the energy has one.
+      renews `energy_state` where the energy has one. With several devices the batch's
+      log mean, and what is made of it, is that of the rows of each.
 
     Raises:
       ValueError: If the estimator is unknown, a weight negative or a count below 1; at
-        trace, if a state is missing or draws have not the shape of the data.
+        trace, if a state or `log_partition` is missing, draws have not the shape of the
+      data, or an energy is no scalar.
     """
     check_choice("estimator", estimator, ESTIMATORS)
     check_number("gradient_penalty", gradient_penalty, positive=False)
@@ -123,9 +125,16 @@ def energy_objective(
         draws = jax.lax.stop_gradient(draws)
         check_draws("base", draws, batch)
         total = _total(energy, params, base_log_prob, energy_floor)
-        energy_data, energy_model = jax.vmap(total)(batch), jax.vmap(total)(draws)
+        energy_data, energy_model = (
+            scalars_of("energy", jax.vmap(total)(x)) for x in (batch, draws)
+        )
         log_mean = jax.nn.logsumexp(-energy_model) - jnp.log(len(draws))
         if estimator == "kale":
+            if "log_partition" not in params:
+                raise ValueError(
+                    "estimator 'kale' learns params['log_partition'], got"
+                    f" {sorted(params)}"
+                )
             constant = params["log_partition"]
             held = jax.lax.stop_gradient(constant)
             held_mean = jax.lax.stop_gradient(log_mean)
@@ -190,8 +199,8 @@ def base_objective(
       With several devices weights are normalised over the rows of each.
 
     Raises:
-      ValueError: If a count is below 1; at trace, if a state is missing or draws have
-        not the shape of the data.
+      ValueError: If a count is below 1; at trace, if a state is missing, draws have
+        not the shape of the data, or an energy is no scalar.
     """
     check_count("latent_dim", latent_dim, 1)
     check_count("num_draws", num_draws, 1)
@@ -202,7 +211,7 @@ def base_objective(
         check_draws("base", draws, batch)
         params = params | jax.lax.stop_gradient({"energy": params["energy"]})
         total = _total(energy, params, base_log_prob, energy_floor)
-        energy_model = jax.vmap(total)(draws)
+        energy_model = scalars_of("energy", jax.vmap(total)(draws))
         log_mean = jax.nn.logsumexp(-energy_model) - jnp.log(len(draws))
         kale = -jax.vmap(total)(batch).mean() - log_mean
         weights = jax.nn.softmax(-energy_model)
@@ -260,7 +269,7 @@ def redescending_gradients() -> optax.GradientTransformation:
 
 def _total(energy, params, base_log_prob, floor) -> Callable[[Array], Array]:
     """The whole energy of an example, of all its parameters."""
-    energy_fn = floored(bind_energy(energy, params), floor)
+    energy_fn = floored(single_generator(energy, params, "energy"), floor)
 
     def total(x):
         value = energy_fn(x)

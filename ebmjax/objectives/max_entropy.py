@@ -34,6 +34,7 @@ from ebmjax.objectives.base import (
     check_choice,
     check_draws,
     generate,
+    scalars_of,
     single_generator,
 )
 from ebmjax.samplers.base import Sampler, check_count, check_number, sample_chains
@@ -142,7 +143,9 @@ def energy_objective(
         negatives, renewed, metrics = jax.lax.stop_gradient(draws(frozen, key, batch))
         check_draws("generator", negatives, batch)
         energy_data, energy_model = (
-            _values("energy", jax.vmap(energy, (None, 0))(params["energy"], x)).mean()
+            scalars_of(
+                "energy", jax.vmap(energy, (None, 0))(params["energy"], x)
+            ).mean()
             for x in (batch, negatives)
         )
         metrics |= {"energy_data": energy_data, "energy_model": energy_model}
@@ -238,7 +241,7 @@ def generator_objective(
         check_draws("generator", x, batch)
         frozen = jax.lax.stop_gradient(params["energy"])
         values = jax.vmap(energy, (None, 0))(frozen, x)
-        energy_model = _values("energy", values).mean()
+        energy_model = scalars_of("energy", values).mean()
         value, metrics = energy_model, {"energy_model": energy_model}
         if statistics is not None:
             information = _information(
@@ -273,7 +276,7 @@ def _others(key: Key, latents: Array, marginal: str, estimator: str) -> Array:
 
 def _information(statistic, x, latents, others, estimator) -> Array:
     num = len(latents)
-    joint = _values("statistics", jax.vmap(statistic)(x, latents))
+    joint = scalars_of("statistics", jax.vmap(statistic)(x, latents))
     if estimator == "nce":
         over_latents = jax.vmap(statistic, (None, 0))
         pairs = jax.vmap(over_latents, (0, None))(x, others)
@@ -289,13 +292,3 @@ def _reduced(squares: Array, reduction: str) -> Array:
     if reduction == "sum" or squares.ndim == 0:
         return jnp.sum(squares)
     return jnp.mean(jnp.sum(squares, axis=-1))
-
-
-def _values(name: str, values: Array) -> Array:
-    """`[n]`, or said to be something else: means of `[n, 1]` would be the same, but not
-    of its pairs."""
-    if values.ndim != 1:
-        raise ValueError(
-            f"{name} must return a scalar for one example, got {values.shape[1:]}"
-        )
-    return values

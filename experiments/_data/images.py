@@ -95,7 +95,7 @@ class Source(NamedTuple):
       tfds_name: Name of the TensorFlow Datasets builder.
       size: Height and width that `load` gives by default.
       splits: The splits to train on and to hold out.
-      crop: Side of the central square that is kept first; None keeps all.
+      crop: Side of the central square that is kept first; None for the largest.
       adapt: Applied to every image `[height, width, channels]` before it is cropped.
       label_name: The feature that is the label; None for no labels.
       first_label: Subtracted from labels, so that they begin at 0.
@@ -142,7 +142,7 @@ SOURCES = {
     "svhn": Source("svhn_cropped", 32),
     "imagenet32": Source("imagenet_resized/32x32", 32, splits=("train", "validation")),
     "lsun": Source("lsun/bedroom", 32, splits=("train", "validation"), label_name=None),
-    # The crop is that of Song & Ermon (2019).
+    # The crop is that of Song & Ermon (2019); a GEBM's paper has none.
     "celeb_a": Source("celeb_a", 64, crop=140, label_name=None),
 }
 
@@ -152,9 +152,9 @@ def _convert(images, source: Source, num_images: int, size: int) -> np.ndarray:
     converted = None
     for i, image in enumerate(images):
         image = source.adapt(image)
-        if source.crop is not None:
-            top, left = ((side - source.crop) // 2 for side in image.shape[:2])
-            image = image[top : top + source.crop, left : left + source.crop]
+        crop = source.crop or min(image.shape[:2])
+        top, left = ((side - crop) // 2 for side in image.shape[:2])
+        image = image[top : top + crop, left : left + crop]
         if image.shape[:2] != (size, size):
             image = _resize(image, size)
         if converted is None:  # only now is the number of channels known

@@ -290,11 +290,11 @@ LONG = "--config.train.num_steps=4000", "--config.train.log_every=20"
 
 @pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_bitwise_as_if_it_had_not_been(tmp_path):
-    """kill -9 after some steps, five times; saved every 5 steps, so in saves too."""
+    """kill -9 after some steps, three times; saved every 5 steps, so in saves too."""
     moments = random.Random(0)
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     length = "--config.train.num_steps=200"
-    for _ in range(5):
+    for _ in range(3):
         process = start(killed, length, devices=2)
         for _ in range(moments.randrange(1, 7)):  # progress lines come every 5 steps
             if not process.stderr.readline():

@@ -229,8 +229,6 @@ def _uci(name: str) -> dict:
         "eval_every": 4,
         "checkpoint_every": 0,
         "log_every": 4,
-        # The penalty's point may lie where the flow is steep, once in a run.
-        "abort_above": 0.0,
     }
     return config
 
@@ -327,6 +325,10 @@ def get_config(preset: str = "digits") -> ConfigDict:
 def _with_method(config: ConfigDict, method: str) -> ConfigDict:
     if method in BASELINES:
         config.objective = ConfigDict({"name": method, **BASELINES[method]})
+        if method == "contrastive_divergence":
+            # Published. At five times the rate it diverges before it learns anything.
+            config.optimizer.learning_rate.start = 1e-4
+            config.train.eval_every = 2
     else:
         config.objective.name = method
     return config
@@ -1044,7 +1046,8 @@ KINDS = {name: _of_table for name in UCI} | {
 
 def sweep(build, config: ConfigDict, workdir) -> None:
     """Of a table all methods times seeds, each at its best validation; of what else the
-    seeds; and a table of means over seeds. The baselines' sections `objective` are
+    seeds; and a table of means over seeds. A run that diverges has what was best before
+    it did, and is not counted under `ended`. The baselines' sections `objective` are
     `BASELINES`, whatever the config has in its own."""
     if config.objective.name in BASELINES:
         raise ValueError(
@@ -1068,11 +1071,11 @@ def sweep(build, config: ConfigDict, workdir) -> None:
     def report(_):
         rows = []
         for method in methods:
-            found = [
+            chosen = [
                 _chosen(workdir / _sweep.CELLS / name, cells[name].train.num_steps)
                 for name in (f"{method},{seed}" for seed in seeds)
             ]
-            found = [scalars for scalars in found if scalars]
+            found = [scalars for scalars, _ in chosen if scalars]
             columns = {name: None for scalars in found for name in scalars}
             rows.append(
                 {"cell": method}
@@ -1080,7 +1083,10 @@ def sweep(build, config: ConfigDict, workdir) -> None:
                     name: _sweep.mean_and_spread([x[name] for x in found], digits=4)
                     for name in columns
                 }
-                | {"seeds": str(len(found))}
+                | {
+                    "seeds": str(len(found)),
+                    "ended": str(sum(has_ended for _, has_ended in chosen)),
+                }
             )
         columns = list({name: None for row in rows for name in row})
         columns = [name for name in columns if name != "evaluation_seconds"]
@@ -1091,16 +1097,22 @@ def sweep(build, config: ConfigDict, workdir) -> None:
     print((workdir / "table.md").read_text())
 
 
-def _chosen(folder: pathlib.Path, num_steps: int) -> dict[str, float] | None:
-    """The evaluation with the best validation likelihood, or the last where there is
-    none; None if the run has not ended."""
+def _chosen(
+    folder: pathlib.Path, num_steps: int
+) -> tuple[dict[str, float] | None, bool]:
+    """The evaluation with the best validation likelihood, of a run that has ended or
+    diverged, or the last where there is none, of one that has ended; else None. And
+    whether it has ended."""
     evaluations = _run.finite_evaluations(_run.read_lines(folder))
-    if num_steps not in evaluations:
-        return None
-    return min(
+    has_ended = num_steps in evaluations
+    has_choice = any("validation_nll" in scalars for scalars in evaluations.values())
+    if not has_ended and not (has_choice and (folder / _sweep.FAILURE).is_file()):
+        return None, False
+    best = min(
         reversed(evaluations.values()),
         key=lambda scalars: scalars.get("validation_nll", 0.0),
     )
+    return best, has_ended
 
 
 if __name__ == "__main__":

@@ -284,7 +284,8 @@ def test_a_sweep_whose_first_run_failed_has_a_table(data_dir, tmp_path, monkeypa
     generalized.sweep(generalized.build, tiny("red_wine", data_dir), tmp_path)
     rows = (tmp_path / "table.md").read_text().splitlines()[2:]
     assert [row.replace(" ", "") for row in rows] == [
-        f"|{method}|0|" for method in (*generalized.ESTIMATORS, *generalized.BASELINES)
+        f"|{method}|0|0|"
+        for method in (*generalized.ESTIMATORS, *generalized.BASELINES)
     ]
 
 
@@ -296,12 +297,15 @@ def test_a_run_that_has_not_ended_is_in_no_table(tmp_path):
             for step, value in lines
         )
     )
-    assert generalized._chosen(tmp_path, 4) is None
-    assert generalized._chosen(tmp_path, 3) == {"validation_nll": 1.0}
+    assert generalized._chosen(tmp_path, 4) == (None, False)
+    assert generalized._chosen(tmp_path, 3) == ({"validation_nll": 1.0}, True)
+    (tmp_path / _sweep.FAILURE).write_text("step 4: diverged")
+    assert generalized._chosen(tmp_path, 4) == ({"validation_nll": 1.0}, False)
     (tmp_path / "metrics.jsonl").write_text(
         '{"kind": "eval", "step": 1, "a": 1.0}\n{"kind": "eval", "step": 2, "a": 2.0}\n'
     )
-    assert generalized._chosen(tmp_path, 2) == {"a": 2.0}
+    assert generalized._chosen(tmp_path, 2) == ({"a": 2.0}, True)
+    assert generalized._chosen(tmp_path, 3) == (None, False)
 
 
 # --- thin supports

@@ -11,8 +11,8 @@ likelihood is comparable to that of direct maximum likelihood.
     python -m experiments.generalized --workdir=runs/uci --sweep \
         --config=experiments/generalized.py:red_wine --config.data.data_dir=DIR
 
-Presets: `digits` (embedded images, minutes on a CPU), `fashion_mnist_small` (CPU, an
-hour); `mnist`, `fashion_mnist`, `cifar10`, `cifar10_resnet`, `celeb_a`, `lsun`,
+Presets: `digits` (embedded images, minutes on a CPU), `fashion_mnist_small` (CPU, half
+an hour); `mnist`, `fashion_mnist`, `cifar10`, `cifar10_resnet`, `celeb_a`, `lsun`,
 `imagenet32` (the paper's scale, for GPU or TPU; those without labels need
 `evaluation.inception_weights`); `circle` and `curve` (thin supports, minutes);
 `red_wine`, `white_wine`, `parkinsons` (UCI tables from files in `data.data_dir`). After
@@ -185,14 +185,17 @@ def _digits() -> dict:
 def _fashion_mnist_small() -> dict:
     config = _small(
         "fashion_mnist",
-        (16, 32, 64),
+        (8, 16, 32),
         32,
-        4_000,
-        num_samples=2_000,
-        num_examples=2_000,
-        classifier_steps=1_500,
+        2_000,
+        num_samples=1_000,
+        num_examples=1_000,
+        classifier_steps=1_000,
     )
-    config["evaluation"]["sampling"] |= {"temperatures": (1.0, 0.01)}
+    config["evaluation"]["sampling"] |= {
+        "chain_lengths": (10, 30, 100),
+        "temperatures": (0.1,),
+    }
     return config
 
 
@@ -273,14 +276,16 @@ def _curve() -> dict:
     config = _thin(
         "curve",
         {},
-        3_000,
+        6_000,
         num_samples=20_000,
         num_bins=60,  # a side
         bound=1.25,
         num_moves=200,  # of independence Metropolis-Hastings
     )
     config["network"]["width"] = 0.1  # sigma of the EBM's ridge
-    config["train"]["num_joint_steps"] = 2_000  # then the energy alone
+    # The base begins off the curve, where without it the energy has no bounds.
+    config["objective"]["gradient_penalty"] = 0.005
+    config["train"]["num_joint_steps"] = 4_000  # then the base rests
     return config
 
 

@@ -518,8 +518,8 @@ def _normal_scalars(train: np.ndarray, test: np.ndarray) -> dict[str, float]:
 
 def default_config(name: str, objective: str = "sliced_score_matching") -> dict:
     """The published sizes; lengths are of this file."""
-    if name not in tabular.SOURCES:
-        raise ValueError(f"data must be one of {sorted(tabular.SOURCES)}, got {name!r}")
+    if name not in tabular.SMALL:
+        raise ValueError(f"data must be one of {sorted(tabular.SMALL)}, got {name!r}")
     if objective not in OBJECTIVES:
         raise ValueError(
             f"the weights have a closed form for {sorted(OBJECTIVES)}, got"

@@ -98,7 +98,7 @@ PLANE = (*SMOOTH, "checkerboard")
 ICA = ("ica_10", "ica_50")
 RBM = ("rbm_10",)
 HIGH = (*ICA, *RBM)
-UCI = tuple(tabular.SOURCES)
+UCI = tabular.SMALL
 
 TARGETS = {
     # Neighbours five standard deviations apart: two modes, but not two worlds.

@@ -4,6 +4,7 @@ Real files are read where the environment says they are: `EBMJAX_DATA`, a folder
 sets as published.
 """
 
+import math
 import os
 
 import numpy as np
@@ -101,9 +102,58 @@ def test_splits_are_disjoint_make_up_the_table_and_are_the_same_every_time(tmp_p
     assert table.train.dtype == table.validation.dtype == table.test.dtype == np.float32
 
 
-def test_a_tenth_is_held_out_and_at_most_a_thousand():
-    sizes = [[len(x) for x in tabular._split(np.zeros((n, 1)))] for n in (1599, 50_000)]
-    assert sizes == [[1296, 144, 159], [48_000, 1_000, 1_000]]
+@pytest.mark.parametrize(
+    "num, most, sizes",
+    [
+        (1_599, 1_000, [1296, 144, 159]),
+        (50_000, 1_000, [48_000, 1_000, 1_000]),
+        (50_000, math.inf, [44_000, 1_000, 5_000]),
+    ],
+)
+def test_a_tenth_is_held_out_and_of_small_tables_at_most_a_thousand(num, most, sizes):
+    splits = tabular._split(np.arange(num)[:, None], most)
+    assert [len(split) for split in splits] == sizes
+    np.testing.assert_array_equal(np.concatenate(splits)[:, 0], np.arange(num))
+
+
+def test_collisions_are_those_with_a_particle_without_six_columns(tmp_path):
+    """Column j of the file's 28 is j plus noise: which ones are left can be read off
+    the mean, and the label off the number of rows."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(600, 28)) + 100 * np.arange(28)
+    rows[:, 0] = np.arange(600) % 3 == 0
+    text = [",".join(map(str, range(28))), *(",".join(map(str, row)) for row in rows)]
+    path = tmp_path / "1000_train.csv"
+    path.write_text("\n".join(text) + "\n")
+    found = tabular._read_hepmass(path).values
+    left = [j for j in range(28) if j not in (0, 6, 10, 14, 18, 22)]
+    np.testing.assert_allclose(found, rows[::3][:, left], rtol=1e-12)
+    table = tabular.load("hepmass", data_dir=tmp_path, noise_scale=0.0)
+    assert [len(split) for split in table[:3]] == [162, 18, 20]
+    path.write_text("\n".join([*text, "x" + text[1][1:]]) + "\n")
+    with pytest.raises(ValueError, match="1000_train.csv must be numbers .*'x"):
+        tabular.load("hepmass", data_dir=tmp_path)
+    path.write_text("\n".join(line.rsplit(",", 1)[0] for line in text) + "\n")
+    with pytest.raises(ValueError, match=r"must have 28 columns, .* \(600, 27\)"):
+        tabular.load("hepmass", data_dir=tmp_path)
+
+
+def test_the_array_of_miniboone_is_read_as_it_is(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(500, 43))
+    path = tmp_path / "miniboone" / "data.npy"
+    path.parent.mkdir()
+    np.save(path, rows)
+    table = tabular.load("miniboone", data_dir=tmp_path, whiten="all", noise_scale=0.0)
+    everything = np.concatenate(table[:3]).astype(np.float64)
+    np.testing.assert_allclose(np.cov(everything.T, bias=True), np.eye(43), atol=1e-5)
+    assert len(table.test) == 50
+    rows[3, 4] = np.nan
+    np.save(path, rows)
+    with pytest.raises(ValueError, match="data.npy must be of finite numbers"):
+        tabular.load("miniboone", data_dir=tmp_path)
+    path.write_text("no array")
+    with pytest.raises(ValueError, match="data.npy must be an array of numpy's"):
+        tabular.load("miniboone", data_dir=tmp_path)
 
 
 def test_noise_is_drawn_once_with_the_deviation_asked(wine):

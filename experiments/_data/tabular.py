@@ -1,4 +1,5 @@
-"""Tables of the UCI repository, as density estimation has used them: wine, Parkinson's.
+"""Tables of the UCI repository, as density estimation has used them: wine, Parkinson's,
+and two of particles that are large.
 
 Read from files as published; nothing is downloaded.
 """
@@ -8,12 +9,13 @@ import io
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 __all__ = [
+    "SMALL",
     "SOURCES",
     "WHITENINGS",
     "Source",
@@ -24,7 +26,7 @@ __all__ = [
 ]
 
 WHITENINGS = ("train", "all")
-MOST_HELD_OUT = 1000
+MOST_VALIDATED = 1_000
 MOST_CORRELATION = 0.98
 
 
@@ -51,23 +53,81 @@ class Source(NamedTuple):
 
     Attributes:
       file: Name of the file as published.
+      read: `read(path) -> Rows`, with the columns that are used and no others.
       folder: Where it may lie below `data_dir`.
       url: Where it is published.
-      delimiter: Between cells.
-      num_columns: In the file.
-      used: The columns that are kept.
       is_quantized: Whether few digits were measured, which uniform noise then fills.
       drops_copies: Whether columns that are nearly copies of others are left out.
+      most_tested: Largest number of test rows; a tenth of all where that is fewer.
     """
 
     file: str
     folder: str
     url: str
-    delimiter: str
-    num_columns: int
-    used: slice
-    is_quantized: bool
-    drops_copies: bool
+    read: Callable[[pathlib.Path], "Rows"]
+    is_quantized: bool = False
+    drops_copies: bool = False
+    most_tested: float = 1_000
+
+
+class Rows(NamedTuple):
+    """What a file of numbers holds.
+
+    Attributes:
+      names: Of the columns.
+      values: `[rows, columns]`, float64.
+      lines: Where each row stands in the file, from 1; empty where that is not asked.
+    """
+
+    names: tuple[str, ...]
+    values: np.ndarray
+    lines: tuple[int, ...] = ()
+
+
+def _cells(delimiter: str, num_columns: int, used: slice):
+    def read(path):
+        names, values, _ = read_rows(path, delimiter, num_columns)
+        return Rows(names[used], values[:, used])
+
+    return read
+
+
+def _read_hepmass(path: pathlib.Path) -> Rows:
+    """Of the collisions with a particle (the label, first of 28 columns, is 1), without
+    six columns, most of whose values are a few. Millions of rows: read by numpy."""
+    try:
+        values = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
+    except ValueError as error:
+        raise ValueError(
+            f"{path} must be numbers below a line of names: {error}"
+        ) from error
+    _check_matrix(path, values, 28)
+    values = values[values[:, 0] == 1]
+    return _numbered(np.delete(values, [0, 6, 10, 14, 18, 22], axis=1))
+
+
+def _read_miniboone(path: pathlib.Path) -> Rows:
+    """The array that was published with masked autoregressive flows, in which columns
+    and rows have been left out already."""
+    try:
+        values = np.load(path, allow_pickle=False)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} must be an array of numpy's: {error}") from error
+    _check_matrix(path, values, 43)
+    return _numbered(np.asarray(values, np.float64))
+
+
+def _check_matrix(path, values, num_columns: int) -> None:
+    if np.ndim(values) != 2 or values.shape[1] != num_columns or not len(values):
+        raise ValueError(
+            f"{path} must have {num_columns} columns, got the shape {np.shape(values)}"
+        )
+    if not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
+        raise ValueError(f"{path} must be of finite numbers")
+
+
+def _numbered(values: np.ndarray) -> Rows:
+    return Rows(tuple(f"column {i + 1}" for i in range(values.shape[1])), values)
 
 
 def _wine(colour: str) -> Source:
@@ -75,11 +135,8 @@ def _wine(colour: str) -> Source:
         file=f"winequality-{colour}.csv",
         folder="uci_wine_quality",
         url="https://archive.ics.uci.edu/dataset/186/wine+quality",
-        delimiter=";",
-        num_columns=12,
-        used=slice(0, -1),  # not the quality, a judgement
+        read=_cells(";", 12, slice(0, -1)),  # not the quality, a judgement
         is_quantized=True,
-        drops_copies=False,
     )
 
 
@@ -90,13 +147,26 @@ SOURCES = {
         file="parkinsons_updrs.data",
         folder="uci_parkinsons",
         url="https://archive.ics.uci.edu/dataset/189/parkinsons+telemonitoring",
-        delimiter=",",
-        num_columns=22,
-        used=slice(3, None),  # not the subject, the age and the sex
-        is_quantized=False,
+        read=_cells(",", 22, slice(3, None)),  # not the subject, the age and the sex
         drops_copies=True,
     ),
+    "hepmass": Source(
+        file="1000_train.csv",
+        folder="hepmass",
+        url="https://archive.ics.uci.edu/dataset/347/hepmass",
+        read=_read_hepmass,
+        most_tested=math.inf,
+    ),
+    "miniboone": Source(
+        file="data.npy",
+        folder="miniboone",
+        url="https://zenodo.org/records/1161203",
+        read=_read_miniboone,
+        most_tested=math.inf,
+    ),
 }
+SMALL = ("red_wine", "white_wine", "parkinsons")
+"""Those whose rows a laptop can compare in pairs."""
 
 
 def _find(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
@@ -128,20 +198,6 @@ def from_section(section: Mapping) -> Table:
         whiten=section["whiten"],
         noise_scale=section["noise_scale"],
     )
-
-
-class Rows(NamedTuple):
-    """What a file of numbers holds.
-
-    Attributes:
-      names: Of the columns.
-      values: `[rows, columns]`, float64.
-      lines: Where each row stands in the file, from 1.
-    """
-
-    names: tuple[str, ...]
-    values: np.ndarray
-    lines: tuple[int, ...]
 
 
 def read_rows(
@@ -277,11 +333,12 @@ def load(
     The columns that are used are dequantised (wine) or rid of copies (Parkinson's), the
     rows shuffled, whitened along their principal axes, and given a little normal noise,
     once: a table of measurements has no density otherwise. The last tenth of the rows,
-    at most 1,000, is the test set, a tenth of the others, at most 1,000, the validation
-    set.
+    of a small table at most 1,000, is the test set, a tenth of the others, at most
+    1,000, the validation set.
 
     Args:
-      name: "red_wine", "white_wine" or "parkinsons" (the telemonitoring set).
+      name: "red_wine", "white_wine", "parkinsons" (the telemonitoring set), "hepmass"
+        or "miniboone".
       data_dir: The folder with the file as published, or one above it (`SOURCES`).
       seed: Of the order and of the noise. 2019 is the published order.
       whiten: "train" takes mean and axes from the training rows. "all" takes them from
@@ -309,8 +366,7 @@ def load(
         raise ValueError(f"noise_scale must not be negative, got {noise_scale}")
     source = SOURCES[name]
     path = _find(name, data_dir)
-    names, rows, _ = read_rows(path, source.delimiter, source.num_columns)
-    names, rows = names[source.used], rows[:, source.used]
+    names, rows, _ = source.read(path)
     kept = _kept_columns(rows) if source.drops_copies else list(range(len(names)))
     columns, rows = tuple(names[index] for index in kept), rows[:, kept]
     # RandomState, not default_rng: numpy promises that its numbers never change.
@@ -318,7 +374,7 @@ def load(
     if source.is_quantized:
         rows = _dequantized(rng, rows, columns)
     rows = rows[np.random.RandomState(seed).permutation(len(rows))]
-    splits = _split(rows)
+    splits = _split(rows, source.most_tested)
     mean, matrix = _whitening(splits[0] if whiten == "train" else rows)
     noisy = [
         (split - mean) @ matrix + noise_scale * rng.standard_normal(split.shape)
@@ -328,9 +384,9 @@ def load(
     return Table(*(split.astype(np.float32) for split in noisy), columns, dropped)
 
 
-def _split(rows: np.ndarray) -> list[np.ndarray]:
+def _split(rows: np.ndarray, most_tested: float) -> list[np.ndarray]:
     """Training, validation and test rows, in this order."""
-    num_test = min(MOST_HELD_OUT, len(rows) // 10)
-    num_validation = min(MOST_HELD_OUT, (len(rows) - num_test) // 10)
+    num_test = min(most_tested, len(rows) // 10)
+    num_validation = min(MOST_VALIDATED, (len(rows) - num_test) // 10)
     num_train = len(rows) - num_test - num_validation
     return np.split(rows, [num_train, num_train + num_validation])

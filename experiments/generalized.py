@@ -212,6 +212,7 @@ def _uci(name: str) -> dict:
             "noise_scale": 0.0,
         },
         {
+            "name": "real_nvp",  # or "masked_autoregressive": base and energy
             "num_layers": 5,
             "widths": (100, 100),
             "has_offset": True,  # s of E = -log q + s: for c to have something to learn
@@ -462,18 +463,22 @@ def _batch(config, key, players, batches, phases=None, phase=None) -> Callable:
 
 # --- tables ------------------------------------------------------------------------
 
+FLOWS = {
+    "real_nvp": networks.real_nvp,
+    "masked_autoregressive": networks.masked_autoregressive,
+}
+
 
 def _of_table(config, keys) -> _run.Experiment:
     table = tabular.from_section(config.data)
     dim = table.train.shape[1]
-    network = config.network
-    flow = networks.real_nvp(
-        (dim,), num_layers=network.num_layers, widths=network.widths
-    )
+    network = config.network.to_dict()
+    has_offset = network.pop("has_offset")
+    flow = _run.construct(network, FLOWS, (dim,))
 
     def offset(params):
         """s, a sum over arrays of their mean magnitude; paper's true `-A`."""
-        if not network.has_offset:
+        if not has_offset:
             return jnp.zeros(())
         return sum(jnp.abs(leaf).mean() for leaf in jax.tree.leaves(params))
 

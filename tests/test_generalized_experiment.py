@@ -211,10 +211,13 @@ def test_weights_decay_and_redescend_where_they_are_the_energy_s():
 # --- tables
 
 
-def test_at_first_both_flows_are_normal_and_the_constant_is_exact(data_dir, tmp_path):
+@pytest.mark.parametrize("flow", generalized.FLOWS)
+def test_at_first_both_flows_are_normal_and_the_constant_is_exact(
+    flow, data_dir, tmp_path
+):
     """T10, T18. All rows are white, so their mean likelihood under N(0, I) is that of
     11 / 2 log(2 pi e); the energy's is its exactly, the constant being -s."""
-    config = tiny("red_wine", data_dir)
+    config = tiny("red_wine", data_dir, network__name=flow)
     experiment = generalized.build(config, _run.make_keys(0))
     state = _state(experiment)
     found = experiment.evaluate(state, jax.random.key(0), tmp_path)

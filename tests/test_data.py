@@ -317,6 +317,18 @@ def test_resizing_averages_and_does_not_pick_pixels(mnist_files):
 # The portable copy
 
 
+@pytest.mark.parametrize("height, width", [(6, 10), (10, 6)])
+def test_of_a_picture_that_is_no_square_the_middle_one_is_taken(height, width):
+    """A column or row is bright by its number: the middle six of ten are left."""
+    longer = np.arange(10, dtype=np.uint8)
+    image = np.broadcast_to(
+        longer[None] if width == 10 else longer[:, None], (height, width)
+    )
+    found = images._convert([image[..., None]], images.SOURCES["lsun"], 1, 6)
+    middle = longer[2:8][None] if width == 10 else longer[2:8][:, None]
+    np.testing.assert_array_equal(found[0, ..., 0], np.broadcast_to(middle, (6, 6)))
+
+
 def test_the_npz_files_of_the_command_stand_for_the_data_set(
     mnist_files, tmp_path_factory, capsys
 ):

@@ -1060,9 +1060,9 @@ KINDS = {name: _of_table for name in UCI} | {
 
 def sweep(build, config: ConfigDict, workdir) -> None:
     """Of a table all methods times seeds, each at its best validation; of what else the
-    seeds; and a table of means over seeds. A run that diverges has what was best before
-    it did, and is not counted under `ended`. The baselines' sections `objective` are
-    `BASELINES`, whatever the config has in its own."""
+    seeds; and `table.md` with means over seeds. A run that diverges has what was best
+    before it did, and is not counted under `ended`. The baselines' sections `objective`
+    are `BASELINES`, whatever the config has in its own."""
     if config.objective.name in BASELINES:
         raise ValueError(
             "a sweep has the baselines as cells, and begins from another method; got"
@@ -1105,6 +1105,8 @@ def sweep(build, config: ConfigDict, workdir) -> None:
         columns = list({name: None for row in rows for name in row})
         columns = [name for name in columns if name != "evaluation_seconds"]
         rows = [{name: row.get(name, "-") for name in columns} for row in rows]
+        if not is_table:  # one method: many measures of it, one below another
+            rows = [{"measure": k, "value": v} for k, v in rows[0].items()]
         _run.write_atomically(workdir / "table.md", _run.format_table(rows))
 
     _sweep.run_cells(build, cells, workdir, report, keeps_failures=True)

@@ -292,6 +292,28 @@ def test_a_sweep_whose_first_run_failed_has_a_table(data_dir, tmp_path, monkeypa
     ]
 
 
+def test_a_sweep_over_seeds_has_a_measure_a_line(tmp_path, monkeypatch):
+    def runs(build, cells, workdir, report, **options):
+        assert list(cells) == ["kale,3", "kale,4"]
+        for name, value in zip(cells, (1.0, 2.0)):
+            folder = workdir / _sweep.CELLS / name
+            folder.mkdir(parents=True)
+            line = f'{{"kind": "eval", "step": 4, "relative_mala_1_2": {value}}}'
+            (folder / "metrics.jsonl").write_text(line + "\n")
+        report({})
+
+    monkeypatch.setattr(_sweep, "run_cells", runs)
+    config = tiny("digits", seed=3, sweep__num_seeds=2)
+    generalized.sweep(generalized.build, config, tmp_path)
+    rows = (tmp_path / "table.md").read_text().splitlines()[2:]
+    assert rows == [
+        "| cell | kale |",
+        "| relative_mala_1_2 | 1.5 ± 0.7 |",
+        "| seeds | 2 |",
+        "| ended | 2 |",
+    ]
+
+
 def test_a_run_that_has_not_ended_is_in_no_table(tmp_path):
     lines = [(1, 3.0), (2, 1.0), (3, 2.0)]
     (tmp_path / "metrics.jsonl").write_text(

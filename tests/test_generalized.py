@@ -100,6 +100,43 @@ def test_kale_of_normals_at_the_best_energy_is_their_divergence(estimator):
         )
 
 
+def test_kale_of_normals_in_three_dimensions_with_correlations():
+    """T1: half of tr(S0^-1 S1) + d' S0^-1 d - 3 + log det S0 / det S1."""
+    rng = np.random.default_rng(0)
+    roots = [np.eye(3) + 0.15 * rng.normal(size=(3, 3)) for _ in range(2)]
+    means = [0.2 * rng.normal(size=3) for _ in range(2)]
+    (root_0, root_1), (mean_0, mean_1) = roots, means
+    s_0, s_1 = (root @ root.T for root in roots)
+    shift, inverse = mean_1 - mean_0, np.linalg.inv(s_0)
+    exact = 0.5 * (
+        np.trace(inverse @ s_1)
+        + shift @ inverse @ shift
+        - 3
+        + np.log(np.linalg.det(s_0) / np.linalg.det(s_1))
+    )
+
+    def log_normal(x, mean, covariance):
+        return jax.scipy.stats.multivariate_normal.logpdf(x, mean, covariance)
+
+    objective = generalized.energy_objective(
+        lambda _, x: log_normal(x, mean_0, s_0) - log_normal(x, mean_1, s_1),
+        lambda _, z: mean_0 + jnp.asarray(root_0, z.dtype) @ z,
+        latent_dim=3,
+    )
+    found = estimate(
+        objective,
+        {"energy": 0.0, "base": 0.0, "log_partition": jnp.zeros(())},
+        jax.random.key(1),
+        lambda key, num: (
+            mean_1[None] + jax.random.normal(key, (num, 3)) @ jnp.asarray(root_1.T)
+        ),
+    )
+    assert exact > 0.1
+    for name, value in (("kale", exact), ("mass", 1.0)):
+        mean, error = found[name]
+        np.testing.assert_allclose(mean, value, atol=4 * error + 1e-5)
+
+
 def test_linear_energies_see_the_means_alone():
     """T2. P = N(m1, S1), B = N(0, S0): the best slope is -S0^-1 m1, KALE half of m1
     S0^-1 m1, whatever S1; trained to it."""
@@ -329,6 +366,53 @@ def test_the_base_has_as_many_draws_as_are_asked_for_and_its_own_floor():
     assert value_of(objective, below, batch)[1].metrics["energy_model"] == -5
 
 
+def test_without_mass_where_the_data_are_kale_has_no_bound():
+    """T5: a point of the data, of p = 1/4, that the base never draws: lowering its
+    energy by 1 is worth 1/4 each time."""
+    batch = jnp.array([[5.0], [0.0], [0.0], [0.0]])
+    values = []
+    for depth in (0.0, 10.0, 20.0):
+        params = {"energy": depth, "base": 0.0, "log_partition": jnp.zeros(())}
+        objective = energy_objective(
+            lambda depth, x: -depth * (x[0] > 4.0), lambda base, z: 0 * z
+        )
+        values.append(float(value_of(objective, params, batch)[1].metrics["kale"]))
+    np.testing.assert_allclose(values, [0, 10 / 4, 20 / 4], atol=1e-6)
+
+
+def test_chains_of_a_shifted_energy_are_the_same_and_of_a_constant_one_the_prior():
+    """T7, T8: gradients know of no constant; and E = k refuses no proposal of the
+    prior's and has even weights."""
+    start = jax.random.normal(KEY, (200, 1))
+
+    def chains(energy_fn, sampler):
+        latent_energy = energies.latent_energy(energy_fn, lambda z: z, 0.5)
+        return samplers.sample_chains(
+            sampler, latent_energy, jax.random.key(1), start, 20, collect=None
+        )
+
+    langevin = samplers.langevin(step_size=0.1)
+    plain, moved = (
+        chains(lambda x, k=k: jnp.sum(x**2) + k, langevin)[0].position
+        for k in (0.0, 64.0)
+    )
+    np.testing.assert_array_equal(plain, moved)
+    prior = samplers.independence(
+        proposal=(
+            lambda key: jax.random.normal(key, (1,)),
+            lambda z: -0.5 * jnp.sum(z**2),
+        )
+    )
+    _, info = chains(lambda x: 3.0 + 0 * jnp.sum(x), prior)
+    np.testing.assert_allclose(info.acceptance_rate, 1, atol=1e-5)  # rounding
+    objective = generalized.base_objective(
+        lambda k, x: k + 0 * jnp.sum(x), shifted, latent_dim=1
+    )
+    params = {"energy": 3.0, "base": 0.0}
+    _, aux = value_of(objective, params, jnp.zeros((50, 1)))
+    np.testing.assert_allclose(aux.metrics["effective_draws"], 1, rtol=1e-5)
+
+
 def test_an_energy_above_its_floor_is_itself_and_below_it_has_no_gradient():
     params = {"energy": 1.0, "base": 0.0, "log_partition": jnp.zeros(())}
     batch = jnp.array([[-3.0], [2.0]])
@@ -453,6 +537,35 @@ def test_the_latent_posterior_of_a_linear_base(temperature):
         )
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+def test_the_log_partition_function_of_a_linear_base(temperature):
+    """T11: -log det(S^-1) / 2 - (b - m)' L (b - m) / 2 T + h' S h / 2, with h = W' L (m
+    - b) / T and S^-1 = 1 + W' L W / T."""
+    rng = np.random.default_rng(0)
+    w, b, m = (0.5 * rng.normal(size=shape) for shape in ((3, 2), 3, 3))
+    spread = np.diag([1.0, 0.5, 2.0]) / temperature
+    precision = np.eye(2) + w.T @ spread @ w
+    h = w.T @ spread @ (m - b)
+    exact = 0.5 * (
+        h @ np.linalg.solve(precision, h)
+        - (b - m) @ spread @ (b - m)
+        - np.linalg.slogdet(precision)[1]
+    )
+    objective = generalized.base_objective(
+        lambda _, x: 0.5 * (x - m) @ spread @ (x - m),
+        lambda _, z: jnp.asarray(w, z.dtype) @ z + b,
+        latent_dim=2,
+        num_draws=200_000,
+    )
+    # At m the energy is 0, and KALE minus the log partition function. Weights of at
+    # most 1 and of mean exp(A): their deviation is below exp(-A / 2) of it.
+    params = {"energy": 0.0, "base": 0.0}
+    _, aux = value_of(objective, params, jnp.asarray(m, jnp.float32)[None])
+    np.testing.assert_allclose(
+        -aux.metrics["kale"], exact, atol=4 * math.exp(-exact / 2) / 200_000**0.5
+    )
+
+
 def test_a_base_on_the_circle_has_von_mises_weights():
     """T20. x = (cos z, sin z) of a uniform angle, E = -k x_1: the angle's law is von
     Mises, A = log I_0(k), mean x_1 = I_1 / I_0, and KALE their difference."""
@@ -475,7 +588,7 @@ def test_a_base_on_the_circle_has_von_mises_weights():
     objective = generalized.energy_objective(energy, circle, latent_dim=1)
 
     def data(key, num):
-        """Von Mises by rejection from the base, a table of its quantiles."""
+        """Von Mises by a table of its quantiles."""
         angles = jnp.linspace(-jnp.pi, jnp.pi, 20_001)
         cdf = jnp.cumsum(jnp.exp(k * jnp.cos(angles)))
         uniform = jax.random.uniform(key, (num,)) * cdf[-1]

@@ -288,8 +288,8 @@ def _curve() -> dict:
         num_moves=200,  # of independence Metropolis-Hastings
     )
     config["network"]["width"] = 0.1  # sigma of the EBM's ridge
-    # The base begins off the curve, where without it the energy has no bounds.
-    config["objective"]["gradient_penalty"] = 0.005
+    # The base begins off the curve, where without both the energy has no bounds.
+    config["objective"] |= {"gradient_penalty": 0.02, "energy_floor": -5.0}
     config["train"]["num_joint_steps"] = 4_000  # then the base rests
     return config
 

@@ -99,5 +99,9 @@ def test_every_experiments_docstring_has_its_own_command(path):
 
 
 def test_the_results_have_their_commands():
-    results = README.split("## Results")[1].split("## ")[0]
-    assert "python -m experiments." in results or "make demo" in results
+    results = README.split("\n## Results")[1].split("\n## ")[0]
+    sections = results.split("\n### ")[1:]
+    assert len(sections) >= 5
+    for section in sections:
+        title = section.splitlines()[0]
+        assert "python -m experiments." in section or "make" in section, title

@@ -76,27 +76,30 @@ def _mlps(event_shape, latent_dim, *, generator_widths, energy_widths, **options
     )
 
 
-def _strided(event_shape, latent_dim, *, hidden_width, **options):
-    return Networks(
-        networks.strided_generator(event_shape, latent_dim=latent_dim, **options),
-        networks.strided_energy(event_shape, **options),
-        networks.strided_statistics(
+def _of_pictures(generator, energy, statistics):
+    """`(event_shape, latent_dim, *, hidden_width, ...) -> Networks`."""
+    return lambda event_shape, latent_dim, *, hidden_width, **options: Networks(
+        generator(event_shape, latent_dim=latent_dim, **options),
+        energy(event_shape, **options),
+        statistics(
             event_shape, latent_dim=latent_dim, hidden_width=hidden_width, **options
         ),
     )
 
 
-def _convnet(event_shape, latent_dim, *, hidden_width, **options):
-    return Networks(
-        networks.convnet_generator(event_shape, latent_dim=latent_dim, **options),
-        networks.convnet_energy(event_shape, **options),
-        networks.convnet_statistics(
-            event_shape, latent_dim=latent_dim, hidden_width=hidden_width, **options
-        ),
-    )
-
-
-NETWORKS = {"mlp": _mlps, "strided": _strided, "convnet": _convnet}
+NETWORKS = {
+    "mlp": _mlps,
+    "strided": _of_pictures(
+        networks.strided_generator,
+        networks.strided_energy,
+        networks.strided_statistics,
+    ),
+    "convnet": _of_pictures(
+        networks.convnet_generator,
+        networks.convnet_energy,
+        networks.convnet_statistics,
+    ),
+}
 
 
 # --- methods -----------------------------------------------------------------------

@@ -356,24 +356,24 @@ def test_densities_on_the_plane_are_these_numbers():
 @pytest.mark.slow
 def test_a_sweep_tabulates_its_cells_and_repeats_none(tmp_path, capsys):
     cells = {
-        "width=1": {"network.width": 1},
+        "narrow": {"network.widths": (2,)},
         "K=2": {"objective.num_steps": 2},
-        "width=2": {"objective.num_steps": 2, "network.width": 2},  # the same as K=2
+        "wide": {"objective.num_steps": 2, "network.widths": (4,)},  # the same as K=2
     }
-    columns = ("reconstruction_mse", "samples_abs_max")
-    config = tiny("digits", train__num_steps=2)
+    columns = ("samples_total_variation", "density_total_variation")
+    config = tiny("toy_nonconvergent", train__num_steps=2)
 
     def run():
         return _sweep.sweep(short_run.build, config, tmp_path, cells, columns)
 
     table = run()
     assert (tmp_path / "table.md").read_text() == table
-    assert table.splitlines()[0] == "| cell | reconstruction_mse | samples_abs_max |"
-    assert names(tmp_path / "cells") == {"width=1", "K=2"}
+    assert table.splitlines()[0] == f"| cell | {columns[0]} | {columns[1]} |"
+    assert names(tmp_path / "cells") == {"narrow", "K=2"}
     rows = [row.split("|")[2:] for row in table.splitlines()[2:]]
     assert len(rows) == 3 and rows[1] == rows[2]
     found = _checkpoint.read_config(tmp_path / "cells" / "K=2")
-    assert found.objective.num_steps == 2 and found.network.width == 2
+    assert found.objective.num_steps == 2 and tuple(found.network.widths) == (4,)
     capsys.readouterr()
     assert run() == table
     assert "cell 1/3" not in capsys.readouterr().out  # nothing ran again

@@ -1,6 +1,7 @@
 """The experiment on generalised energy-based models: every preset builds, trains,
 resumes and is judged; judges are right where the answer is known."""
 
+import json
 import math
 
 import jax
@@ -82,7 +83,6 @@ def tiny(preset, data_dir=None, **changes):
 FIGURES = {
     "digits": {"quality.md", "chains.png", "strips.png"},
     "red_wine": set(),
-    "circle": {"circle.png"},
     "curve": {"curve.png"},
 }
 
@@ -255,23 +255,36 @@ def _state(experiment):
     )
 
 
-def test_a_sweep_chooses_by_validation(data_dir, tmp_path, capsys):
-    config = tiny("red_wine", data_dir, sweep__num_seeds=1, train__eval_every=1)
+def test_a_sweep_chooses_by_validation(data_dir, tmp_path, monkeypatch, capsys):
+    """Every method's second evaluation has the best validation, and is its row."""
+    places = {}
+
+    def runs(build, cells, workdir, report, **options):
+        for place, (name, cell) in enumerate(cells.items()):
+            method, seed = name.split(",")
+            assert (cell.objective.name, str(cell.seed)) == (method, seed)
+            places[method] = place
+            folder = workdir / _sweep.CELLS / name
+            folder.mkdir(parents=True)
+            lines = [
+                {"step": 0, "validation_nll": 3.0, "test_nll": 1.0},
+                {"step": 2, "validation_nll": 2.0, "test_nll": 5.0 + place},
+                {"step": 4, "validation_nll": 4.0, "test_nll": 0.0},
+            ]
+            text = "".join(json.dumps({"kind": "eval"} | x) + "\n" for x in lines)
+            (folder / "metrics.jsonl").write_text(text)
+        report({})
+
+    monkeypatch.setattr(_sweep, "run_cells", runs)
+    config = tiny("red_wine", data_dir, sweep__num_seeds=1)
     generalized.sweep(generalized.build, config, tmp_path)
     table = (tmp_path / "table.md").read_text()
     assert table in capsys.readouterr().out
     rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
-    names = rows[0]
-    by_method = {row[0]: dict(zip(names, row, strict=True)) for row in rows[2:]}
+    by_method = {row[0]: dict(zip(rows[0], row, strict=True)) for row in rows[2:]}
     assert set(by_method) == {*generalized.ESTIMATORS, *generalized.BASELINES}
     for method, row in by_method.items():
-        lines = _run.read_lines(tmp_path / _sweep.CELLS / f"{method},0")
-        best = min(
-            (line for line in lines if line["kind"] == "eval"),
-            key=lambda line: line["validation_nll"],
-        )
-        assert row["test_nll"] == f"{best['test_nll']:.4g}" and row["seeds"] == "1"
-    assert by_method["likelihood"]["base_test_nll"] == "-"
+        assert row["test_nll"] == f"{5 + places[method]}" and row["seeds"] == "1"
     with pytest.raises(ValueError, match="baselines as cells.*'likelihood'"):
         generalized.sweep(
             generalized.build, tiny("red_wine,likelihood", data_dir), tmp_path
@@ -401,8 +414,8 @@ def test_images_are_judged_by_temperature_and_length_in_percent_of_the_base_s(
     seen = []
 
     def refine(name, section, energy_fn, generator_fn, key, latents, **options):
-        floor = min(float(energy_fn(s * jnp.full((8, 8, 1), 1e8))) for s in (1, -1))
-        seen.append((name, options["temperature"], floor))
+        lowest = float(energy_fn(jnp.zeros((8, 8, 1))))
+        seen.append((name, options["temperature"], lowest))
         x = np.asarray(jax.vmap(generator_fn)(latents))
         return {
             length: _latent.Refined(latents, x * (1 - length / 10), length / 10)
@@ -421,7 +434,9 @@ def test_images_are_judged_by_temperature_and_length_in_percent_of_the_base_s(
         evaluation__sampling__temperatures=(1.0, 0.1),
     )
     experiment = generalized.build(config, _run.make_keys(0))
-    found = experiment.evaluate(_state(experiment), jax.random.key(0), tmp_path)
+    state = _state(experiment)
+    state.params["energy"]["Dense_0"]["bias"] -= 1e6  # of the last layer
+    found = experiment.evaluate(state, jax.random.key(0), tmp_path)
     assert seen == [
         ("mala", 1.0, -1.5),
         ("mala", 0.1, -1.5),

@@ -122,7 +122,6 @@ def check_resumes(config, tmp_path):
 
 
 FIGURES = {
-    "toy": {"plane.png"},
     "kdd99": {"roc.png", "precision_recall.png"},
     "tabular": {"roc.png", "precision_recall.png", "scores.csv"},
     "digits": {"samples.png", "chains.png", "quality.md"},
@@ -547,6 +546,8 @@ def test_an_ablation_is_one_table_and_is_not_run_again(tmp_path, capsys, monkeyp
     lines = [line.split(" | ") for line in table.splitlines()]
     assert [line[0] for line in lines[2:]] == ["| whole", "| neither"]
     assert all(line[-1] == "1 |" for line in lines[2:])
+    figures = tmp_path / "cells" / "whole,1" / "figures"
+    assert [path.name for path in figures.iterdir()] == ["plane.png"]
     before = (tmp_path / "cells" / "whole,1" / "metrics.jsonl").stat().st_mtime_ns
     max_entropy.sweep(max_entropy.build, config, tmp_path)
     after = (tmp_path / "cells" / "whole,1" / "metrics.jsonl").stat().st_mtime_ns

@@ -192,6 +192,9 @@ def _fashion_mnist_small() -> dict:
         num_examples=1_000,
         classifier_steps=1_000,
     )
+    # At the digits' rate and without a floor it diverges within 100 steps.
+    config["optimizer"]["learning_rate"]["start"] = 2e-4
+    config["objective"]["energy_floor"] = -10.0
     config["evaluation"]["sampling"] |= {
         "chain_lengths": (10, 30, 100),
         "temperatures": (0.1,),

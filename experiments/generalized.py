@@ -41,6 +41,7 @@ from ml_collections import ConfigDict
 
 from ebmjax import networks, objectives, samplers, starts, targets, training
 from ebmjax.objectives import generalized
+from ebmjax.samplers.base import check_number
 from ebmjax.types import Array
 from experiments import (
     _adversarial,
@@ -429,10 +430,7 @@ def _phases(config, players: dict) -> dict:
     the base after the joint steps; `Experiment`'s `phases` and `phase`."""
     section = config.players
     for name in ("num_extra_updates", "extra_every"):
-        if section[name] < 0:
-            raise ValueError(
-                f"players.{name} must not be negative, got {section[name]}"
-            )
+        check_number(f"players.{name}", section[name], positive=False)
     num_joint = config.train.get("num_joint_steps", math.inf)
     energy = players["energy"]
     extra = energy._replace(num_updates=energy.num_updates + section.num_extra_updates)
@@ -449,10 +447,11 @@ def _phases(config, players: dict) -> dict:
     return {"phases": phases, "phase": phase}
 
 
-def _batch(config, key, players, batches, phases=None, phase=None) -> Callable:
+def _batch(
+    config, key, players, batches, phases=None, phase=lambda step: ""
+) -> Callable:
     """`step -> rows` for all updates of that step's phase, from `batches(key, size)`:
     every phase goes through the data in an order of its own."""
-    phase = phase or (lambda step: "")
     of_phase = {
         name: batches(
             jax.random.fold_in(key, index),
@@ -933,13 +932,14 @@ def _of_images(config, keys) -> _run.Experiment:
         )
         energy_fn = generalized.floored(energy_fn, _floor(config))
         of_chunk = jax.jit(jax.vmap(generator_fn))
-        drawn = {"base": _data.in_chunks(of_chunk, latents, options.chunk_size)}
-        distances, shown, rates = judge(drawn), {}, {}
+        distances, shown, rates = {}, {}, {}
 
-        def keep(drawn):
+        def record(drawn):
+            """All samplers' images together would be more than fits in memory."""
+            distances.update(judge(drawn))
             shown.update({k: x[: options.num_shown] for k, x in drawn.items()})
 
-        keep(drawn)
+        record({"base": _data.in_chunks(of_chunk, latents, options.chunk_size)})
         for index, name in enumerate(sampling.samplers):
             temperatures = sampling.temperatures if name != "transport" else (1.0,)
             for place, temperature in enumerate(temperatures):
@@ -953,13 +953,12 @@ def _of_images(config, keys) -> _run.Experiment:
                     chain_lengths=sampling.chain_lengths,
                     temperature=temperature,
                 )
-                # All samplers' images together would be more than fits in memory.
-                drawn = {
-                    _cell(name, temperature, length): chains.x
-                    for length, chains in refined.items()
-                }
-                distances |= judge(drawn)
-                keep(drawn)
+                record(
+                    {
+                        _cell(name, temperature, length): chains.x
+                        for length, chains in refined.items()
+                    }
+                )
                 rates[name, temperature] = refined[max(refined)].acceptance_rate
         of_base = distances["base"]
         relative = {name: 100 * value / of_base for name, value in distances.items()}

@@ -107,7 +107,7 @@ def energy_objective(
     Raises:
       ValueError: If the estimator is unknown, a weight negative or a count below 1; at
         trace, if a state or `log_partition` is missing, draws have not the shape of the
-      data, or an energy is no scalar.
+        data, or an energy is no scalar.
     """
     check_choice("estimator", estimator, ESTIMATORS)
     check_number("gradient_penalty", gradient_penalty, positive=False)

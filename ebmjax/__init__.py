@@ -5,6 +5,7 @@ Pure functions throughout: nothing here touches a disk, a flag or a clock.
 
 from ebmjax import (
     counter_prng,
+    diffusions,
     energies,
     metrics,
     networks,
@@ -18,6 +19,7 @@ from ebmjax import (
 
 __all__ = [
     "counter_prng",
+    "diffusions",
     "energies",
     "metrics",
     "networks",

@@ -17,6 +17,7 @@ from ebmjax.types import Array, Energy, EnergyFn, Params
 
 __all__ = [
     "divergence",
+    "from_score",
     "gaussian",
     "gaussian_bernoulli_rbm",
     "gaussian_mixture",
@@ -228,6 +229,34 @@ def ica(params: Params, x: Array) -> Array:
     sources = x @ params["unmixing"]
     # -log of exp(-s) / (1 + exp(-s))^2, which is even in s.
     return jnp.sum(jax.nn.softplus(sources) + jax.nn.softplus(-sources))
+
+
+def from_score(score: Callable[..., Array]) -> Energy:
+    """An energy of which nothing but the score is known, for samplers that ask no more.
+
+    Its gradient in `x` is `-score`, and its value NaN: a score need not be that of any
+    energy, and an integral of it is not to be had at one point. So `langevin`,
+    `underdamped` and `sample_annealed` run with it; whatever accepts by energies refuses
+    every move, and shows NaN for the energy. Its gradient in the parameters is 0.
+    The inverse of `score`, as far as there is one.
+
+    Args:
+      score: `score(params, x, ...) -> [*event]` of one example.
+
+    Returns:
+      `energy(params, x, ...) -> []`.
+    """
+
+    def energy(params, x, *rest):
+        found = jax.lax.stop_gradient(score(params, x, *rest))
+        if found.shape != x.shape:
+            raise ValueError(
+                f"score must return an array of the example's shape {x.shape}, got"
+                f" {found.shape}"
+            )
+        return jnp.nan - jnp.sum(found * (x - jax.lax.stop_gradient(x)))
+
+    return energy
 
 
 def score(energy: Energy) -> Callable[[Params, Array], Array]:

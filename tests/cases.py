@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ebmjax import energies, objectives, samplers, starts
+from ebmjax import diffusions, energies, objectives, samplers, starts
 
 STANDARD = functools.partial(energies.gaussian, {"mean": 0.0, "precision": 1.0})
 """Standard normal energy of any event."""
@@ -71,6 +71,8 @@ SAMPLERS = {
 
 NOT_SAMPLERS = {"sample_chain", "sample_chains", "sample_annealed", "adapt"}
 NOT_SAMPLERS |= {"chain_generator", "invert_chain"}
+NOT_SAMPLERS |= {"sample_diffusion", "probability_flow", "noise_ladder"}
+NOT_SAMPLERS |= {"largest_distance", "noise_overlap", "relative_step_size"}
 NOT_SAMPLERS |= {"coupled_chains", "coupled_gibbs_chains", "unbiased_weights"}
 
 _LANGEVIN = samplers.langevin(step_size=0.1)
@@ -131,6 +133,10 @@ OBJECTIVES = {
             energy=lambda params, x, scale: energies.gaussian(params, x) / (1 + scale),
             noise_scales=(0.1, 1.0),
         )
+    ),
+    "diffusion_score_matching": lambda: objectives.diffusion_score_matching(
+        energy=lambda params, x, time: energies.gaussian(params, x) / (1 + time),
+        diffusion=diffusions.variance_preserving(),
     ),
     "kernel_stein": lambda: objectives.kernel_stein(energies.gaussian),
     "ratio_matching": lambda: objectives.ratio_matching(energies.gaussian),

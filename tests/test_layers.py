@@ -15,7 +15,7 @@ EBMJAX = {
     "samplers",
     "objectives",
 }
-EBMJAX |= {"training", "metrics", "counter_prng"}
+EBMJAX |= {"training", "metrics", "counter_prng", "diffusions"}
 
 MAY_IMPORT = {
     "types": set(),
@@ -23,11 +23,19 @@ MAY_IMPORT = {
     "energies": {"types"},
     "networks": {"types"},
     "starts": {"types"},
-    "samplers": {"types"},
+    "diffusions": {"types"},
+    "samplers": {"types", "diffusions"},
     "training": {"types"},
     "targets": {"types", "energies"},
-    "metrics": {"types", "energies", "samplers"},
-    "objectives": {"types", "energies", "samplers", "starts", "metrics"},
+    "metrics": {"types", "diffusions", "energies", "samplers"},
+    "objectives": {
+        "types",
+        "diffusions",
+        "energies",
+        "samplers",
+        "starts",
+        "metrics",
+    },
 }
 
 NOT_IN_THE_LIBRARY = {

@@ -16,6 +16,7 @@ from ebmjax.metrics.log_partition import (
     reverse_annealed_importance_sampling,
 )
 from ebmjax.metrics.modes import modes
+from ebmjax.metrics.probability_flow import probability_flow_log_prob
 from ebmjax.metrics.stein import (
     SteinTest,
     kernel_stein_discrepancy,
@@ -40,6 +41,7 @@ __all__ = [
     "median_distance",
     "modes",
     "potential_scale_reduction",
+    "probability_flow_log_prob",
     "quadrature",
     "reverse_annealed_importance_sampling",
     "stein_kernel",

@@ -14,6 +14,7 @@ from ebmjax.networks.max_entropy import (
 )
 from ebmjax.networks.mlp import mlp, mlp_energy, mlp_statistics
 from ebmjax.networks.resnet import resnet_energy, wide_resnet_energy
+from ebmjax.networks.score import noise_mlp, unet
 from ebmjax.networks.short_run import short_run_energy
 from ebmjax.networks.sngan import (
     dcgan_base,
@@ -39,6 +40,7 @@ __all__ = [
     "mlp",
     "mlp_energy",
     "mlp_statistics",
+    "noise_mlp",
     "real_nvp",
     "resnet_energy",
     "short_run_energy",
@@ -50,5 +52,6 @@ __all__ = [
     "strided_generator",
     "strided_statistics",
     "transposed_convolution",
+    "unet",
     "wide_resnet_energy",
 ]

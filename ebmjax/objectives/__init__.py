@@ -14,6 +14,7 @@ from ebmjax.objectives.binary import minimum_probability_flow, ratio_matching
 from ebmjax.objectives.contrastive import ContrastiveCarry, contrastive_divergence
 from ebmjax.objectives.denoising import (
     denoising_score_matching,
+    diffusion_score_matching,
     multi_scale_denoising_score_matching,
 )
 from ebmjax.objectives.kernel_stein import kernel_stein
@@ -41,6 +42,7 @@ __all__ = [
     "conditional_noise_contrastive",
     "contrastive_divergence",
     "denoising_score_matching",
+    "diffusion_score_matching",
     "entropy_gradient",
     "finite_difference_score_matching",
     "f_contrastive",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ebmjax.diffusions import Diffusion
 from ebmjax.objectives.base import (
     Objective,
     averaged,
@@ -21,9 +22,14 @@ from ebmjax.objectives.base import (
 from ebmjax.samplers.base import check_number
 from ebmjax.types import Array, Energy, Network
 
-__all__ = ["denoising_score_matching", "multi_scale_denoising_score_matching"]
+__all__ = [
+    "denoising_score_matching",
+    "diffusion_score_matching",
+    "multi_scale_denoising_score_matching",
+]
 
 VARIANCE_REDUCTIONS = ("antithetic", "control_variate", None)
+WEIGHTINGS = ("noise", "likelihood")
 
 
 def denoising_score_matching(
@@ -143,5 +149,69 @@ def multi_scale_denoising_score_matching(
         square = dot(residual, residual)
         metrics = {"residual": square / x.size}
         return weight_of(scale) / scale**2 * 0.5 * square, metrics
+
+    return averaged(example_loss)
+
+
+def diffusion_score_matching(
+    score_network: Callable[..., Array] | Network | None = None,
+    *,
+    energy: Energy | Network | None = None,
+    diffusion: Diffusion,
+    weighting: str = "noise",
+    time_min: float = 1e-5,
+) -> Objective:
+    """Denoising score matching at all times of a diffusion, and one network for all.
+
+    With `x_t = mean_scale(t) x + std(t) n` and a time drawn for every example, uniform
+    from `time_min` to 1,
+
+    - "noise" is `|std(t) score(x_t, t) + n|^2 / 2`, all times alike;
+    - "likelihood" is `g(t)^2 |score(x_t, t) + n / std(t)|^2 / 2` with `g` the
+      `diffusion_scale`: up to a constant a bound on the negative log likelihood of the
+      reversed diffusion. Its small times have large and few contributions.
+
+    Sums over dimensions, never means: implementations that take means have other
+    learning rates.
+
+    Args:
+      score_network: `score_network(params, x, time) -> [*event]` of one example, with
+        the parameters `params["score"]`: of a network of noise scales make one with
+        `diffusions.with_time`.
+      energy: In its place `energy(params, x, time) -> []`, with the parameters
+        `params["energy"]`.
+      diffusion: From `ebmjax.diffusions`.
+      weighting: "noise" or "likelihood".
+      time_min: Above 0: at time 0 there is nothing to be learned from.
+
+    Returns:
+      A stateless `Objective`. Metrics: `residual`, the mean of `|std score + n|^2 / d`
+      over all times, which is 1 for a score of zero.
+
+    Raises:
+      TypeError: Unless exactly one of score network and energy is given.
+      ValueError: If the weighting is unknown or `time_min` is not between 0 and 1.
+
+    Source:
+      Song et al. (2021), "Score-based generative modeling through stochastic
+      differential equations", and its released code for the weighting by likelihood.
+    """
+    check_choice("weighting", weighting, WEIGHTINGS)
+    if not 0 < time_min < 1:
+        raise ValueError(f"time_min must be between 0 and 1, got {time_min}")
+    score = score_of(energy, score_network)
+
+    def example_loss(params, key, x):
+        time_key, noise_key = jax.random.split(key)
+        time = jax.random.uniform(time_key, (), x.dtype, time_min, 1.0)
+        noise = jax.random.normal(noise_key, x.shape, x.dtype)
+        std = diffusion.std(time)
+        noised = diffusion.mean_scale(time) * x + std * noise
+        residual = std * score(params, noised, time) + noise
+        square = dot(residual, residual)
+        weight = 1.0
+        if weighting == "likelihood":
+            weight = (diffusion.diffusion_scale(time) / std) ** 2
+        return weight * 0.5 * square, {"residual": square / x.size}
 
     return averaged(example_loss)

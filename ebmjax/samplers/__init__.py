@@ -9,6 +9,7 @@ from ebmjax.samplers.coupled import (
     coupled_gibbs_chains,
     unbiased_weights,
 )
+from ebmjax.samplers.diffusion import DiffusionInfo, sample_diffusion
 from ebmjax.samplers.hmc import HMCInfo, HMCState, hmc
 from ebmjax.samplers.independence import (
     IndependenceInfo,
@@ -16,8 +17,15 @@ from ebmjax.samplers.independence import (
     independence,
 )
 from ebmjax.samplers.inversion import chain_generator, invert_chain
+from ebmjax.samplers.ladder import (
+    largest_distance,
+    noise_ladder,
+    noise_overlap,
+    relative_step_size,
+)
 from ebmjax.samplers.langevin import LangevinInfo, LangevinState, langevin
 from ebmjax.samplers.mala import MALAInfo, MALAState, mala
+from ebmjax.samplers.probability_flow import Flowed, probability_flow
 from ebmjax.samplers.replica_exchange import (
     ReplicaExchangeInfo,
     ReplicaExchangeState,
@@ -32,6 +40,8 @@ from ebmjax.samplers.underdamped import (
 __all__ = [
     "Adapted",
     "CoupledChains",
+    "DiffusionInfo",
+    "Flowed",
     "HMCInfo",
     "HMCState",
     "IndependenceInfo",
@@ -53,11 +63,17 @@ __all__ = [
     "independence",
     "invert_chain",
     "langevin",
+    "largest_distance",
     "mala",
+    "noise_ladder",
+    "noise_overlap",
+    "probability_flow",
+    "relative_step_size",
     "replica_exchange",
     "sample_annealed",
     "sample_chain",
     "sample_chains",
+    "sample_diffusion",
     "unbiased_weights",
     "underdamped",
 ]

@@ -297,12 +297,13 @@ class _Bound(NamedTuple):
     others: tuple[Any, ...]
     types: tuple[type, ...]
 
-    def __call__(self, *arrays_and_x):
-        *arrays, x = arrays_and_x
-        arrays, others = iter(arrays), iter(self.others)
+    def __call__(self, *arguments):
+        num_arrays = sum(self.is_array)
+        arrays, rest = iter(arguments[:num_arrays]), arguments[num_arrays:]
+        others = iter(self.others)
         leaves = [next(arrays) if found else next(others) for found in self.is_array]
         args, keywords = jax.tree.unflatten(self.structure, leaves)
-        return self.function(*args, x, **keywords)
+        return self.function(*args, *rest, **keywords)
 
 
 def scalar_energy(energy_fn: EnergyFn) -> EnergyFn:

@@ -1,0 +1,168 @@
+"""Diffusions from data to noise, and the deterministic flow that has their marginals.
+
+A diffusion takes an example at time 0 to noise at time 1. All here are linear in `x`,
+so that the law at any time, given the example, is a normal one in closed form:
+`x_t ~ N(mean_scale(t) x_0, std(t)^2)`. With the score of the noised data at every time
+it can be run backwards, by chance (`samplers.sample_diffusion`) or without
+(`samplers.probability_flow`), which also gives a density.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from ebmjax.types import Array
+
+__all__ = [
+    "Diffusion",
+    "sub_variance_preserving",
+    "variance_exploding",
+    "variance_preserving",
+    "with_time",
+]
+
+
+class Diffusion(NamedTuple):
+    """`dx = drift_rate(t) x dt + diffusion_scale(t) dW`, for times from 0 to 1.
+
+    Attributes:
+      drift_rate: `drift_rate(time) -> []`, what multiplies `x`.
+      diffusion_scale: `diffusion_scale(time) -> []`, the papers' `g`.
+      mean_scale: `mean_scale(time) -> []`, what is left of the example.
+      std: `std(time) -> []`, the standard deviation of the noise in it.
+      prior_std: Of the normal law taken for the law at time 1. That law itself is
+        wider by `mean_scale(1)^2` times the data's variance.
+    """
+
+    drift_rate: Callable[[Array], Array]
+    diffusion_scale: Callable[[Array], Array]
+    mean_scale: Callable[[Array], Array]
+    std: Callable[[Array], Array]
+    prior_std: float
+
+
+def _check_rising(first: str, low: float, second: str, high: float) -> None:
+    if not 0 < low < high < math.inf:
+        raise ValueError(
+            f"{first} and {second} must be positive, the second the larger, got {low}"
+            f" and {high}"
+        )
+
+
+def variance_exploding(*, noise_min: float, noise_max: float) -> Diffusion:
+    """Noise added at a geometrically rising scale: the limit of a noise ladder.
+
+    `std(t) = noise_min (noise_max / noise_min)^t`, and nothing is taken from the
+    example. At time 0 there is noise of `noise_min` already: of the diffusion that
+    begins at the data with none, the variance is smaller by `noise_min^2` throughout.
+
+    Args:
+      noise_min: Standard deviation at time 0, in units of x.
+      noise_max: At time 1. The largest distance between two examples is a good one.
+
+    Raises:
+      ValueError: Unless `0 < noise_min < noise_max`.
+
+    Source:
+      Song et al. (2021), "Score-based generative modeling through stochastic
+      differential equations", as is what follows.
+    """
+    _check_rising("noise_min", noise_min, "noise_max", noise_max)
+    log_ratio = math.log(noise_max / noise_min)
+
+    def std(time):
+        return noise_min * jnp.exp(log_ratio * time)
+
+    return Diffusion(
+        drift_rate=jnp.zeros_like,
+        diffusion_scale=lambda time: std(time) * math.sqrt(2 * log_ratio),
+        mean_scale=jnp.ones_like,
+        std=std,
+        prior_std=noise_max,
+    )
+
+
+def variance_preserving(*, rate_min: float = 0.1, rate_max: float = 20.0) -> Diffusion:
+    """Decay and noise in balance: data of variance 1 keep it. The limit of DDPM.
+
+    `dx = -b(t) x / 2 dt + sqrt(b(t)) dW` with `b` rising from `rate_min` to `rate_max`.
+
+    Args:
+      rate_min: Rate at time 0, the papers' `beta_min`.
+      rate_max: At time 1, `beta_max`.
+
+    Raises:
+      ValueError: Unless `0 < rate_min < rate_max`.
+    """
+    log_mean, rate = _decay(rate_min, rate_max)
+    return Diffusion(
+        drift_rate=lambda time: -0.5 * rate(time),
+        diffusion_scale=lambda time: jnp.sqrt(rate(time)),
+        mean_scale=lambda time: jnp.exp(log_mean(time)),
+        # Of small numbers 1 - exp is rounding.
+        std=lambda time: jnp.sqrt(-jnp.expm1(2 * log_mean(time))),
+        prior_std=1.0,
+    )
+
+
+def sub_variance_preserving(
+    *, rate_min: float = 0.1, rate_max: float = 20.0
+) -> Diffusion:
+    """As `variance_preserving`, with less noise on the way: variances below its own.
+
+    The same decay; `std(t) = 1 - mean_scale(t)^2`, where the other has the root of it.
+
+    Args:
+      rate_min: Rate at time 0, the papers' `beta_min`.
+      rate_max: At time 1, `beta_max`.
+
+    Raises:
+      ValueError: Unless `0 < rate_min < rate_max`.
+    """
+    log_mean, rate = _decay(rate_min, rate_max)
+    return Diffusion(
+        drift_rate=lambda time: -0.5 * rate(time),
+        diffusion_scale=lambda time: jnp.sqrt(
+            -rate(time) * jnp.expm1(4 * log_mean(time))
+        ),
+        mean_scale=lambda time: jnp.exp(log_mean(time)),
+        std=lambda time: -jnp.expm1(2 * log_mean(time)),
+        prior_std=1.0,
+    )
+
+
+def _decay(rate_min: float, rate_max: float):
+    _check_rising("rate_min", rate_min, "rate_max", rate_max)
+    slope = rate_max - rate_min
+
+    def log_mean(time):
+        return -0.5 * (rate_min * time + 0.5 * slope * time**2)
+
+    return log_mean, lambda time: rate_min + slope * time
+
+
+def with_time(
+    score: Callable[..., Array], diffusion: Diffusion
+) -> Callable[..., Array]:
+    """A score that knows noise scales, as one that knows a diffusion's times.
+
+    What a diffusion makes of an example is that example with noise of scale
+    `std / mean_scale` added, times `mean_scale`. So one network of noise scales serves
+    any diffusion: `score(x / mean_scale, std / mean_scale) / mean_scale`.
+
+    Args:
+      score: `score(..., x, noise_scale) -> [*event]`, of data with that noise added.
+      diffusion: Whose times they shall be.
+
+    Returns:
+      `score(..., x, time) -> [*event]`, of the law at that time.
+    """
+
+    def timed(*arguments):
+        *rest, x, time = arguments
+        scale = diffusion.mean_scale(time)
+        return score(*rest, x / scale, diffusion.std(time) / scale) / scale
+
+    return timed

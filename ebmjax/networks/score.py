@@ -1,0 +1,259 @@
+"""Scores and energies of noised data, by networks that know how much noise there is.
+
+All are `apply(params, x, noise_scale)`: of an example and the standard deviation of the
+noise in it, in units of x. `diffusions.with_time` makes them functions of a diffusion's
+time.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from ebmjax.networks.activation import activation_fn
+from ebmjax.networks.base import check_sizes, from_module
+from ebmjax.networks.layer import conv, dense
+from ebmjax.types import Array, Network
+
+__all__ = ["noise_mlp", "unet"]
+
+CONDITIONINGS = ("embedding", "division")
+NUM_FREQUENCIES = 16
+
+
+def embed(noise_scale: Array) -> Array:
+    """Sines and cosines of the scale's logarithm, `[2 * NUM_FREQUENCIES]`.
+
+    The slowest has a period of a factor of about 10^27, the fastest of one of 1.9, in
+    which neighbouring scales of any ladder differ.
+    """
+    frequencies = jnp.asarray(np.geomspace(0.1, 10.0, NUM_FREQUENCIES), jnp.float32)
+    angles = frequencies * jnp.log(noise_scale)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
+
+
+def _of_noise(field: Callable, x: Array, noise_scale: Array, conditioning: str, kind):
+    """A score, or an energy, out of a field of the size of noise of scale 1.
+
+    "division": the field is not told the scale, and is divided by it. "embedding": it
+    is told, and given x in units in which data of variance 1 and the noise in them have
+    variance 1 together.
+    """
+    if conditioning == "embedding":
+        scaled = x / jnp.sqrt(1.0 + noise_scale**2)
+        found = field(scaled, embed(noise_scale))
+    else:
+        found = field(x, None)
+    if kind == "score":
+        return found / noise_scale
+    # Its score is (field + Jacobian^T x) / noise_scale, of the same size.
+    return -jnp.sum(x * found) / noise_scale
+
+
+class _NoiseMLP(nn.Module):
+    widths: tuple[int, ...]
+    activation: str
+    conditioning: str
+    kind: str
+
+    @nn.compact
+    def __call__(self, x: Array, noise_scale: Array) -> Array:
+        activation = activation_fn(self.activation, 0.2)
+
+        def field(x, embedding):
+            h = x.reshape(-1)
+            for width in self.widths:
+                h = dense(h, width)
+                if embedding is not None:
+                    h = h + dense(embedding, width)
+                h = activation(h)
+            return dense(h, x.size).reshape(x.shape)
+
+        return _of_noise(field, x, noise_scale, self.conditioning, self.kind)
+
+
+def noise_mlp(
+    event_shape: tuple[int, ...],
+    *,
+    widths: Sequence[int],
+    activation: str = "swish",
+    conditioning: str = "embedding",
+    kind: str = "score",
+) -> Network:
+    """Dense layers, of the flattened example, for vectors.
+
+    Args:
+      event_shape: Of one example; any rank.
+      widths: Of the hidden layers, first to last.
+      activation: See `mlp_energy`. Smooth ones: the score's derivatives are the
+        density's change of volume.
+      conditioning: "embedding" gives every layer the scale's logarithm, and x in units
+        of `sqrt(1 + noise_scale^2)`, which wants data of about unit variance;
+        "division" gives x as it is, and no more: `field(x) / noise_scale`.
+      kind: "score", or "energy" for `-<x, field> / noise_scale`.
+
+    Returns:
+      A stateless `Network`, `apply(params, x, noise_scale)`.
+
+    Raises:
+      ValueError: If an argument is none of those named here.
+
+    Source:
+      Song & Ermon (2020), "Improved techniques for training score-based generative
+      models", Technique 3, for the division.
+    """
+    _check(activation, conditioning, kind)
+    if not widths or min(widths) < 1:
+        raise ValueError(f"widths must be positive, got {tuple(widths)}")
+    module = _NoiseMLP(tuple(widths), activation, conditioning, kind)
+    return from_module(module, tuple(event_shape), ())
+
+
+class InstanceNorm(nn.Module):
+    """Channels over their own mean and deviation, and what that forgets given back.
+
+    `gain (x - mean) / std + shift + again (mean - their mean) / their std`, with the
+    means of all channels told apart: a plain instance normalisation makes a blank image
+    of any grey equal. With an embedding the three are affine functions of it.
+    """
+
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, embedding: Array | None) -> Array:
+        features = x.shape[-1]
+
+        def coefficient(name, initial):
+            bias = nn.initializers.constant(initial)
+            if embedding is None:
+                return self.param(name, bias, (features,))[None, None]
+            zeros = nn.initializers.zeros
+            layer = nn.Dense(features, kernel_init=zeros, bias_init=bias, name=name)
+            return layer(embedding)[None, None]
+
+        mean = x.mean((0, 1), keepdims=True)
+        std = jnp.sqrt(x.var((0, 1), keepdims=True) + self.epsilon)
+        apart = (mean - mean.mean()) / jnp.sqrt(mean.var() + self.epsilon)
+        own = coefficient("gain", 1.0) * (x - mean) / std
+        return own + coefficient("shift", 0.0) + coefficient("again", 1.0) * apart
+
+
+class _Block(nn.Module):
+    """`shortcut(x) + conv(activation(norm(conv(activation(norm(x))))))`, 3 x 3."""
+
+    features: int
+    activation: Callable[[Array], Array]
+
+    @nn.compact
+    def __call__(self, x: Array, embedding: Array | None) -> Array:
+        zeros = nn.initializers.zeros
+        h = conv(self.activation(InstanceNorm()(x, embedding)), self.features, 3, 1, 1)
+        h = self.activation(InstanceNorm()(h, embedding))
+        h = conv(h, self.features, 3, 1, 1, kernel_init=zeros, bias_init=zeros)
+        if x.shape[-1] != self.features:
+            x = conv(x, self.features, 1, 1, 0)
+        return x + h
+
+
+class _UNet(nn.Module):
+    widths: tuple[int, ...]
+    num_blocks: int
+    activation: str
+    conditioning: str
+    kind: str
+
+    @nn.compact
+    def __call__(self, x: Array, noise_scale: Array) -> Array:
+        field = functools.partial(self.field, activation_fn(self.activation, 0.2))
+        return _of_noise(field, x, noise_scale, self.conditioning, self.kind)
+
+    def field(self, activation, x, embedding):
+        if embedding is not None:
+            width = 4 * NUM_FREQUENCIES
+            embedding = activation(dense(embedding, width))
+            embedding = activation(dense(embedding, width))
+        h = conv(x, self.widths[0], 3, 1, 1)
+        skips = []
+        for level, width in enumerate(self.widths):
+            if level:
+                h = nn.avg_pool(h, (2, 2), (2, 2))
+            for _ in range(self.num_blocks):
+                h = _Block(width, activation)(h, embedding)
+            skips.append(h)
+        for width, skip in zip(self.widths[-2::-1], skips[-2::-1]):
+            h = jnp.repeat(jnp.repeat(h, 2, axis=0), 2, axis=1)
+            h = jnp.concatenate([h, skip], axis=-1)
+            for _ in range(self.num_blocks):
+                h = _Block(width, activation)(h, embedding)
+        h = activation(InstanceNorm()(h, embedding))
+        return conv(
+            h,
+            x.shape[-1],
+            3,
+            1,
+            1,
+            kernel_init=nn.initializers.zeros,
+            bias_init=nn.initializers.zeros,
+        )
+
+
+def unet(
+    image_shape: tuple[int, int, int],
+    *,
+    widths: Sequence[int],
+    num_blocks: int = 1,
+    activation: str = "elu",
+    conditioning: str = "embedding",
+    kind: str = "score",
+) -> Network:
+    """Residual blocks down to a small map and up again, each level joined with its own.
+
+    A 3x3 convolution; for each width `num_blocks` residual blocks, with a mean over 2x2
+    pixels between one and the next; then back, by repeated pixels beside what was there
+    on the way down. Every block normalises each channel of each image by itself
+    (`InstanceNorm`), conditioned on the noise scale where it is embedded. The last
+    convolution starts from zeros, so that the score does.
+
+    The papers' networks are a RefineNet and larger U-Nets with attention: this has
+    their normalisation, conditioning and scales, and neither their depth nor attention.
+
+    Args:
+      image_shape: `(height, width, channels)`; the sides are halved once for every
+        width but the first.
+      widths: Channels of the levels, the finest first.
+      num_blocks: At each level, down and up.
+      activation: See `mlp_energy`. "elu" is the papers': once differentiable, which is
+        what a score needs; an energy's score needs one that is twice.
+      conditioning: See `noise_mlp`.
+      kind: See `noise_mlp`.
+
+    Returns:
+      A stateless `Network`, `apply(params, x, noise_scale)`.
+
+    Raises:
+      ValueError: If an argument is none of those named here, or sizes do not divide.
+
+    Source:
+      Song & Ermon (2019), "Generative modeling by estimating gradients of the data
+      distribution", and (2020), "Improved techniques for training score-based
+      generative models", for normalisation and conditioning.
+    """
+    _check(activation, conditioning, kind)
+    widths = tuple(widths)
+    check_sizes(image_shape, widths, divisor=2 ** (len(widths) - 1))
+    if num_blocks < 1:
+        raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
+    module = _UNet(widths, num_blocks, activation, conditioning, kind)
+    return from_module(module, tuple(image_shape), ())
+
+
+def _check(activation: str, conditioning: str, kind: str) -> None:
+    activation_fn(activation, 0.2)
+    if conditioning not in CONDITIONINGS:
+        raise ValueError(
+            f"conditioning must be one of {CONDITIONINGS}, got {conditioning!r}"
+        )
+    if kind not in ("score", "energy"):
+        raise ValueError(f"kind must be 'score' or 'energy', got {kind!r}")

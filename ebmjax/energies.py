@@ -236,9 +236,9 @@ def from_score(score: Callable[..., Array]) -> Energy:
 
     Its gradient in `x` is `-score`, and its value NaN: a score need not be that of any
     energy, and an integral of it is not to be had at one point. So `langevin`,
-    `underdamped` and `sample_annealed` run with it; whatever accepts by energies refuses
-    every move, and shows NaN for the energy. Its gradient in the parameters is 0.
-    The inverse of `score`, as far as there is one.
+    `underdamped` and `sample_annealed` run with it; what accepts by energies refuses
+    every move, and shows NaN for the energy. Its gradient in the parameters is 0. The
+    inverse of `score`, as far as there is one.
 
     Args:
       score: `score(params, x, ...) -> [*event]` of one example.

@@ -319,15 +319,7 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
             np.concatenate([train, held_out]),
             {"samples": samples[: section.num_samples].clip(-1, 1)},
         )
-        text = _run.format_table(table)
-        _run.write_atomically(directory / "quality.md", text)
-        print(text)
-        scalars = {
-            f"{row['name']}_{key}": value
-            for row in table
-            for key, value in row.items()
-            if key != "name"
-        }
+        scalars = _run.record_table(directory / "quality.md", table)
         labels = data.labels_held_out[: len(held_out)]
         accuracy = _classifier.accuracy(classifier(), held_out, labels)
         return scalars | {"classifier_accuracy": accuracy}

@@ -202,6 +202,22 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def record_table(
+    path: pathlib.Path, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Writes and prints a table whose rows have a `name`, and returns its numbers as
+    scalars `<name>_<column>`."""
+    text = format_table(rows)
+    write_atomically(path, text)
+    print(text)
+    return {
+        f"{row['name']}_{column}": value
+        for row in rows
+        for column, value in row.items()
+        if column != "name"
+    }
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as one dict: dotted path -> value."""
     found = {}

@@ -682,14 +682,7 @@ def _of_images(config, keys) -> Problem:
             table = judge({"samples": x.clip(-1, 1)})
             chained = {k: v.clip(-1, 1) for k, v in sampled.x.items()}
             table += [row for row in judge(chained) if row["name"] in chained]
-            text = _run.format_table(table)
-            _run.write_atomically(directory / "quality.md", text)
-            return scalars | {
-                f"{row['name']}_{k}": v
-                for row in table
-                for k, v in row.items()
-                if k != "name"
-            }
+            return scalars | _run.record_table(directory / "quality.md", table)
 
         return evaluate
 

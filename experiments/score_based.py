@@ -1,0 +1,678 @@
+"""Score-based models: scores of noised data, sampled by annealed Langevin dynamics or
+by diffusions run backwards, and likelihoods by their probability flows.
+
+Papers: Song & Ermon (2019), "Generative modeling by estimating gradients of the data
+distribution" (NCSN), and (2020), "Improved techniques for training score-based
+generative models" (NCSNv2); Song et al. (2021), "Score-based generative modeling
+through stochastic differential equations"; with Song & Kingma (2021), "How to train
+your energy-based models", section 4.4.
+Claim checked: one network of scores at all noise scales samples as well as, or better
+than, an energy does, finds the weights of far modes, and has a likelihood.
+
+    python -m experiments.score_based --workdir=runs/scores
+    python -m experiments.score_based --workdir=runs/ladder \
+        --config=experiments/score_based.py:digits,ladder
+    python -m experiments.score_based --workdir=runs/modes \
+        --config=experiments/score_based.py:two_modes
+
+Presets: `digits` (embedded images, minutes on a CPU), `mnist`, `fashion_mnist`,
+`cifar10` (the papers' scale, for GPU or TPU), `two_modes` (the plane). After a comma
+the process: `variance_exploding`, `variance_preserving`, `sub_variance_preserving`, or
+`ladder` for annealed Langevin dynamics through NCSNv2's noise scales; of `two_modes`
+the last alone. `--config.network.kind=energy` learns an energy instead, of which the
+score is minus the gradient. With `--sweep` every process, and the energy.
+
+Other than published: one network of noise scales serves every process
+(`diffusions.with_time`); it is a U-Net without attention, for `ladder` too.
+"""
+
+import functools
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ebmjax import (
+    diffusions,
+    energies,
+    metrics,
+    networks,
+    objectives,
+    samplers,
+    targets,
+    training,
+)
+from experiments import _classifier, _data, _plane, _plots, _run, _sweep
+
+# --- presets -----------------------------------------------------------------------
+
+DIFFUSIONS = {
+    "variance_exploding": diffusions.variance_exploding,
+    "variance_preserving": diffusions.variance_preserving,
+    "sub_variance_preserving": diffusions.sub_variance_preserving,
+}
+PROCESSES = (*DIFFUSIONS, "ladder")
+NETWORKS = {"unet": networks.unet, "mlp": networks.noise_mlp}
+
+
+def _process(name: str) -> tuple[dict, dict, dict]:
+    """The sections `process`, `objective` and `sampler` of a process."""
+    if name == "ladder":
+        return (
+            {
+                "name": name,
+                "largest": 0.0,  # x; 0 for the largest distance between examples
+                "smallest": 0.02,  # x; paper: .01 on [0, 1]
+                "num_scales": 0,  # 0 for as many as overlap by half
+            },
+            {"weighting": "noise"},
+            {
+                "num_steps_per_level": 5,  # moves; paper: T
+                "relative_step_size": 0.0,  # of a scale's square; 0 for Technique 4
+            },
+        )
+    process = {"name": name, "rate_min": 0.1, "rate_max": 20.0}  # paper: beta
+    if name == "variance_exploding":
+        # x; 0 for the largest distance between examples. Paper: .01 on [0, 1]
+        process = {"name": name, "noise_min": 0.02, "noise_max": 0.0}
+    return (
+        process,
+        {"weighting": "noise"},  # or "likelihood"
+        {
+            "predictor": "reverse_diffusion",  # or as in `samplers.sample_diffusion`
+            "num_steps": 1_000,  # paper: N
+            "num_corrections": 1,
+            "signal_to_noise": 0.16,  # paper: r, on CIFAR-10
+            # Papers: 1e-5 for VE, which has noise of `noise_min` there.
+            "time_min": 1e-5 if name == "variance_exploding" else 1e-3,
+        },
+    )
+
+
+def _images(name: str, widths, num_blocks: int, num_steps: int) -> dict:
+    return {
+        "seed": 0,
+        "data": {
+            "name": name,
+            "batch_size": 128,
+            "num_examples": 0,  # first images trained on; 0 for all
+            "data_dir": "",  # prepared data; "" for TFDS's default folder
+            "download": True,  # whether TFDS may fetch what is not there
+            "size": 0,  # pixels a side; 0 for the data set's own
+        },
+        "network": {
+            "name": "unet",
+            "widths": widths,
+            "num_blocks": num_blocks,
+            "activation": "swish",
+            "conditioning": "embedding",  # or "division", NCSNv2's Technique 3
+            "kind": "score",  # or "energy"
+        },
+        "optimizer": _run.adam_section(2e-4, b1=0.9, b2=0.999) | {"gradient_clip": 1.0},
+        "ema_decay": 0.999,  # of the parameters that are evaluated; 0 for none
+        "train": {
+            "num_steps": num_steps,
+            "log_every": 100,
+            "eval_every": 0,
+            "checkpoint_every": 1_000,
+            "keep": 2,  # newest checkpoints
+            "best": "",
+            "abort_above": 1e8,  # a metric this large: training has diverged
+        },
+        "evaluation": {
+            "num_samples": 10_000,
+            "num_examples": 10_000,  # of the data and of the held-out, to compare with
+            "num_shown": 100,
+            "chunk_size": 500,  # chains at a time
+            "classifier_steps": 4_000,
+            "num_likelihoods": 1_000,  # held-out images; 0 for none
+            "num_probes": 4,  # noises and signs for each
+            "tolerance": 1e-5,  # of the flow's steps
+            "num_inpainted": 16,  # held-out images; 0 for none
+        },
+        "sweep": {"num_seeds": 1},  # seed, seed + 1, ...
+    }
+
+
+def _digits() -> dict:
+    config = _images("digits", (32, 64), 1, 4_000)
+    for key in ("data_dir", "download", "size"):
+        del config["data"][key]
+    config["data"]["batch_size"] = 64
+    config["optimizer"]["learning_rate"] |= {
+        "start": 2e-3,
+        "final": 1e-5,
+        "warmup_steps": 100,
+        "decay_steps": 4_000,
+    }
+    config["evaluation"] |= {
+        "num_samples": 2_000,
+        "classifier_steps": 700,
+        "num_likelihoods": 297,
+    }
+    return config
+
+
+def _two_modes() -> dict:
+    """Two normal laws ten apart: do chains find their weights, .2 and .8?"""
+    config = _images("two_modes", (), 1, 5_000)
+    config["data"] = {"name": "two_modes", "batch_size": 256}
+    config["network"] = {
+        "name": "mlp",
+        "widths": (128, 128, 128),
+        "activation": "softplus",
+        "conditioning": "embedding",
+        "kind": "score",
+    }
+    config["optimizer"]["learning_rate"] |= {
+        "start": 1e-3,
+        "final": 1e-5,
+        "decay_steps": 5_000,
+    }
+    config["evaluation"] = {
+        "num_samples": 8_000,
+        "bound": 10.0,  # densities are compared on [-bound, bound]^2
+        "num_bins": 60,  # a side
+    }
+    return config
+
+
+PRESETS = {
+    "digits": _digits,
+    "mnist": lambda: _images("mnist", (64, 128, 256), 2, 100_000),
+    "fashion_mnist": lambda: _images("fashion_mnist", (64, 128, 256), 2, 100_000),
+    "cifar10": lambda: _images("cifar10", (128, 256, 256, 256), 2, 300_000),
+    "two_modes": _two_modes,
+}
+
+
+def get_config(preset: str = "digits") -> ConfigDict:
+    name, _, process = preset.partition(",")
+    if name not in PRESETS:
+        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
+    is_plane = name == "two_modes"
+    choices = ("ladder",) if is_plane else PROCESSES
+    process = process or choices[0]
+    if process not in choices:
+        raise ValueError(f"process must be one of {choices}, got {process!r}")
+    return ConfigDict(PRESETS[name]() | _sections(name, process)).lock()
+
+
+def _sections(data: str, process: str) -> dict:
+    """The sections that depend on the process, for a preset's data."""
+    found = dict(zip(("process", "objective", "sampler"), _process(process)))
+    is_ladder = process == "ladder"
+    if data == "two_modes":
+        # Song & Ermon's: 20 to 1, where the data are as wide; steps of a tenth.
+        found["process"] |= {"largest": 20.0, "smallest": 0.1, "num_scales": 20}
+        found["sampler"] |= {"num_steps_per_level": 100, "relative_step_size": 0.05}
+    if data == "digits":  # few dimensions, and a CPU
+        few = {"num_steps_per_level": 20} if is_ladder else {"num_steps": 200}
+        found["sampler"] |= few
+    return found
+
+
+# --- building ----------------------------------------------------------------------
+
+
+def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
+    is_plane = config.data.name == "two_modes"
+    return (_in_plane if is_plane else _on_images)(config, keys)
+
+
+def _named(network, kind: str) -> tuple[str, dict]:
+    """The name of its parameters, and the objective's keyword argument."""
+    if kind == "energy":
+        return "energy", {"energy": network}
+    return "score", {"score_network": network}
+
+
+def _score(network, kind: str):
+    """`score(params, x, noise_scale)`."""
+    if kind == "score":
+        return network.apply
+    gradient = jax.grad(network.apply, argnums=1)
+    return lambda params, x, noise_scale: -gradient(params, x, noise_scale)
+
+
+def _ladder(config, largest: float, num_dims: int) -> np.ndarray:
+    process = config.process
+    counts = {"num_scales": process.num_scales or None}
+    counts |= {} if process.num_scales else {"num_dims": num_dims}
+    return samplers.noise_ladder(process.largest or largest, process.smallest, **counts)
+
+
+def _relative_step_size(config, ladder: np.ndarray) -> float:
+    given = config.sampler.relative_step_size
+    if not given >= 0:
+        raise ValueError(
+            "sampler.relative_step_size must be positive, or 0 for Technique 4, got"
+            f" {given}"
+        )
+    return given or samplers.relative_step_size(
+        ladder[0] / ladder[1], config.sampler.num_steps_per_level
+    )
+
+
+def _bind(score, params, noise_scale, x):
+    """The energy, as far as there is one, of a level."""
+    return energies.from_score(score)(params, x, noise_scale)
+
+
+@functools.cache
+def _family(score):
+    """`params -> level -> energy_fn`; one for a score: nothing compiles anew."""
+
+    def of_level(params, noise_scale):
+        return functools.partial(_bind, score, params, noise_scale)
+
+    return lambda params: functools.partial(of_level, params)
+
+
+def _player(config, objective, name: str) -> dict[str, training.Player]:
+    optimizer = _run.make_optimizer(config.optimizer)
+    return {name: training.Player((name,), objective, optimizer)}
+
+
+def _ladder_objective(config, network, ladder):
+    if config.objective.weighting != "noise":
+        raise ValueError(
+            "objective.weighting must be 'noise' for a ladder, got"
+            f" {config.objective.weighting!r}"
+        )
+    _, option = _named(network, config.network.kind)
+    return objectives.multi_scale_denoising_score_matching(
+        **option, noise_scales=ladder
+    )
+
+
+# --- the plane ---------------------------------------------------------------------
+
+MODES, WEIGHTS = ((-5.0, -5.0), (5.0, 5.0)), (0.2, 0.8)
+
+
+def _in_plane(config, keys) -> _run.Experiment:
+    """Annealed and plain Langevin dynamics, with learned and with exact scores."""
+    options = config.evaluation
+    _plots.check()
+    target = targets.gaussian_mixture(means=MODES, std=1.0, weights=WEIGHTS)
+    network = _run.construct(config.network, NETWORKS, (2,))
+    params, _ = network.init(keys.params)
+    name, _ = _named(network, config.network.kind)
+    ladder = _ladder(config, 0.0, 2)
+    relative = _relative_step_size(config, ladder)
+    learned = _score(network, config.network.kind)
+    grid = _plane.plane(options.bound, options.num_bins)
+    sampler = config.sampler
+
+    def exact(_, x, noise_scale):
+        law = {
+            "means": jnp.asarray(MODES),
+            "precisions": 1 / (1 + noise_scale**2),
+            "log_weights": jnp.log(jnp.asarray(WEIGHTS)),
+        }
+        return energies.score(energies.gaussian_mixture)(law, x)
+
+    def sampler_of(noise_scale):
+        # As wide as the noised data are: on them, not on the noise alone.
+        return samplers.langevin(step_size=relative * (1 + noise_scale**2))
+
+    def evaluate(state, key, directory):
+        found = _run.evaluated_params(state)[name]
+        start_key, chain_key, data_key = jax.random.split(key, 3)
+        shape = (options.num_samples, 2)
+        x = jax.random.uniform(start_key, shape, minval=-8.0, maxval=8.0)
+        panels = {"data": grid.histogram(target.sample(data_key, options.num_samples))}
+        scalars = {}
+        for which, score, given in (("", learned, found), ("_exact", exact, ())):
+            family = _family(score)(given)
+            annealed, _ = samplers.sample_annealed(
+                sampler_of, family, ladder, chain_key, x, sampler.num_steps_per_level
+            )
+            plain, _ = samplers.sample_chains(
+                sampler_of(ladder[-1]),
+                family(jnp.float32(ladder[-1])),
+                chain_key,
+                x,
+                sampler.num_steps_per_level * len(ladder),
+                collect=None,
+            )
+            for kind, chains in (("annealed", annealed), ("plain", plain)):
+                share = float((chains.position.sum(1) > 0).mean())
+                scalars[f"share_{kind}{which}"] = share
+                if not which:
+                    panels[f"{kind} Langevin"] = grid.histogram(chains.position)
+        bounds = (-options.bound, options.bound)
+        _plots.densities(directory / "densities.png", panels, bounds=bounds)
+        return scalars
+
+    return _run.Experiment(
+        players=_player(config, _ladder_objective(config, network, ladder), name),
+        params={name: params},
+        batch=_data.target_batches(keys.data, target, config.data.batch_size),
+        evaluate=evaluate,
+    )
+
+
+# --- images ------------------------------------------------------------------------
+
+
+def _on_images(config, keys) -> _run.Experiment:
+    data = _data.from_section(config.data)
+    options = config.evaluation
+    _plots.check()
+    shape, kind = data.image_shape, config.network.kind
+    network = _run.construct(config.network, NETWORKS, shape)
+    params, _ = network.init(keys.params)
+    name, option = _named(network, kind)
+    score = _score(network, kind)
+    judge_key, noise_key = jax.random.split(keys.evaluation)
+    largest = functools.cache(lambda: _largest_distance(noise_key, data))
+    if config.process.name == "ladder":
+        ladder = _ladder(config, config.process.largest or largest(), math.prod(shape))
+        objective = _ladder_objective(config, network, ladder)
+        # The process of its likelihood: all scales between the ladder's.
+        process = diffusions.variance_exploding(
+            noise_min=ladder[-1], noise_max=ladder[0]
+        )
+        sample = _annealed(config, score, ladder, shape)
+    else:
+        process = _diffusion(config, largest)
+        timed = diffusions.with_time(network.apply, process)
+        objective = objectives.diffusion_score_matching(
+            **{key: timed for key in option},
+            diffusion=process,
+            weighting=config.objective.weighting,
+        )
+        sample = _reversed(config, score, process, shape)
+    judge = None
+    if data.labels_train is not None and options.classifier_steps:
+        judge, _ = _classifier.judge(
+            judge_key, data, options.num_examples, options.classifier_steps
+        )
+
+    def evaluate(state, key, directory):
+        found = _run.evaluated_params(state)[name]
+        sample_key, flow_key, inpaint_key, slope_key = jax.random.split(key, 4)
+        num = max(options.num_samples, options.num_shown)
+        parts = []
+        for chunk in range(-(-num // options.chunk_size)):
+            chunk_key = jax.random.fold_in(sample_key, chunk)
+            parts.append(np.asarray(sample(found, chunk_key, options.chunk_size)))
+        samples = np.concatenate(parts)
+        scalars = {"samples_abs_max": np.abs(samples).max()}
+        _plots.image_grid(
+            directory / "samples.png",
+            samples[: options.num_shown].clip(-1, 1),
+            columns=math.ceil(options.num_shown**0.5),
+            title=f"samples, {config.process.name}",
+        )
+        scalars |= _asymmetry(score, found, slope_key, data, options.chunk_size)
+        if options.num_likelihoods:
+            scalars |= _likelihood(config, score, process, found, flow_key, data)
+        if options.num_inpainted and config.process.name == "ladder":
+            scalars |= _inpainting(
+                config, score, ladder, found, inpaint_key, data, directory
+            )
+        if judge is not None and options.num_samples:
+            drawn = {"samples": samples[: options.num_samples].clip(-1, 1)}
+            scalars |= _run.record_table(directory / "quality.md", judge(drawn))
+        return scalars
+
+    return _run.Experiment(
+        players=_player(config, objective, name),
+        params={name: params},
+        batch=_data.image_batches(
+            keys.data, data.train, config.data.batch_size, num_levels=data.num_levels
+        ),
+        evaluate=evaluate,
+    )
+
+
+def _largest_distance(key, data: _data.Images) -> float:
+    """Of all pairs of training images, or of the first 10,000."""
+    images = data.train[:10_000]
+    return samplers.largest_distance(_data.dequantize(key, images, data.num_levels))
+
+
+def _diffusion(config, largest) -> diffusions.Diffusion:
+    section = dict(config.process)
+    if section.get("noise_max") == 0:
+        section["noise_max"] = largest()
+    return _run.construct(section, DIFFUSIONS)
+
+
+def _annealed(config, score, ladder, shape):
+    """`(params, key, num) -> samples`: the chains, then the last noise taken away."""
+    relative = _relative_step_size(config, ladder)
+
+    def sampler_of(noise_scale):
+        return samplers.langevin(step_size=relative * noise_scale**2)
+
+    @jax.jit
+    def denoise(params, x):
+        last = jnp.float32(ladder[-1])
+        return x + last**2 * jax.vmap(score, (None, 0, None))(params, x, last)
+
+    def sample(params, key, num):
+        start_key, chain_key = jax.random.split(key)
+        # Of the first scale: data and noise about them.
+        x = ladder[0] * jax.random.normal(start_key, (num, *shape))
+        state, _ = samplers.sample_annealed(
+            sampler_of,
+            _family(score)(params),
+            ladder,
+            chain_key,
+            x,
+            config.sampler.num_steps_per_level,
+        )
+        return denoise(params, state.position)
+
+    return sample
+
+
+def _timed(score, process, params, x, time):
+    return diffusions.with_time(score, process)(params, x, time)
+
+
+def _reversed(config, score, process, shape):
+    """`(params, key, num) -> samples` of the diffusion run backwards."""
+    options = config.sampler.to_dict()
+    timed = functools.partial(_timed, score, process)
+
+    def sample(params, key, num):
+        start_key, chain_key = jax.random.split(key)
+        x = process.prior_std * jax.random.normal(start_key, (num, *shape))
+        found, _ = samplers.sample_diffusion(
+            process, functools.partial(timed, params), chain_key, x, **options
+        )
+        return found
+
+    return sample
+
+
+def _asymmetry(score, params, key, data, num: int) -> dict[str, float]:
+    """How far the score is from being any energy's: `|J v - J^T v|^2 / |J v|^2`, means
+    over images with a noise of a tenth, half and twice the data's range."""
+    dequantize_key, noise_key, sign_key = jax.random.split(key, 3)
+    images = data.held_out[:num]
+    x = _data.dequantize(dequantize_key, images, data.num_levels)
+    noise = jax.random.normal(noise_key, x.shape)
+    signs = jax.random.rademacher(sign_key, x.shape, x.dtype)
+
+    @jax.jit
+    def of_scale(params, noise_scale):
+        def squares(x, noise, v):
+            at = x + noise_scale * noise
+
+            def field(x):
+                return score(params, x, noise_scale)
+
+            _, along = jax.jvp(field, (at,), (v,))
+            (against,) = jax.vjp(field, at)[1](v)
+            return jnp.sum((along - against) ** 2), jnp.sum(along**2)
+
+        apart, whole = jax.vmap(squares)(x, noise, signs)
+        return apart.mean() / whole.mean()
+
+    return {
+        f"asymmetry_{scale:g}": float(of_scale(params, jnp.float32(scale)))
+        for scale in (0.2, 1.0, 4.0)
+    }
+
+
+def _likelihood(config, score, process, params, key, data) -> dict[str, float]:
+    """Bits a dimension of held-out images, by the flow, and two spreads: of the mean
+    over images, and of one image's mean over noises and signs."""
+    options = config.evaluation
+    images = data.held_out[: options.num_likelihoods]
+    num_dims = math.prod(data.image_shape)
+    timed = functools.partial(_timed, score, process, params)
+    # A pixel's level is 2 / num_levels wide.
+    offset = math.log2(data.num_levels / 2)
+    bits, evaluations = [], []
+    for probe in range(options.num_probes):
+        noise_key, flow_key = jax.random.split(jax.random.fold_in(key, probe))
+        x = np.asarray(_data.dequantize(noise_key, images, data.num_levels))
+
+        def of_chunk(x, flow_key=flow_key):
+            nats, flowed = metrics.probability_flow_log_prob(
+                process, timed, flow_key, x, tolerance=options.tolerance
+            )
+            return nats, flowed.num_evaluations
+
+        nats, counts = _data.in_chunks(of_chunk, x, min(options.chunk_size, len(x)))
+        bits.append(offset - np.asarray(nats, float) / (num_dims * math.log(2)))
+        evaluations.append(counts.mean())
+    bits = np.stack(bits)
+    of_images = bits.mean(0)
+    scalars = {
+        "bits_per_dim": of_images.mean(),
+        "bits_per_dim_error": of_images.std(ddof=1) / len(of_images) ** 0.5,
+        "flow_evaluations": float(np.mean(evaluations)),
+    }
+    if len(bits) > 1:
+        scalars["bits_per_dim_noise"] = bits.std(0, ddof=1).mean() / len(bits) ** 0.5
+    return scalars
+
+
+def _inpainting(config, score, ladder, params, key, data, directory) -> dict:
+    """The right halves of held-out images, drawn given the left ones: at every level
+    what is known is put back with that level's noise, drawn once a level."""
+    relative = _relative_step_size(config, ladder)
+    dequantize_key, noise_key, start_key, chain_key = jax.random.split(key, 4)
+    images = data.held_out[: config.evaluation.num_inpainted]
+    x = _data.dequantize(dequantize_key, images, data.num_levels)
+    shape = data.image_shape
+    is_known = np.broadcast_to(np.arange(shape[1])[:, None] < shape[1] // 2, shape)
+    levels = jnp.asarray(ladder, x.dtype)
+
+    def sampler_of(level):
+        noise_scale, known = level
+        return samplers.langevin(
+            step_size=relative * noise_scale**2,
+            project=lambda x: jnp.where(is_known, known, x),
+        )
+
+    def energies_of(params, level):
+        return functools.partial(_bind, score, params, level[0])
+
+    @jax.jit
+    def one_image(params, image, noise_key, start, chain_key):
+        noise = jax.random.normal(noise_key, (len(levels), *shape))
+        known = image[None] + levels.reshape(-1, 1, 1, 1) * noise
+        state, _ = samplers.sample_annealed(
+            sampler_of,
+            functools.partial(energies_of, params),
+            (levels, known),
+            chain_key,
+            start[None],
+            config.sampler.num_steps_per_level,
+        )
+        last = state.position[0]
+        denoised = last + levels[-1] ** 2 * score(params, last, levels[-1])
+        return jnp.where(is_known, image, denoised)
+
+    starts = levels[0] * jax.random.normal(start_key, x.shape)
+    found = np.asarray(
+        jax.vmap(one_image, (None, 0, 0, 0, 0))(
+            params,
+            x,
+            jax.random.split(noise_key, len(x)),
+            starts,
+            jax.random.split(chain_key, len(x)),
+        )
+    ).clip(-1, 1)
+    x = np.asarray(x)
+    seen = np.where(is_known, x, -1.0)
+    _plots.image_panels(
+        directory / "inpainting.png",
+        {"seen": seen, "inpainted": found, "truth": x},
+        columns=16,
+    )
+    mean = _data.dequantize(dequantize_key, data.train[:10_000], data.num_levels)
+    mean = np.asarray(mean).mean(0)
+    return {
+        "inpainting_mse": ((found - x) ** 2)[:, ~is_known].mean(),
+        "inpainting_mse_of_mean_image": ((mean - x) ** 2)[:, ~is_known].mean(),
+    }
+
+
+# --- sweep -------------------------------------------------------------------------
+
+SWEEP_COLUMNS = (
+    "samples_classifier_frechet_distance",
+    "bits_per_dim",
+    "bits_per_dim_error",
+    "bits_per_dim_noise",
+    "flow_evaluations",
+    "asymmetry_1",
+)
+
+
+def sweep(build, config: ConfigDict, workdir) -> None:
+    """Every process with a score of its own, and the config's process with an energy;
+    `table.md` has means over the seeds."""
+    if config.data.name == "two_modes":
+        raise ValueError("a sweep is of images, got data.name = 'two_modes'")
+    workdir, num_seeds = pathlib.Path(workdir), config.sweep.num_seeds
+    base = config.to_dict()
+    del base["sweep"]  # a cell is the same run in any sweep
+    rows = {f"{name}, score": (name, "score") for name in PROCESSES}
+    rows[f"{config.process.name}, energy"] = (config.process.name, "energy")
+    cells = {}
+    for row, (name, kind) in rows.items():
+        sections = base
+        if name != config.process.name:
+            sections = base | _sections(config.data.name, name)
+        for seed in range(config.seed, config.seed + num_seeds):
+            values = {"seed": seed, "network.kind": kind}
+            cell = _sweep.overridden(ConfigDict(sections), values)
+            cells[f"{row}, {seed}"] = cell
+
+    def report(found):
+        table = []
+        for row in rows:
+            scalars = [found[cell] for cell in found if cell.startswith(f"{row}, ")]
+            table.append(
+                {"cell": row}
+                | {
+                    column: _sweep.mean_and_spread([x[column] for x in scalars])
+                    for column in SWEEP_COLUMNS
+                    if any(column in x for x in scalars)
+                }
+                | {"seeds": str(len(scalars))}
+            )
+        columns = list({name: None for row in table for name in row})
+        table = [{name: row.get(name, "-") for name in columns} for row in table]
+        _run.write_atomically(workdir / "table.md", _run.format_table(table))
+
+    _sweep.run_cells(build, cells, workdir, report, keeps_failures=True)
+    print((workdir / "table.md").read_text())
+
+
+if __name__ == "__main__":
+    _run.main(build, __file__, sweep)

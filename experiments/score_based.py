@@ -45,6 +45,7 @@ from ebmjax import (
     targets,
     training,
 )
+from ebmjax.samplers.base import check_count, check_number
 from experiments import _classifier, _data, _plane, _plots, _run, _sweep
 
 # --- presets -----------------------------------------------------------------------
@@ -361,6 +362,7 @@ def _in_plane(config, keys) -> _run.Experiment:
 
 
 def _on_images(config, keys) -> _run.Experiment:
+    _check(config.evaluation)
     data = _data.from_section(config.data)
     options = config.evaluation
     _plots.check()
@@ -388,6 +390,8 @@ def _on_images(config, keys) -> _run.Experiment:
             weighting=config.objective.weighting,
         )
         sample = _reversed(config, score, process, shape)
+    # Whatever does not fit the sampler is found before training.
+    jax.eval_shape(lambda params, key: sample(params, key, 1), params, judge_key)
     judge = None
     if data.labels_train is not None and options.classifier_steps:
         judge, _ = _classifier.judge(
@@ -430,6 +434,19 @@ def _on_images(config, keys) -> _run.Experiment:
         ),
         evaluate=evaluate,
     )
+
+
+def _check(options) -> None:
+    least = {"num_examples": 1, "num_shown": 1, "chunk_size": 1, "num_probes": 1}
+    least |= {"num_samples": 0, "num_inpainted": 0, "num_likelihoods": 0}
+    for name, count in least.items():
+        check_count(f"evaluation.{name}", options[name], count)
+    if options.num_likelihoods == 1:
+        raise ValueError(
+            "evaluation.num_likelihoods must be 0 or at least 2, to have a spread, got"
+            " 1"
+        )
+    check_number("evaluation.tolerance", options.tolerance, positive=True)
 
 
 def _largest_distance(key, data: _data.Images) -> float:

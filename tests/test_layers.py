@@ -115,7 +115,7 @@ def test_pmap_is_named_in_one_function():
 def test_heavy_packages_are_imported_where_they_are_used(path):
     """So that everything imports where they are not installed."""
     heavy = {"tensorflow_datasets", "matplotlib", "sklearn", "PIL", "tensorboardX"}
-    heavy |= {"scipy"}
+    heavy |= {"scipy", "diffrax"}
     heavy |= {"blackjax", "numpyro", "tensorflow_probability", "torch", "torchebm"}
     for node in ast.parse(path.read_text()).body:  # top level only
         if isinstance(node, ast.Import | ast.ImportFrom):

@@ -8,7 +8,6 @@ close that their laws overlap.
 import math
 
 import numpy as np
-from scipy import optimize, special
 
 from ebmjax.samplers.base import check_count, check_number
 
@@ -59,7 +58,8 @@ def noise_overlap(ratio: float, num_dims: int) -> float:
     _check_ratio(ratio)
     check_count("num_dims", num_dims, 1)
     middle, width = math.sqrt(2 * num_dims) * (ratio - 1), 3 * ratio
-    return float(special.ndtr(middle + width) - special.ndtr(middle - width))
+    upper, lower = (math.erf((middle + s * width) / 2**0.5) for s in (1, -1))
+    return 0.5 * (upper - lower)
 
 
 def noise_ladder(
@@ -106,6 +106,8 @@ def noise_ladder(
             raise ValueError(f"overlap must be between 0 and .99, got {overlap}")
         ratio = largest / smallest
         if noise_overlap(ratio, num_dims) < overlap:
+            from scipy import optimize
+
             ratio = optimize.brentq(
                 lambda ratio: noise_overlap(ratio, num_dims) - overlap, 1 + 1e-9, ratio
             )
@@ -133,6 +135,8 @@ def relative_step_size(ratio: float, num_steps_per_level: int) -> float:
     Source:
       Song & Ermon (2020), Technique 4.
     """
+    from scipy import optimize
+
     _check_ratio(ratio)
     check_count("num_steps_per_level", num_steps_per_level, 1)
 

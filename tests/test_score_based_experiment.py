@@ -1,0 +1,327 @@
+"""The experiment of score-based models: every process runs, resumes and is measured."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_experiment
+from ml_collections import ConfigDict
+
+from ebmjax import samplers
+from experiments import _checkpoint, _run, score_based
+from experiments._data import digits, images
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def tiny(preset="digits", **changes):
+    """A preset cut to seconds; its method untouched."""
+    config = score_based.get_config(preset).unlock()
+    config.train.update(num_steps=4, log_every=1, eval_every=0, checkpoint_every=2)
+    config.data.batch_size = 16
+    if config.data.name == "two_modes":
+        config.network.widths = (8,)
+        config.evaluation.num_samples = 64
+        config.sampler.num_steps_per_level = 3
+    else:
+        config.network.widths = (2, 4)
+        config.evaluation.update(
+            num_samples=16,
+            num_shown=16,
+            chunk_size=16,
+            classifier_steps=2,
+            num_likelihoods=8,
+            num_probes=2,
+            num_inpainted=3,
+            tolerance=1e-2,
+        )
+        few = {"num_steps_per_level": 2, "num_steps": 5}
+        config.sampler.update({k: v for k, v in few.items() if k in config.sampler})
+    if "network" in changes:
+        config.network = ConfigDict(changes.pop("network"))
+    for name, value in changes.items():
+        section, _, key = name.rpartition("__")
+        (config[section] if section else config)[key] = value
+    return config.lock()
+
+
+def check_resumes(config, folder):
+    """Half and then the rest is bitwise the whole, which is then evaluated: what is
+    compared has one sample to draw and no more."""
+    bare = config.copy_and_resolve_references().unlock()
+    if "chunk_size" in bare.evaluation:
+        bare.evaluation.update(num_samples=0, num_shown=1, chunk_size=1)
+        bare.evaluation.update(num_likelihoods=0, num_inpainted=0, classifier_steps=0)
+    half = bare.copy_and_resolve_references()
+    half.train.num_steps = 2
+    _run.run(score_based.build, half.lock(), folder / "two")
+    _run.run(score_based.build, bare.lock(), folder / "two")
+    _run.run(score_based.build, bare, folder / "one")
+    one, two = (_checkpoint.read(folder / name) for name in ("one", "two"))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    scalars = _run.run(score_based.build, config, folder / "one", evaluate_only=True)
+    assert all(np.isfinite(value) for value in scalars.values())
+    return scalars
+
+
+def names(folder):
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.slow
+def test_a_ladder_of_energies_runs_stops_and_resumes_with_its_figures(tmp_path):
+    network = score_based.get_config("two_modes").network.to_dict()
+    network |= {"widths": (8,), "activation": "swish", "kind": "energy"}
+    scalars = check_resumes(tiny("digits,ladder", network=network), tmp_path)
+    figures = tmp_path / "one" / "figures"
+    assert names(figures) == {"samples.png", "inpainting.png", "quality.md"}
+    rows = (figures / "quality.md").read_text().splitlines()[2:]
+    found = [row.split("|")[1].strip() for row in rows]
+    assert found == ["data", "gaussian", "uniform", "samples"]
+    # An energy's Hessian is symmetric, to rounding.
+    assert scalars["asymmetry_1"] < 1e-6
+    lines = (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["kind"] == "eval"
+
+
+@pytest.mark.slow
+def test_a_diffusion_runs_stops_and_resumes(tmp_path):
+    scalars = check_resumes(tiny("digits,sub_variance_preserving"), tmp_path)
+    assert names(tmp_path / "one" / "figures") == {"samples.png", "quality.md"}
+    assert scalars["bits_per_dim_error"] > 0 and scalars["bits_per_dim_noise"] > 0
+    assert scalars["asymmetry_1"] > 1e-4  # of a free score
+
+
+@pytest.mark.slow
+def test_two_modes_are_drawn_with_exact_and_learned_scores(tmp_path):
+    config = tiny("two_modes", sampler__num_steps_per_level=20)
+    config = config.unlock()
+    config.evaluation.num_samples = 4_000
+    scalars = check_resumes(config.lock(), tmp_path)
+    assert names(tmp_path / "one" / "figures") == {"densities.png"}
+    # Exact scores know no training; the papers' 100 moves a level come nearer to .8.
+    assert 0.7 < scalars["share_annealed_exact"] < 0.84
+    error = 5 * (0.25 / 4_000) ** 0.5
+    np.testing.assert_allclose(scalars["share_plain_exact"], 0.5, atol=error)
+
+
+def test_a_sweep_has_a_row_for_each_process_and_one_of_an_energy(tmp_path):
+    """Its cells are whole configs of the processes' own sections: their sections are
+    what the stand-in is scored by."""
+    config = tiny("digits,variance_preserving", sweep__num_seeds=1).unlock()
+    config.train.num_steps = 1
+
+    def build(config, keys):
+        def evaluate(state, key, directory):
+            del state, key, directory
+            sections = [config.process, config.objective, config.sampler]
+            size = sum(len(section) for section in sections)
+            is_energy = config.network.kind == "energy"
+            return {"bits_per_dim": size + 0.5 * is_energy}
+
+        config = config.copy_and_resolve_references()
+        small = small_experiment.build(small_experiment.get_config(), keys)
+        return small._replace(evaluate=evaluate)
+
+    score_based.sweep(build, config.lock(), tmp_path)
+    table = (tmp_path / "table.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table]
+    assert rows[0] == ["cell", "bits_per_dim", "seeds"]
+    assert rows[2:] == [
+        ["variance_exploding, score", "9", "1"],
+        ["variance_preserving, score", "9", "1"],
+        ["sub_variance_preserving, score", "9", "1"],
+        ["ladder, score", "7", "1"],
+        ["variance_preserving, energy", "9.5", "1"],
+    ]
+
+
+@pytest.mark.parametrize("preset", sorted(score_based.PRESETS))
+def test_presets_at_the_papers_scale_are_built_from_files(preset, tmp_path):
+    """Network, ladder and objective at their own depths and narrower; traced."""
+    config = score_based.get_config(
+        preset if preset == "two_modes" else f"{preset},ladder"
+    ).unlock()
+    if "data_dir" in config.data:
+        side, channels = (32, 3) if preset == "cifar10" else (28, 1)
+        rng = np.random.default_rng(0)
+        for split in ("train", "test"):
+            np.savez(
+                images.npz_path(preset, split, tmp_path, side),
+                images=rng.integers(0, 256, (40, side, side, channels), np.uint8),
+                labels=rng.integers(0, 10, 40, np.int32),
+            )
+        config.data.update(data_dir=str(tmp_path), download=False, batch_size=8)
+        config.network.widths = tuple(width // 32 for width in config.network.widths)
+    experiment = score_based.build(config.lock(), _run.make_keys(0))
+    (name,) = experiment.params
+    loss = experiment.players[name].objective.loss
+    value, _ = jax.eval_shape(
+        loss, experiment.params, jax.random.key(0), experiment.batch(0), ()
+    )
+    assert value.shape == ()
+
+
+def exact_params():
+    return {"mean": jnp.float32(0.2), "variance": jnp.float32(0.3)}
+
+
+def normal_score(params, x, noise_scale):
+    return (params["mean"] - x) / (params["variance"] + noise_scale**2)
+
+
+@pytest.mark.parametrize("process", score_based.DIFFUSIONS)
+def test_samples_of_an_exact_score_are_the_data_s(process):
+    """The section's own sampler on a score that is known: normal data N(.2, .3)."""
+    config = score_based.get_config(f"digits,{process}")
+    law = score_based._diffusion(config, lambda: 8.0)
+    sample = score_based._reversed(config, normal_score, law, (4, 4, 1))
+    x = np.asarray(sample(exact_params(), jax.random.key(0), 2_000))
+    error = 5 * (2 / x.size) ** 0.5
+    np.testing.assert_allclose(x.mean(), 0.2, atol=5 * (0.3 / x.size) ** 0.5 + 0.01)
+    # The corrector widens by 1 + .16^2 at most.
+    np.testing.assert_allclose(x.var(), 0.3, rtol=error + 0.05)
+
+
+def test_samples_of_a_ladder_are_those_of_its_recursion():
+    """On normal data a level's move multiplies the distance from the mean by 1 - h / V
+    and adds noise of 2 h; at the end the last noise is taken away. With the paper's
+    step, which is right for a point, a law as wide as this is not forgotten in time:
+    the draws are half as wide again in variance, which is the method and no error."""
+    config = score_based.get_config("digits,ladder")
+    ladder = score_based._ladder(config, 8.0, 16)
+    relative = score_based._relative_step_size(config, ladder)
+    sample = score_based._annealed(config, normal_score, ladder, (4, 4, 1))
+    x = np.asarray(sample(exact_params(), jax.random.key(0), 2_000))
+    mean, variance = -0.2, ladder[0] ** 2
+    for scale in ladder:
+        for _ in range(config.sampler.num_steps_per_level):
+            kept = 1 - relative * scale**2 / (0.3 + scale**2)
+            mean = kept * mean
+            variance = kept**2 * variance + 2 * relative * scale**2
+    kept = 1 - ladder[-1] ** 2 / (0.3 + ladder[-1] ** 2)
+    mean, variance = kept * mean, kept**2 * variance
+    assert 1.3 < variance / 0.3 < 1.7
+    error = 5 * (2 / x.size) ** 0.5
+    np.testing.assert_allclose(x.var(), variance, rtol=error)
+    error = 5 * (variance / x.size) ** 0.5
+    np.testing.assert_allclose(x.mean() - 0.2, mean, atol=error)
+
+
+@pytest.mark.parametrize("name", score_based.DIFFUSIONS)
+def test_bits_of_a_known_density_are_right(name):
+    """Data of 16 levels uniform within [-1, 1], of which the model is N(0, 1/3) a
+    pixel: 3 bits for the width of 1/8 and the cross-entropy of the two in bits, which
+    is log2(2 pi / 3) / 2 + 1 / (2 log 2)."""
+    config = score_based.get_config(f"digits,{name}").unlock()
+    config.evaluation.update(num_likelihoods=200, num_probes=2, tolerance=1e-4)
+    rng = np.random.default_rng(0)
+    data = digits.load()._replace(
+        held_out=rng.integers(0, 16, (200, 8, 8, 1), np.uint8), num_levels=16
+    )
+    law = score_based._diffusion(config, lambda: 30.0)
+    params = {"mean": jnp.float32(0.0), "variance": jnp.float32(1 / 3)}
+    scalars = score_based._likelihood(
+        config, normal_score, law, params, jax.random.key(0), data
+    )
+    expected = 3 + 0.5 * math.log2(2 * math.pi / 3) + 0.5 / math.log(2)
+    error = 5 * scalars["bits_per_dim_error"]
+    # And 0.02 ^ 2 of noise that the exploding one begins with.
+    np.testing.assert_allclose(scalars["bits_per_dim"], expected, atol=error + 2e-3)
+    # Of a pixel x^2 / 2 (1/3) nats has the variance 1 / 5; 64 pixels, 200 images.
+    known = (1 / 5 / 64 / 200) ** 0.5 / math.log(2)
+    np.testing.assert_allclose(scalars["bits_per_dim_error"], known, rtol=0.3)
+
+
+def test_inpainting_draws_the_unknown_half_given_the_known(tmp_path):
+    """Normal data whose pixels are mirror images, but for noise of .1: the right half
+    is the left one's mirror, as far as it can be known."""
+    config = tiny("digits,ladder").unlock()
+    config.process.update(largest=8.0, smallest=0.02, num_scales=60)
+    config.sampler.num_steps_per_level = 20
+    config.evaluation.num_inpainted = 100
+    rng = np.random.default_rng(0)
+    half = rng.normal(0.0, 0.3, (100, 8, 4, 1))
+    noise = rng.normal(0.0, 0.1, (100, 8, 8, 1))
+    x = np.concatenate([half, half[:, :, ::-1]], 2) + noise
+    levels = 2**8
+    held_out = np.clip((x + 1) * levels / 2, 0, levels - 1).astype(np.uint8)
+    data = digits.load()._replace(held_out=held_out, num_levels=levels)
+
+    def score(params, x, noise_scale):
+        same, other = x, x[:, ::-1]
+        common, apart = (same + other) / 2, (same - other) / 2
+        own = params["noise"] + noise_scale**2
+        return -common / (2 * params["signal"] + own) - apart / own
+
+    params = {"signal": jnp.float32(0.09), "noise": jnp.float32(0.01)}
+    ladder = score_based._ladder(config, 0.0, 64)
+    scalars = score_based._inpainting(
+        config, score, ladder, params, jax.random.key(0), data, tmp_path
+    )
+    # Of the right given the left, s + n - s^2 / (s + n): of the draw about its mean,
+    # and of the truth.
+    s, n = 0.09, 0.01
+    conditional = (s + n) - s**2 / (s + n)
+    np.testing.assert_allclose(scalars["inpainting_mse"], 2 * conditional, rtol=0.1)
+
+
+def test_a_ladder_s_section_gives_the_papers_numbers():
+    """From 0: largest distance, overlap and step; else as given."""
+    config = score_based.get_config("digits,ladder").unlock()
+    ladder = score_based._ladder(config, 9.0, 64)
+    overlaps = samplers.noise_overlap(ladder[0] / ladder[1], 64)
+    assert ladder[0] == 9.0 and 0.5 <= overlaps < 0.56
+    expected = samplers.relative_step_size(ladder[0] / ladder[1], 20)
+    assert score_based._relative_step_size(config, ladder) == expected
+    config.process.update(largest=2.0, num_scales=7)
+    config.sampler.relative_step_size = 0.1
+    ladder = score_based._ladder(config, 9.0, 64)
+    assert ladder[0] == 2.0 and len(ladder) == 7
+    assert score_based._relative_step_size(config, ladder) == 0.1
+
+
+@pytest.mark.parametrize(
+    "preset, changes, message",
+    [
+        ("digit", {}, "preset must be one of"),
+        ("digits,ve", {}, "process must be one of .* got 've'"),
+        ("two_modes,variance_preserving", {}, r"process must be one of \('ladder',\)"),
+        ("digits", {"process__noise_min": 50.0}, "noise_min and noise_max must be"),
+        ("digits,ladder", {"process__smallest": 50.0}, "smallest and largest must be"),
+        (
+            "digits,ladder",
+            {"objective__weighting": "likelihood"},
+            "objective.weighting must be 'noise' for a ladder, got 'likelihood'",
+        ),
+        (
+            "digits,ladder",
+            {"sampler__relative_step_size": -1.0},
+            "sampler.relative_step_size must be positive, or 0 for Technique 4, got -1",
+        ),
+        ("digits", {"sampler__predictor": "heun"}, "predictor must be one of"),
+        ("digits", {"sampler__num_steps": 0}, "num_steps must be a whole number"),
+        ("digits", {"evaluation__chunk_size": 0}, "evaluation.chunk_size must be a"),
+        ("digits", {"evaluation__num_probes": 0}, "evaluation.num_probes must be a"),
+        ("digits", {"evaluation__tolerance": 0.0}, "evaluation.tolerance must be pos"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(preset, changes, message):
+    with pytest.raises(ValueError, match=message):
+        score_based.build(tiny(preset, **changes), _run.make_keys(0))
+
+
+def test_a_sweep_of_the_plane_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a sweep is of images"):
+        score_based.sweep(score_based.build, tiny("two_modes"), tmp_path)
+
+
+def test_a_score_s_energy_is_bound_once():
+    """One family for one score: new parameters compile nothing anew."""
+    assert score_based._family(normal_score) is score_based._family(normal_score)
+    family = score_based._family(normal_score)(exact_params())
+    gradient = jax.grad(family(jnp.float32(0.5)))(jnp.ones(3))
+    np.testing.assert_allclose(gradient, 0.8 / 0.55, rtol=1e-5)

@@ -7,6 +7,7 @@ it can be run backwards, by chance (`samplers.sample_diffusion`) or without
 (`samplers.probability_flow`), which also gives a density.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from ebmjax.types import Array
 
 __all__ = [
     "Diffusion",
+    "energy_with_time",
     "sub_variance_preserving",
     "variance_exploding",
     "variance_preserving",
@@ -32,8 +34,8 @@ class Diffusion(NamedTuple):
       diffusion_scale: `diffusion_scale(time) -> []`, the papers' `g`.
       mean_scale: `mean_scale(time) -> []`, what is left of the example.
       std: `std(time) -> []`, the standard deviation of the noise in it.
-      prior_std: Of the normal law taken for the law at time 1. That law itself is
-        wider by `mean_scale(1)^2` times the data's variance.
+      prior_std: Of the normal law taken for the law at time 1. Of data of variance S
+        that law itself has the variance `mean_scale(1)^2 S + std(1)^2`.
     """
 
     drift_rate: Callable[[Array], Array]
@@ -51,6 +53,7 @@ def _check_rising(first: str, low: float, second: str, high: float) -> None:
         )
 
 
+@functools.cache  # equal ones are one, for which a program is compiled once
 def variance_exploding(*, noise_min: float, noise_max: float) -> Diffusion:
     """Noise added at a geometrically rising scale: the limit of a noise ladder.
 
@@ -84,6 +87,7 @@ def variance_exploding(*, noise_min: float, noise_max: float) -> Diffusion:
     )
 
 
+@functools.cache
 def variance_preserving(*, rate_min: float = 0.1, rate_max: float = 20.0) -> Diffusion:
     """Decay and noise in balance: data of variance 1 keep it. The limit of DDPM.
 
@@ -107,6 +111,7 @@ def variance_preserving(*, rate_min: float = 0.1, rate_max: float = 20.0) -> Dif
     )
 
 
+@functools.cache
 def sub_variance_preserving(
     *, rate_min: float = 0.1, rate_max: float = 20.0
 ) -> Diffusion:
@@ -146,7 +151,8 @@ def _decay(rate_min: float, rate_max: float):
 def with_time(
     score: Callable[..., Array], diffusion: Diffusion
 ) -> Callable[..., Array]:
-    """A score that knows noise scales, as one that knows a diffusion's times.
+    """A score that knows noise scales, as one that knows a diffusion's times. Of an
+    energy: `energy_with_time`.
 
     What a diffusion makes of an example is that example with noise of scale
     `std / mean_scale` added, times `mean_scale`. So one network of noise scales serves
@@ -164,5 +170,29 @@ def with_time(
         *rest, x, time = arguments
         scale = diffusion.mean_scale(time)
         return score(*rest, x / scale, diffusion.std(time) / scale) / scale
+
+    return timed
+
+
+def energy_with_time(
+    energy: Callable[..., Array], diffusion: Diffusion
+) -> Callable[..., Array]:
+    """`with_time` of an energy: `energy(x / mean_scale, std / mean_scale)`.
+
+    Its score is `with_time` of the energy's score: the division by `mean_scale` that a
+    score needs comes with the gradient.
+
+    Args:
+      energy: `energy(..., x, noise_scale) -> []`, of data with that noise added.
+      diffusion: Whose times they shall be.
+
+    Returns:
+      `energy(..., x, time) -> []`, of the law at that time, up to a constant.
+    """
+
+    def timed(*arguments):
+        *rest, x, time = arguments
+        scale = diffusion.mean_scale(time)
+        return energy(*rest, x / scale, diffusion.std(time) / scale)
 
     return timed

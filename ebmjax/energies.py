@@ -238,7 +238,7 @@ def from_score(score: Callable[..., Array]) -> Energy:
     energy, and an integral of it is not to be had at one point. So `langevin`,
     `underdamped` and `sample_annealed` run with it; what accepts by energies refuses
     every move, and shows NaN for the energy. Its gradient in the parameters is 0. The
-    inverse of `score`, as far as there is one.
+    inverse of `score`, as far as there is one; `jax_debug_nans` stops at its value.
 
     Args:
       score: `score(params, x, ...) -> [*event]` of one example.
@@ -247,26 +247,37 @@ def from_score(score: Callable[..., Array]) -> Energy:
       `energy(params, x, ...) -> []`.
     """
 
+    @jax.custom_jvp
+    def value(x, found):
+        del found
+        return jnp.full((), jnp.nan, x.dtype)
+
+    @value.defjvp
+    def slope(primals, tangents):
+        # Along x alone: the score's own change is of the second order.
+        return value(*primals), -jnp.sum(primals[1] * tangents[0])
+
     def energy(params, x, *rest):
-        found = jax.lax.stop_gradient(score(params, x, *rest))
+        found = score(params, x, *rest)
         if found.shape != x.shape:
             raise ValueError(
                 f"score must return an array of the example's shape {x.shape}, got"
                 f" {found.shape}"
             )
-        return jnp.nan - jnp.sum(found * (x - jax.lax.stop_gradient(x)))
+        return value(x, found)
 
     return energy
 
 
-def score(energy: Energy) -> Callable[[Params, Array], Array]:
-    """The score `(params, x) -> -grad_x energy(params, x)`, of the event's shape.
+def score(energy: Energy) -> Callable[..., Array]:
+    """The score `(params, x, ...) -> -grad_x energy(params, x, ...)`, of the event's
+    shape.
 
     The score is the gradient of the log density; the gradient of the energy, which
     some papers call a score, has the other sign.
     """
     gradient = jax.grad(energy, argnums=1)
-    return lambda params, x: -gradient(params, x)
+    return lambda params, x, *rest: -gradient(params, x, *rest)
 
 
 def hvp(energy: Energy) -> Callable[[Params, Array, Array], Array]:

@@ -19,16 +19,20 @@ Presets: `digits` (embedded images, minutes on a CPU), `mnist`, `fashion_mnist`,
 `cifar10` (the papers' scale, for GPU or TPU), `two_modes` (the plane). After a comma
 the process: `variance_exploding`, `variance_preserving`, `sub_variance_preserving`, or
 `ladder` for annealed Langevin dynamics through NCSNv2's noise scales; of `two_modes`
-the last alone. `--config.network.kind=energy` learns an energy instead, of which the
-score is minus the gradient. With `--sweep` every process, and the energy.
+the last alone. `--config.network.is_energy=True` learns an energy instead, of which
+the score is minus the gradient. With `--sweep` every process, and the energy.
 
 Other than published: one network of noise scales serves every process
-(`diffusions.with_time`); it is a U-Net without attention, for `ladder` too.
+(`diffusions.with_time`), `ladder` too: a U-Net without attention. Training is 300,000
+updates at most where the SDEs' was 1.3 million, with Adam at 2e-4 for all (NCSNv2 has
+1e-4) and averages over about 1,000 updates (VP: 10,000); images are not mirrored.
 """
 
 import functools
+import itertools
 import math
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +73,7 @@ def _process(name: str) -> tuple[dict, dict, dict]:
                 "smallest": 0.02,  # x; paper: .01 on [0, 1]
                 "num_scales": 0,  # 0 for as many as overlap by half
             },
-            {"weighting": "noise"},
+            {},
             {
                 "num_steps_per_level": 5,  # moves; paper: T
                 "relative_step_size": 0.0,  # of a scale's square; 0 for Technique 4
@@ -94,6 +98,8 @@ def _process(name: str) -> tuple[dict, dict, dict]:
 
 
 def _images(name: str, widths, num_blocks: int, num_steps: int) -> dict:
+    optimizer = _run.adam_section(2e-4, b1=0.9, b2=0.999) | {"gradient_clip": 1.0}
+    optimizer["learning_rate"]["warmup_steps"] = 5_000
     return {
         "seed": 0,
         "data": {
@@ -110,7 +116,7 @@ def _images(name: str, widths, num_blocks: int, num_steps: int) -> dict:
             "num_blocks": num_blocks,
             "activation": "swish",
             "conditioning": "embedding",  # or "division", NCSNv2's Technique 3
-            "kind": "score",  # or "energy"
+            "is_energy": False,  # whether the score is minus an energy's gradient
         },
         "optimizer": _run.adam_section(2e-4, b1=0.9, b2=0.999) | {"gradient_clip": 1.0},
         "ema_decay": 0.999,  # of the parameters that are evaluated; 0 for none
@@ -166,11 +172,12 @@ def _two_modes() -> dict:
         "widths": (128, 128, 128),
         "activation": "softplus",
         "conditioning": "embedding",
-        "kind": "score",
+        "is_energy": False,
     }
     config["optimizer"]["learning_rate"] |= {
         "start": 1e-3,
         "final": 1e-5,
+        "warmup_steps": 100,
         "decay_steps": 5_000,
     }
     config["evaluation"] = {
@@ -224,19 +231,17 @@ def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
     return (_in_plane if is_plane else _on_images)(config, keys)
 
 
-def _named(network, kind: str) -> tuple[str, dict]:
-    """The name of its parameters, and the objective's keyword argument."""
-    if kind == "energy":
-        return "energy", {"energy": network}
-    return "score", {"score_network": network}
+def _model(config, event_shape):
+    """Network, the name of its parameters, and `score(params, x, noise_scale)`."""
+    network = _run.construct(config.network, NETWORKS, event_shape)
+    if config.network.is_energy:
+        return network, "energy", energies.score(network.apply)
+    return network, "score", network.apply
 
 
-def _score(network, kind: str):
-    """`score(params, x, noise_scale)`."""
-    if kind == "score":
-        return network.apply
-    gradient = jax.grad(network.apply, argnums=1)
-    return lambda params, x, noise_scale: -gradient(params, x, noise_scale)
+def _of_model(name: str, function) -> dict:
+    """The objectives' keyword argument for it."""
+    return {"energy" if name == "energy" else "score_network": function}
 
 
 def _ladder(config, largest: float, num_dims: int) -> np.ndarray:
@@ -247,6 +252,7 @@ def _ladder(config, largest: float, num_dims: int) -> np.ndarray:
 
 
 def _relative_step_size(config, ladder: np.ndarray) -> float:
+    check_count("sampler.num_steps_per_level", config.sampler.num_steps_per_level, 1)
     given = config.sampler.relative_step_size
     if not given >= 0:
         raise ValueError(
@@ -263,9 +269,8 @@ def _bind(score, params, noise_scale, x):
     return energies.from_score(score)(params, x, noise_scale)
 
 
-@functools.cache
 def _family(score):
-    """`params -> level -> energy_fn`; one for a score: nothing compiles anew."""
+    """`params -> level -> energy_fn`; made once, so that nothing compiles anew."""
 
     def of_level(params, noise_scale):
         return functools.partial(_bind, score, params, noise_scale)
@@ -278,18 +283,6 @@ def _player(config, objective, name: str) -> dict[str, training.Player]:
     return {name: training.Player((name,), objective, optimizer)}
 
 
-def _ladder_objective(config, network, ladder):
-    if config.objective.weighting != "noise":
-        raise ValueError(
-            "objective.weighting must be 'noise' for a ladder, got"
-            f" {config.objective.weighting!r}"
-        )
-    _, option = _named(network, config.network.kind)
-    return objectives.multi_scale_denoising_score_matching(
-        **option, noise_scales=ladder
-    )
-
-
 # --- the plane ---------------------------------------------------------------------
 
 MODES, WEIGHTS = ((-5.0, -5.0), (5.0, 5.0)), (0.2, 0.8)
@@ -297,17 +290,18 @@ MODES, WEIGHTS = ((-5.0, -5.0), (5.0, 5.0)), (0.2, 0.8)
 
 def _in_plane(config, keys) -> _run.Experiment:
     """Annealed and plain Langevin dynamics, with learned and with exact scores."""
-    options = config.evaluation
+    options, num_steps = config.evaluation, config.sampler.num_steps_per_level
     _plots.check()
+    check_count("evaluation.num_samples", options.num_samples, 1)
     target = targets.gaussian_mixture(means=MODES, std=1.0, weights=WEIGHTS)
-    network = _run.construct(config.network, NETWORKS, (2,))
+    network, name, learned = _model(config, (2,))
     params, _ = network.init(keys.params)
-    name, _ = _named(network, config.network.kind)
     ladder = _ladder(config, 0.0, 2)
     relative = _relative_step_size(config, ladder)
-    learned = _score(network, config.network.kind)
+    objective = objectives.multi_scale_denoising_score_matching(
+        **_of_model(name, network), noise_scales=ladder
+    )
     grid = _plane.plane(options.bound, options.num_bins)
-    sampler = config.sampler
 
     def exact(_, x, noise_scale):
         law = {
@@ -321,37 +315,44 @@ def _in_plane(config, keys) -> _run.Experiment:
         # As wide as the noised data are: on them, not on the noise alone.
         return samplers.langevin(step_size=relative * (1 + noise_scale**2))
 
+    last_sampler, last_scale = sampler_of(ladder[-1]), jnp.float32(ladder[-1])
+    families = {"": _family(learned), "_exact": _family(exact)}
+
+    def chains(which, params, key, x):
+        """Positions of annealed and of plain chains of as many moves."""
+        family = families[which](params)
+        annealed, _ = samplers.sample_annealed(
+            sampler_of, family, ladder, key, x, num_steps
+        )
+        plain, _ = samplers.sample_chains(
+            last_sampler,
+            family(last_scale),
+            key,
+            x,
+            num_steps * len(ladder),
+            collect=None,
+        )
+        return {"annealed": annealed.position, "plain": plain.position}
+
     def evaluate(state, key, directory):
-        found = _run.evaluated_params(state)[name]
+        found = {"": _run.evaluated_params(state)[name], "_exact": ()}
         start_key, chain_key, data_key = jax.random.split(key, 3)
         shape = (options.num_samples, 2)
         x = jax.random.uniform(start_key, shape, minval=-8.0, maxval=8.0)
         panels = {"data": grid.histogram(target.sample(data_key, options.num_samples))}
         scalars = {}
-        for which, score, given in (("", learned, found), ("_exact", exact, ())):
-            family = _family(score)(given)
-            annealed, _ = samplers.sample_annealed(
-                sampler_of, family, ladder, chain_key, x, sampler.num_steps_per_level
-            )
-            plain, _ = samplers.sample_chains(
-                sampler_of(ladder[-1]),
-                family(jnp.float32(ladder[-1])),
-                chain_key,
-                x,
-                sampler.num_steps_per_level * len(ladder),
-                collect=None,
-            )
-            for kind, chains in (("annealed", annealed), ("plain", plain)):
-                share = float((chains.position.sum(1) > 0).mean())
-                scalars[f"share_{kind}{which}"] = share
+        for which, given in found.items():
+            for how, position in chains(which, given, chain_key, x).items():
+                share = float((position.sum(1) > 0).mean())
+                scalars[f"share_{how}{which}"] = share
                 if not which:
-                    panels[f"{kind} Langevin"] = grid.histogram(chains.position)
+                    panels[f"{how} Langevin"] = grid.histogram(position)
         bounds = (-options.bound, options.bound)
         _plots.densities(directory / "densities.png", panels, bounds=bounds)
         return scalars
 
     return _run.Experiment(
-        players=_player(config, _ladder_objective(config, network, ladder), name),
+        players=_player(config, objective, name),
         params={name: params},
         batch=_data.target_batches(keys.data, target, config.data.batch_size),
         evaluate=evaluate,
@@ -364,32 +365,38 @@ def _in_plane(config, keys) -> _run.Experiment:
 def _on_images(config, keys) -> _run.Experiment:
     _check(config.evaluation)
     data = _data.from_section(config.data)
-    options = config.evaluation
+    options, shape = config.evaluation, data.image_shape
     _plots.check()
-    shape, kind = data.image_shape, config.network.kind
-    network = _run.construct(config.network, NETWORKS, shape)
+    network, name, score = _model(config, shape)
     params, _ = network.init(keys.params)
-    name, option = _named(network, kind)
-    score = _score(network, kind)
     judge_key, noise_key = jax.random.split(keys.evaluation)
     largest = functools.cache(lambda: _largest_distance(noise_key, data))
+    # What is measured besides samples: `measure(params, key, directory) -> scalars`.
+    measures = [_asymmetry(score, data)]
     if config.process.name == "ladder":
         ladder = _ladder(config, config.process.largest or largest(), math.prod(shape))
-        objective = _ladder_objective(config, network, ladder)
+        objective = objectives.multi_scale_denoising_score_matching(
+            **_of_model(name, network), noise_scales=ladder, **config.objective
+        )
         # The process of its likelihood: all scales between the ladder's.
         process = diffusions.variance_exploding(
-            noise_min=ladder[-1], noise_max=ladder[0]
+            noise_min=float(ladder[-1]), noise_max=float(ladder[0])
         )
         sample = _annealed(config, score, ladder, shape)
+        if options.num_inpainted:
+            measures.append(_inpainting(config, score, ladder, data))
     else:
         process = _diffusion(config, largest)
-        timed = diffusions.with_time(network.apply, process)
+        is_energy = name == "energy"
+        timed = diffusions.energy_with_time if is_energy else diffusions.with_time
         objective = objectives.diffusion_score_matching(
-            **{key: timed for key in option},
+            **_of_model(name, timed(network.apply, process)),
             diffusion=process,
-            weighting=config.objective.weighting,
+            **config.objective,
         )
         sample = _reversed(config, score, process, shape)
+    if options.num_likelihoods:
+        measures.append(_likelihood(config, score, process, data))
     # Whatever does not fit the sampler is found before training.
     jax.eval_shape(lambda params, key: sample(params, key, 1), params, judge_key)
     judge = None
@@ -400,27 +407,25 @@ def _on_images(config, keys) -> _run.Experiment:
 
     def evaluate(state, key, directory):
         found = _run.evaluated_params(state)[name]
-        sample_key, flow_key, inpaint_key, slope_key = jax.random.split(key, 4)
+        sample_key, *measure_keys = jax.random.split(key, 1 + len(measures))
         num = max(options.num_samples, options.num_shown)
-        parts = []
+        parts, started = [], time.monotonic()
         for chunk in range(-(-num // options.chunk_size)):
             chunk_key = jax.random.fold_in(sample_key, chunk)
             parts.append(np.asarray(sample(found, chunk_key, options.chunk_size)))
         samples = np.concatenate(parts)
-        scalars = {"samples_abs_max": np.abs(samples).max()}
+        scalars = {
+            "sampling_seconds": time.monotonic() - started,
+            "samples_abs_max": np.abs(samples).max(),
+        }
         _plots.image_grid(
             directory / "samples.png",
             samples[: options.num_shown].clip(-1, 1),
             columns=math.ceil(options.num_shown**0.5),
             title=f"samples, {config.process.name}",
         )
-        scalars |= _asymmetry(score, found, slope_key, data, options.chunk_size)
-        if options.num_likelihoods:
-            scalars |= _likelihood(config, score, process, found, flow_key, data)
-        if options.num_inpainted and config.process.name == "ladder":
-            scalars |= _inpainting(
-                config, score, ladder, found, inpaint_key, data, directory
-            )
+        for measure, measure_key in zip(measures, measure_keys):
+            scalars |= measure(found, measure_key, directory)
         if judge is not None and options.num_samples:
             drawn = {"samples": samples[: options.num_samples].clip(-1, 1)}
             scalars |= _run.record_table(directory / "quality.md", judge(drawn))
@@ -439,13 +444,14 @@ def _on_images(config, keys) -> _run.Experiment:
 def _check(options) -> None:
     least = {"num_examples": 1, "num_shown": 1, "chunk_size": 1, "num_probes": 1}
     least |= {"num_samples": 0, "num_inpainted": 0, "num_likelihoods": 0}
+    least |= {"classifier_steps": 0}
     for name, count in least.items():
         check_count(f"evaluation.{name}", options[name], count)
-    if options.num_likelihoods == 1:
-        raise ValueError(
-            "evaluation.num_likelihoods must be 0 or at least 2, to have a spread, got"
-            " 1"
-        )
+    for name in ("num_samples", "num_likelihoods"):
+        if options[name] == 1:
+            raise ValueError(
+                f"evaluation.{name} must be 0 or at least 2, to have a spread, got 1"
+            )
     check_number("evaluation.tolerance", options.tolerance, positive=True)
 
 
@@ -464,7 +470,7 @@ def _diffusion(config, largest) -> diffusions.Diffusion:
 
 def _annealed(config, score, ladder, shape):
     """`(params, key, num) -> samples`: the chains, then the last noise taken away."""
-    relative = _relative_step_size(config, ladder)
+    relative, family = _relative_step_size(config, ladder), _family(score)
 
     def sampler_of(noise_scale):
         return samplers.langevin(step_size=relative * noise_scale**2)
@@ -480,7 +486,7 @@ def _annealed(config, score, ladder, shape):
         x = ladder[0] * jax.random.normal(start_key, (num, *shape))
         state, _ = samplers.sample_annealed(
             sampler_of,
-            _family(score)(params),
+            family(params),
             ladder,
             chain_key,
             x,
@@ -491,14 +497,10 @@ def _annealed(config, score, ladder, shape):
     return sample
 
 
-def _timed(score, process, params, x, time):
-    return diffusions.with_time(score, process)(params, x, time)
-
-
 def _reversed(config, score, process, shape):
     """`(params, key, num) -> samples` of the diffusion run backwards."""
     options = config.sampler.to_dict()
-    timed = functools.partial(_timed, score, process)
+    timed = diffusions.with_time(score, process)
 
     def sample(params, key, num):
         start_key, chain_key = jax.random.split(key)
@@ -511,131 +513,155 @@ def _reversed(config, score, process, shape):
     return sample
 
 
-def _asymmetry(score, params, key, data, num: int) -> dict[str, float]:
+def _asymmetry(score, data: _data.Images):
     """How far the score is from being any energy's: `|J v - J^T v|^2 / |J v|^2`, means
-    over images with a noise of a tenth, half and twice the data's range."""
-    dequantize_key, noise_key, sign_key = jax.random.split(key, 3)
-    images = data.held_out[:num]
-    x = _data.dequantize(dequantize_key, images, data.num_levels)
-    noise = jax.random.normal(noise_key, x.shape)
-    signs = jax.random.rademacher(sign_key, x.shape, x.dtype)
+    over images with a noise of a tenth, half and twice the data's range; 0 where the
+    score does not change at all."""
 
     @jax.jit
-    def of_scale(params, noise_scale):
-        def squares(x, noise, v):
-            at = x + noise_scale * noise
+    def of_scale(params, x, noise, signs, noise_scale):
+        def squares(example):
+            x, noise, v = example
 
             def field(x):
                 return score(params, x, noise_scale)
 
+            at = x + noise_scale * noise
             _, along = jax.jvp(field, (at,), (v,))
             (against,) = jax.vjp(field, at)[1](v)
             return jnp.sum((along - against) ** 2), jnp.sum(along**2)
 
-        apart, whole = jax.vmap(squares)(x, noise, signs)
-        return apart.mean() / whole.mean()
+        apart, whole = jax.lax.map(squares, (x, noise, signs), batch_size=20)
+        whole = whole.mean()
+        return jnp.where(whole > 0, apart.mean() / whole, 0.0)
 
-    return {
-        f"asymmetry_{scale:g}": float(of_scale(params, jnp.float32(scale)))
-        for scale in (0.2, 1.0, 4.0)
-    }
+    def measure(params, key, directory):
+        del directory
+        dequantize_key, noise_key, sign_key = jax.random.split(key, 3)
+        images = data.held_out[:100]
+        x = _data.dequantize(dequantize_key, images, data.num_levels)
+        noise = jax.random.normal(noise_key, x.shape)
+        signs = jax.random.rademacher(sign_key, x.shape, x.dtype)
+        return {
+            f"asymmetry_{scale:g}": float(
+                of_scale(params, x, noise, signs, jnp.float32(scale))
+            )
+            for scale in (0.2, 1.0, 4.0)
+        }
+
+    return measure
 
 
-def _likelihood(config, score, process, params, key, data) -> dict[str, float]:
-    """Bits a dimension of held-out images, by the flow, and two spreads: of the mean
-    over images, and of one image's mean over noises and signs."""
+def _likelihood(config, score, process, data: _data.Images):
+    """Bits a dimension of held-out images, by the flow, and two standard errors: of the
+    mean over images, and of one image's mean over noises and signs."""
     options = config.evaluation
     images = data.held_out[: options.num_likelihoods]
-    num_dims = math.prod(data.image_shape)
-    timed = functools.partial(_timed, score, process, params)
+    num_dims, size = math.prod(data.image_shape), min(options.chunk_size, len(images))
+    timed = diffusions.with_time(score, process)
     # A pixel's level is 2 / num_levels wide.
     offset = math.log2(data.num_levels / 2)
-    bits, evaluations = [], []
-    for probe in range(options.num_probes):
-        noise_key, flow_key = jax.random.split(jax.random.fold_in(key, probe))
-        x = np.asarray(_data.dequantize(noise_key, images, data.num_levels))
 
-        def of_chunk(x, flow_key=flow_key):
-            nats, flowed = metrics.probability_flow_log_prob(
-                process, timed, flow_key, x, tolerance=options.tolerance
-            )
-            return nats, flowed.num_evaluations
+    def measure(params, key, directory):
+        del directory
+        bits, evaluations = [], []
+        for probe in range(options.num_probes):
+            noise_key, flow_key = jax.random.split(jax.random.fold_in(key, probe))
+            x = np.asarray(_data.dequantize(noise_key, images, data.num_levels))
+            chunks = itertools.count()
 
-        nats, counts = _data.in_chunks(of_chunk, x, min(options.chunk_size, len(x)))
-        bits.append(offset - np.asarray(nats, float) / (num_dims * math.log(2)))
-        evaluations.append(counts.mean())
-    bits = np.stack(bits)
-    of_images = bits.mean(0)
-    scalars = {
-        "bits_per_dim": of_images.mean(),
-        "bits_per_dim_error": of_images.std(ddof=1) / len(of_images) ** 0.5,
-        "flow_evaluations": float(np.mean(evaluations)),
-    }
-    if len(bits) > 1:
-        scalars["bits_per_dim_noise"] = bits.std(0, ddof=1).mean() / len(bits) ** 0.5
-    return scalars
+            def of_chunk(x, flow_key=flow_key, chunks=chunks):
+                nats, flowed = metrics.probability_flow_log_prob(
+                    process,
+                    functools.partial(timed, params),
+                    jax.random.fold_in(flow_key, next(chunks)),
+                    x,
+                    tolerance=options.tolerance,
+                )
+                return nats, flowed.num_evaluations
+
+            nats, counts = _data.in_chunks(of_chunk, x, size)
+            bits.append(offset - np.asarray(nats, float) / (num_dims * math.log(2)))
+            evaluations.append(counts.mean())
+        bits = np.stack(bits)
+        of_images = bits.mean(0)
+        scalars = {
+            "bits_per_dim": of_images.mean(),
+            "bits_per_dim_error": of_images.std(ddof=1) / len(of_images) ** 0.5,
+            "flow_evaluations": float(np.mean(evaluations)),
+        }
+        if len(bits) > 1:
+            noise = (bits.var(0, ddof=1).mean() / len(bits)) ** 0.5
+            scalars["bits_per_dim_noise"] = noise
+        return scalars
+
+    return measure
 
 
-def _inpainting(config, score, ladder, params, key, data, directory) -> dict:
-    """The right halves of held-out images, drawn given the left ones: at every level
-    what is known is put back with that level's noise, drawn once a level."""
-    relative = _relative_step_size(config, ladder)
-    dequantize_key, noise_key, start_key, chain_key = jax.random.split(key, 4)
-    images = data.held_out[: config.evaluation.num_inpainted]
-    x = _data.dequantize(dequantize_key, images, data.num_levels)
-    shape = data.image_shape
-    is_known = np.broadcast_to(np.arange(shape[1])[:, None] < shape[1] // 2, shape)
-    levels = jnp.asarray(ladder, x.dtype)
+def _inpainting(config, score, ladder, data: _data.Images):
+    """The lower halves of held-out images, drawn given the upper ones: at every level
+    what is known is put back with that level's noise, drawn once a level, before any
+    score is asked for."""
+    relative, num_steps = (
+        _relative_step_size(config, ladder),
+        config.sampler.num_steps_per_level,
+    )
+    images, shape = data.held_out[: config.evaluation.num_inpainted], data.image_shape
+    is_known = np.broadcast_to(
+        np.arange(shape[0])[:, None, None] < shape[0] // 2, shape
+    )
+    levels = jnp.asarray(ladder, jnp.float32)
 
     def sampler_of(level):
         noise_scale, known = level
-        return samplers.langevin(
-            step_size=relative * noise_scale**2,
-            project=lambda x: jnp.where(is_known, known, x),
+
+        def project(x):
+            return jnp.where(is_known, known, x)
+
+        moves = samplers.langevin(step_size=relative * noise_scale**2, project=project)
+        return samplers.Sampler(
+            lambda energy_fn, x: moves.init(energy_fn, project(x)), moves.step
         )
 
-    def energies_of(params, level):
+    def of_level(params, level):
         return functools.partial(_bind, score, params, level[0])
 
-    @jax.jit
-    def one_image(params, image, noise_key, start, chain_key):
+    def one_image(params, image, key):
+        start_key, noise_key, chain_key = jax.random.split(key, 3)
         noise = jax.random.normal(noise_key, (len(levels), *shape))
         known = image[None] + levels.reshape(-1, 1, 1, 1) * noise
         state, _ = samplers.sample_annealed(
             sampler_of,
-            functools.partial(energies_of, params),
+            functools.partial(of_level, params),
             (levels, known),
             chain_key,
-            start[None],
-            config.sampler.num_steps_per_level,
+            levels[0] * jax.random.normal(start_key, (1, *shape)),
+            num_steps,
         )
         last = state.position[0]
         denoised = last + levels[-1] ** 2 * score(params, last, levels[-1])
         return jnp.where(is_known, image, denoised)
 
-    starts = levels[0] * jax.random.normal(start_key, x.shape)
-    found = np.asarray(
-        jax.vmap(one_image, (None, 0, 0, 0, 0))(
-            params,
-            x,
-            jax.random.split(noise_key, len(x)),
-            starts,
-            jax.random.split(chain_key, len(x)),
+    inpaint = jax.jit(jax.vmap(one_image, (None, 0, 0)))
+
+    def measure(params, key, directory):
+        dequantize_key, chain_key = jax.random.split(key)
+        x = _data.dequantize(dequantize_key, images, data.num_levels)
+        keys = jax.random.split(chain_key, len(images))
+        found = np.asarray(inpaint(params, x, keys)).clip(-1, 1)
+        x = np.asarray(x)
+        _plots.image_panels(
+            directory / "inpainting.png",
+            {"seen": np.where(is_known, x, -1.0), "inpainting": found, "truth": x},
+            columns=16,
         )
-    ).clip(-1, 1)
-    x = np.asarray(x)
-    seen = np.where(is_known, x, -1.0)
-    _plots.image_panels(
-        directory / "inpainting.png",
-        {"seen": seen, "inpainted": found, "truth": x},
-        columns=16,
-    )
-    mean = _data.dequantize(dequantize_key, data.train[:10_000], data.num_levels)
-    mean = np.asarray(mean).mean(0)
-    return {
-        "inpainting_mse": ((found - x) ** 2)[:, ~is_known].mean(),
-        "inpainting_mse_of_mean_image": ((mean - x) ** 2)[:, ~is_known].mean(),
-    }
+        mean = data.train.mean(0) * (2 / data.num_levels) - 1 + 1 / data.num_levels
+        return {
+            f"inpainting_mse{name}": ((other - x) ** 2)[:, ~is_known].mean()
+            for name, other in (("", found), ("_of_mean_image", mean))
+        }
+
+    return measure
 
 
 # --- sweep -------------------------------------------------------------------------
@@ -647,6 +673,7 @@ SWEEP_COLUMNS = (
     "bits_per_dim_noise",
     "flow_evaluations",
     "asymmetry_1",
+    "sampling_seconds",
 )
 
 
@@ -658,15 +685,19 @@ def sweep(build, config: ConfigDict, workdir) -> None:
     workdir, num_seeds = pathlib.Path(workdir), config.sweep.num_seeds
     base = config.to_dict()
     del base["sweep"]  # a cell is the same run in any sweep
-    rows = {f"{name}, score": (name, "score") for name in PROCESSES}
-    rows[f"{config.process.name}, energy"] = (config.process.name, "energy")
+    rows = {f"{name}, score": (name, False) for name in PROCESSES}
+    rows[f"{config.process.name}, energy"] = (config.process.name, True)
+    # What was given for the config's own process holds for others that have it too.
+    own = _run.flat(_sections(config.data.name, config.process.name))
+    given = {k: v for k, v in _run.flat(base).items() if k in own and v != own[k]}
     cells = {}
-    for row, (name, kind) in rows.items():
+    for row, (name, is_energy) in rows.items():
         sections = base
         if name != config.process.name:
             sections = base | _sections(config.data.name, name)
+        shared = {k: v for k, v in given.items() if k in _run.flat(sections)}
         for seed in range(config.seed, config.seed + num_seeds):
-            values = {"seed": seed, "network.kind": kind}
+            values = shared | {"seed": seed, "network.is_energy": is_energy}
             cell = _sweep.overridden(ConfigDict(sections), values)
             cells[f"{row}, {seed}"] = cell
 

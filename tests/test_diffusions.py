@@ -101,6 +101,9 @@ def test_a_score_of_noise_scales_serves_all_diffusions(name):
 T15 = {  # from the same data and point: the latent, and with the nominal prior
     "variance_preserving": (1.0756985, -1.3191725, -1.3191714),
     "variance_exploding": (53.788974, None, -1.3191833),
+    # V = .7 m^2 + (1 - m^2)^2, with m^2 = exp(-10.05) at 1 and 1 - 1.001e-6 at 1e-5,
+    # and the density N(latent; 0, 1) sqrt(V(1) / V(1e-5)): by hand.
+    "sub_variance_preserving": (1.0756761, None, -1.3191682),
 }
 
 
@@ -324,7 +327,7 @@ def test_the_corrector_has_its_own_law():
     """At one time, on a normal law of variance V, of a step 2 (r |n| / |s|)^2 for the
     signal-to-noise ratio r: the stationary variance v solves v (1 - h / 2 V) = V with
     h = 2 r^2 V^2 / v, so v = (1 + r^2) V. VE takes nothing from the variance."""
-    time, ratio = 0.999, 0.5
+    time, ratio = 0.5, 0.5
     shape = (4_000, 24)
     variance = float(0.7 + SMALL.std(jnp.float32(1.0)) ** 2)
     run = functools.partial(
@@ -344,7 +347,77 @@ def test_the_corrector_has_its_own_law():
     error = 5 * (2 / math.prod(shape)) ** 0.5
     np.testing.assert_allclose(x.var(), (1 + ratio**2) * variance, rtol=error)
     expected = 2 * ratio**2 * variance / (1 + ratio**2)
+    # A mean over the way there as well, and of norms' ratios: within 3 %.
     np.testing.assert_allclose(info.corrector_step_size[0], expected, rtol=0.03)
+
+
+def test_the_corrector_s_step_is_less_by_what_the_forward_step_takes():
+    """VP, from .9 to 1 in one: a share exp(-integral of the rate) = exp(-1.9005) of the
+    variance is left, 0.1495, so that v = (1 + .1495 r^2) V; V is 1 to 1e-4."""
+    shape, ratio = (4_000, 24), 1.5
+    x, _ = samplers.sample_diffusion(
+        DIFFUSIONS["variance_preserving"],
+        functools.partial(normal_score, DIFFUSIONS["variance_preserving"], 0.7),
+        jax.random.key(0),
+        jax.random.normal(jax.random.key(1), shape),
+        1,
+        predictor=None,
+        time_min=0.9,
+        num_corrections=60,
+        signal_to_noise=ratio,
+        is_denoised=False,
+    )
+    error = 5 * (2 / math.prod(shape)) ** 0.5
+    expected = 1 + math.exp(-1.9005) * ratio**2
+    np.testing.assert_allclose(x.var(), expected, rtol=error)
+
+
+def test_where_all_scores_are_zero_the_corrector_stays():
+    x = jnp.ones((3, 2))
+    found, info = samplers.sample_diffusion(
+        SMALL,
+        lambda x, time: 0.0 * x,
+        jax.random.key(0),
+        x,
+        1,
+        predictor=None,
+        num_corrections=2,
+        is_denoised=False,
+    )
+    np.testing.assert_array_equal(found, x)
+    assert info.corrector_step_size[0] == 0
+
+
+def test_predictors_by_hand():
+    """One step from 1 to .9 at x = 1.2 with a score of -.7. VP: of the variance
+    1 - b = exp(-1.9005) is left; the rate at 1 is 20. VE: scales 3 and 3 300^-.1."""
+    vp, x, score = DIFFUSIONS["variance_preserving"], 1.2, -0.7
+    left = math.exp(-1.9005)
+    step = {
+        name: functools.partial(predictor, vp, x, score, 1.0, 0.9)
+        for name, predictor in diffusion.PREDICTORS.items()
+    }
+    mean, spread = step["reverse_diffusion"]()
+    expected = (2 - left**0.5) * x + (1 - left) * score
+    np.testing.assert_allclose(mean, expected, rtol=1e-5)
+    np.testing.assert_allclose(spread, (1 - left) ** 0.5, rtol=1e-5)
+    mean, spread = step["euler_maruyama"]()
+    np.testing.assert_allclose(mean, x + 0.1 * (10 * x + 20 * score), rtol=1e-5)
+    np.testing.assert_allclose(spread, 2**0.5, rtol=1e-5)
+    # DDPM: (x + b score) / sqrt(1 - b), with the smaller variance b (1 - a') / (1 - a)
+    # for a the share of the variance that is left since 0.
+    mean, spread = step["ancestral"]()
+    since = math.exp(-10.05), math.exp(-10.05 + 1.9005)
+    expected = (x + (1 - left) * score) / left**0.5
+    np.testing.assert_allclose(mean, expected, rtol=1e-4)
+    variance = (1 - left) * (1 - since[1]) / (1 - since[0])
+    np.testing.assert_allclose(spread, variance**0.5, rtol=1e-5)
+    here, there = 3.0, 3.0 * 300**-0.1
+    for name in ("reverse_diffusion", "ancestral"):
+        mean, spread = diffusion.PREDICTORS[name](SMALL, x, score, 1.0, 0.9)
+        np.testing.assert_allclose(mean, x + (9 - there**2) * score, rtol=1e-5)
+        kept = there / here if name == "ancestral" else 1
+        np.testing.assert_allclose(spread, kept * (9 - there**2) ** 0.5, rtol=1e-5)
 
 
 def test_the_corrector_s_norms_are_of_all_devices_together():
@@ -513,6 +586,10 @@ def test_the_loss_of_the_exact_score_is_what_cannot_be_known(name, weighting):
         (lambda: run_flow(end=1.2), "start and end must be two times from 0 to 1"),
         (lambda: run_flow(end=0.5), "start and end must be two times from 0 to 1"),
         (lambda: run_flow(tolerance=0.0), "tolerance must be positive"),
+        (lambda: run_flow(score=lambda x, t: x[:1]), r"shape \(2,\), got \(1,\)"),
+        (lambda: run_sampler(score=lambda x, t: x[:1]), r"shape \(2,\), got \(1,\)"),
+        (lambda: run_density(trace=None), "trace must not be None"),
+        (lambda: run_density(prior_std=0.0), "prior_std must be positive, got 0.0"),
     ],
 )
 def test_what_does_not_fit_is_named(call, message):
@@ -520,15 +597,21 @@ def test_what_does_not_fit_is_named(call, message):
         call()
 
 
-def run_sampler(**options):
-    given = {"x": jnp.zeros((2, 1)), "num_steps": 2} | options
-    score = functools.partial(normal_score, SMALL, 1.0)
+SCORE = functools.partial(normal_score, SMALL, 1.0)
+
+
+def run_sampler(score=SCORE, **options):
+    given = {"x": jnp.zeros((2, 2)), "num_steps": 2} | options
     return samplers.sample_diffusion(SMALL, score, jax.random.key(0), **given)
 
 
-def run_flow(**options):
-    score = functools.partial(normal_score, SMALL, 1.0)
+def run_flow(score=SCORE, **options):
     given = {"start": 0.5, "end": 1.0} | options
-    return samplers.probability_flow(
-        SMALL, score, jax.random.key(0), jnp.zeros((2, 1)), **given
-    )
+    x = jnp.zeros((2, 2))
+    return samplers.probability_flow(SMALL, score, jax.random.key(0), x, **given)
+
+
+def run_density(**options):
+    x = jnp.zeros((2, 2))
+    run = metrics.probability_flow_log_prob
+    return run(SMALL, SCORE, jax.random.key(0), x, **options)

@@ -47,7 +47,7 @@ def test_the_first_ladder_did_not_overlap():
 
 def test_the_step_leaves_the_level_s_own_noise():
     """On data at one point: a Langevin chain of its moves, from the level before, has
-    a variance nearer to the level's own than with a step a tenth shorter or longer."""
+    a variance nearer to the level's own than with a step of .7 or 1.4 of it."""
     ratio, num_steps, num_chains = 1.3, 5, 400_000
     relative = samplers.relative_step_size(ratio, num_steps)
     point = functools.partial(energies.gaussian, {"mean": 0.0, "precision": 1.0})
@@ -74,6 +74,9 @@ def test_the_largest_distance_is_that_of_all_pairs():
     np.testing.assert_allclose(samplers.largest_distance(x), 40.0, rtol=1e-12)
     with pytest.raises(ValueError, match="at least two examples, got 1"):
         samplers.largest_distance(x[:1])
+    x[1_203] = np.nan
+    with pytest.raises(ValueError, match="x must be finite"):
+        samplers.largest_distance(x)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +87,7 @@ def test_the_largest_distance_is_that_of_all_pairs():
         ({"num_dims": 3, "num_scales": 4}, TypeError, "got both"),
         ({"num_scales": 1}, ValueError, "num_scales must be a whole number of at"),
         ({"num_dims": 3, "overlap": 1.0}, ValueError, "overlap must be between 0"),
-        ({"num_dims": 0}, ValueError, "num_dims must be a whole number of at least 1"),
+        ({"num_dims": 4}, ValueError, "num_dims must be a whole number of at least 5"),
     ],
 )
 def test_a_ladder_that_cannot_be_is_refused(options, error, message):
@@ -156,6 +159,10 @@ def test_an_energy_of_a_score_is_its_gradient_and_no_number():
     value, gradient = jax.value_and_grad(energy, 1)(2.0, x, 0.5)
     assert np.isnan(value)
     np.testing.assert_allclose(gradient, -4 * np.sin(x), rtol=1e-6)
+    # The Hessian is minus the score's Jacobian, and parameters have no gradient.
+    hessian = jax.hessian(energy, 1)(2.0, x, 0.5)
+    np.testing.assert_allclose(hessian, np.diag(-4 * np.cos(x)), rtol=1e-6, atol=1e-7)
+    assert jax.grad(energy)(2.0, x, 0.5) == 0
     # What accepts by energies must not take moves as if all were equal.
     state, info = samplers.sample_chains(
         samplers.mala(step_size=0.1),

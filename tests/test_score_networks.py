@@ -68,7 +68,7 @@ def test_an_energy_is_the_inner_product_with_the_same_field(make):
     for conditioning in score.CONDITIONINGS:
         network = make(conditioning=conditioning)
         params = random_params(network)
-        energy = make(conditioning=conditioning, kind="energy").apply(params, x, 0.5)
+        energy = make(conditioning=conditioning, is_energy=True).apply(params, x, 0.5)
         assert energy.shape == ()
         expected = -jnp.sum(x * network.apply(params, x, 0.5))
         np.testing.assert_allclose(energy, expected, rtol=1e-5)
@@ -116,6 +116,28 @@ def test_the_normalisation_on_paper():
     )
 
 
+def test_a_fresh_block_is_its_shortcut():
+    """The identity, or a 1 x 1 convolution: what it adds starts from zero."""
+    x = example()
+    block = score._Block(2, jax.nn.elu)
+    params = block.init(jax.random.key(0), x, None)
+    np.testing.assert_allclose(block.apply(params, x, None), x, rtol=1e-6)
+    wider = score._Block(3, jax.nn.elu)
+    params = wider.init(jax.random.key(0), x, None)
+    (layer,) = (
+        layer
+        for layer in params["params"].values()
+        if jnp.shape(layer.get("kernel")) == (1, 1, 2, 3)
+    )
+    expected = x @ layer["kernel"][0, 0] + layer["bias"][None, None]
+    found = wider.apply(params, x, None)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    # And it adds what both convolutions and both activations make of it.
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), params)
+    linear = score._Block(3, lambda h: h).apply(params, x, None)
+    assert jnp.abs(wider.apply(params, x, None) - linear).max() > 0.01
+
+
 def test_the_score_starts_from_zero_and_its_size_is_as_on_paper():
     """Per block of c to n channels: three coefficients a channel of each norm, every
     one an affine function of the 64 numbers of the embedding; two convolutions; a
@@ -145,7 +167,7 @@ def test_the_score_starts_from_zero_and_its_size_is_as_on_paper():
 @pytest.mark.parametrize("kind", ["score", "energy"])
 def test_it_learns_the_score_of_normal_data_at_every_scale(kind):
     """Data N(1, .25): the score at scale s is (1 - x) / (.25 + s^2)."""
-    network = networks.noise_mlp((1,), widths=(32, 32), kind=kind)
+    network = networks.noise_mlp((1,), widths=(32, 32), is_energy=kind == "energy")
     scales = np.geomspace(3.0, 0.1, 12)
     option = {"energy": network} if kind == "energy" else {"score_network": network}
     objective = objectives.multi_scale_denoising_score_matching(
@@ -185,10 +207,6 @@ def test_it_learns_the_score_of_normal_data_at_every_scale(kind):
         (
             lambda: networks.unet(SHAPE, widths=(2,), conditioning="film"),
             "conditioning must be one of .* got 'film'",
-        ),
-        (
-            lambda: networks.noise_mlp(SHAPE, widths=(2,), kind="both"),
-            "kind must be 'score' or 'energy', got 'both'",
         ),
         (lambda: networks.noise_mlp(SHAPE, widths=(2, 0)), r"widths .* got \(2, 0\)"),
     ],

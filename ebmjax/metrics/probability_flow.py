@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from ebmjax.diffusions import Diffusion
 from ebmjax.samplers import Flowed, probability_flow
+from ebmjax.samplers.base import check_number
 from ebmjax.types import Array, Key
 
 __all__ = ["probability_flow_log_prob"]
@@ -37,9 +38,17 @@ def probability_flow_log_prob(
         score is not to be had at 0.
       prior_std: Of the normal law at time 1; the diffusion's own if None.
 
+    Raises:
+      ValueError: As `probability_flow`, if the trace is None, or `prior_std` is not
+        positive.
+
     Returns:
       `([n] log densities, Flowed)`, of which `x` is the latents.
     """
+    if options.get("trace", "exact") is None:
+        raise ValueError("trace must not be None: a density needs it")
+    if prior_std is not None:
+        check_number("prior_std", prior_std, positive=True)
     flowed = probability_flow(
         diffusion, score_fn, key, x, start=start, end=1.0, **options
     )

@@ -34,7 +34,9 @@ def embed(noise_scale: Array) -> Array:
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)])
 
 
-def _of_noise(field: Callable, x: Array, noise_scale: Array, conditioning: str, kind):
+def _of_noise(
+    field: Callable, x: Array, noise_scale: Array, conditioning: str, is_energy: bool
+):
     """A score, or an energy, out of a field of the size of noise of scale 1.
 
     "division": the field is not told the scale, and is divided by it. "embedding": it
@@ -46,7 +48,7 @@ def _of_noise(field: Callable, x: Array, noise_scale: Array, conditioning: str, 
         found = field(scaled, embed(noise_scale))
     else:
         found = field(x, None)
-    if kind == "score":
+    if not is_energy:
         return found / noise_scale
     # Its score is (field + Jacobian^T x) / noise_scale, of the same size.
     return -jnp.sum(x * found) / noise_scale
@@ -56,7 +58,7 @@ class _NoiseMLP(nn.Module):
     widths: tuple[int, ...]
     activation: str
     conditioning: str
-    kind: str
+    is_energy: bool
 
     @nn.compact
     def __call__(self, x: Array, noise_scale: Array) -> Array:
@@ -71,7 +73,7 @@ class _NoiseMLP(nn.Module):
                 h = activation(h)
             return dense(h, x.size).reshape(x.shape)
 
-        return _of_noise(field, x, noise_scale, self.conditioning, self.kind)
+        return _of_noise(field, x, noise_scale, self.conditioning, self.is_energy)
 
 
 def noise_mlp(
@@ -80,7 +82,7 @@ def noise_mlp(
     widths: Sequence[int],
     activation: str = "swish",
     conditioning: str = "embedding",
-    kind: str = "score",
+    is_energy: bool = False,
 ) -> Network:
     """Dense layers, of the flattened example, for vectors.
 
@@ -92,7 +94,7 @@ def noise_mlp(
       conditioning: "embedding" gives every layer the scale's logarithm, and x in units
         of `sqrt(1 + noise_scale^2)`, which wants data of about unit variance;
         "division" gives x as it is, and no more: `field(x) / noise_scale`.
-      kind: "score", or "energy" for `-<x, field> / noise_scale`.
+      is_energy: Whether it is the energy `-<x, field> / noise_scale`, and no score.
 
     Returns:
       A stateless `Network`, `apply(params, x, noise_scale)`.
@@ -104,10 +106,10 @@ def noise_mlp(
       Song & Ermon (2020), "Improved techniques for training score-based generative
       models", Technique 3, for the division.
     """
-    _check(activation, conditioning, kind)
+    _check(activation, conditioning)
     if not widths or min(widths) < 1:
         raise ValueError(f"widths must be positive, got {tuple(widths)}")
-    module = _NoiseMLP(tuple(widths), activation, conditioning, kind)
+    module = _NoiseMLP(tuple(widths), activation, conditioning, is_energy)
     return from_module(module, tuple(event_shape), ())
 
 
@@ -162,12 +164,12 @@ class _UNet(nn.Module):
     num_blocks: int
     activation: str
     conditioning: str
-    kind: str
+    is_energy: bool
 
     @nn.compact
     def __call__(self, x: Array, noise_scale: Array) -> Array:
         field = functools.partial(self.field, activation_fn(self.activation, 0.2))
-        return _of_noise(field, x, noise_scale, self.conditioning, self.kind)
+        return _of_noise(field, x, noise_scale, self.conditioning, self.is_energy)
 
     def field(self, activation, x, embedding):
         if embedding is not None:
@@ -206,7 +208,7 @@ def unet(
     num_blocks: int = 1,
     activation: str = "elu",
     conditioning: str = "embedding",
-    kind: str = "score",
+    is_energy: bool = False,
 ) -> Network:
     """Residual blocks down to a small map and up again, each level joined with its own.
 
@@ -227,7 +229,7 @@ def unet(
       activation: See `mlp_energy`. "elu" is the papers': once differentiable, which is
         what a score needs; an energy's score needs one that is twice.
       conditioning: See `noise_mlp`.
-      kind: See `noise_mlp`.
+      is_energy: See `noise_mlp`.
 
     Returns:
       A stateless `Network`, `apply(params, x, noise_scale)`.
@@ -240,20 +242,18 @@ def unet(
       distribution", and (2020), "Improved techniques for training score-based
       generative models", for normalisation and conditioning.
     """
-    _check(activation, conditioning, kind)
+    _check(activation, conditioning)
     widths = tuple(widths)
     check_sizes(image_shape, widths, divisor=2 ** (len(widths) - 1))
     if num_blocks < 1:
         raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
-    module = _UNet(widths, num_blocks, activation, conditioning, kind)
+    module = _UNet(widths, num_blocks, activation, conditioning, is_energy)
     return from_module(module, tuple(image_shape), ())
 
 
-def _check(activation: str, conditioning: str, kind: str) -> None:
+def _check(activation: str, conditioning: str) -> None:
     activation_fn(activation, 0.2)
     if conditioning not in CONDITIONINGS:
         raise ValueError(
             f"conditioning must be one of {CONDITIONINGS}, got {conditioning!r}"
         )
-    if kind not in ("score", "energy"):
-        raise ValueError(f"kind must be 'score' or 'energy', got {kind!r}")

@@ -168,8 +168,8 @@ def diffusion_score_matching(
 
     - "noise" is `|std(t) score(x_t, t) + n|^2 / 2`, all times alike;
     - "likelihood" is `g(t)^2 |score(x_t, t) + n / std(t)|^2 / 2` with `g` the
-      `diffusion_scale`: up to a constant a bound on the negative log likelihood of the
-      reversed diffusion. Its small times have large and few contributions.
+      `diffusion_scale`, which weighs times as the likelihood of the reversed diffusion
+      does. Its small times have large and few contributions.
 
     Sums over dimensions, never means: implementations that take means have other
     learning rates.
@@ -203,7 +203,8 @@ def diffusion_score_matching(
 
     def example_loss(params, key, x):
         time_key, noise_key = jax.random.split(key)
-        time = jax.random.uniform(time_key, (), x.dtype, time_min, 1.0)
+        dtype = jnp.promote_types(x.dtype, jnp.float32)  # of times, never bfloat16
+        time = jax.random.uniform(time_key, (), dtype, time_min, 1.0)
         noise = jax.random.normal(noise_key, x.shape, x.dtype)
         std = diffusion.std(time)
         noised = diffusion.mean_scale(time) * x + std * noise

@@ -321,6 +321,21 @@ def scalar_energy(energy_fn: EnergyFn) -> EnergyFn:
     return checked
 
 
+def shaped_score(score_fn: Callable[[Array, Array], Array]):
+    """The same score of `(x, time)`, which raises where it has another shape than x."""
+
+    def checked(x, time):
+        score = score_fn(x, time)
+        if jnp.shape(score) != x.shape:
+            raise ValueError(
+                "score_fn must return an array of the example's shape"
+                f" {x.shape}, got {jnp.shape(score)}"
+            )
+        return score
+
+    return checked
+
+
 # --- how chains are laid out over devices and caches ---------------------------------
 
 

@@ -18,6 +18,7 @@ from ebmjax.samplers.base import (
     lay_out,
     over_devices,
     pad_chains,
+    shaped_score,
 )
 from ebmjax.samplers.normal import draw_normal
 from ebmjax.types import DEVICE, Array, Key
@@ -101,16 +102,18 @@ def sample_diffusion(
       expects, `(x + std^2 score) / mean_scale`. Exact where the data are one point; of
       VP it is DDPM's, with the smaller of its two variances.
 
-    The corrector's step is `2 r (signal_to_noise |n| / |score|)^2` in our convention,
-    where `r` is what the forward step takes from the variance and both norms are means
-    over all chains on all devices. So chains are not independent with one: a chain's
-    numbers depend on what the others' scores are. Without, they depend on its key and
-    index alone, as in `sample_chains`.
+    The corrector's step is `2 a (signal_to_noise |n| / |score|)^2` in our convention,
+    where `a` is what the forward step multiplies the variance with, 1 for VE, and both
+    norms are means over all chains on all devices (inside of a caller's own `pmap` or
+    `shard_map` over those of one device alone). Where all scores are zero it stays. So
+    chains are not independent with a corrector: a chain's numbers depend on what the
+    others' scores are. Without, they depend on its key and index alone, as in
+    `sample_chains`.
 
     Args:
       diffusion: From `ebmjax.diffusions`.
-      score_fn: `score_fn(x, time) -> [*event]` of one chain. Arrays bound with
-        `functools.partial` are arguments of the compiled program.
+      score_fn: `score_fn(x, time) -> [*event]` of one chain, made once. Arrays bound
+        with `functools.partial` are arguments of the compiled program.
       key: A typed key.
       x: Draws of the prior, `[chains, *event]`: `diffusion.prior_std` times standard
         normal ones.
@@ -195,12 +198,12 @@ def _sample_diffusion(
     keys = chain_keys(key, layout.num_chains)
     is_real = jnp.arange(layout.num_chains) < num_chains
     x = pad_chains(x, layout.num_chains)
-    times = jnp.asarray(times, x.dtype)
+    times = jnp.asarray(times, jnp.promote_types(x.dtype, jnp.float32))
     has_axis = not layout.is_traced and len(layout.devices) > 1
 
     def local(score_fn, keys, x, is_real):
         def scores_of(x, time):
-            return jax.vmap(lambda x: score_fn(x, time))(x)
+            return jax.vmap(lambda x: shaped_score(score_fn)(x, time))(x)
 
         def mean_norm(vectors):
             """Over the chains of all devices, without those that fill up."""
@@ -221,11 +224,14 @@ def _sample_diffusion(
 
             def correct(x, place):
                 score, noise = scores_of(x, time), noise_of(index, place)
-                signal = signal_to_noise * mean_norm(noise) / mean_norm(score)
-                length = 2 * ratio**2 * signal**2
-                return x + length * score + jnp.sqrt(2 * length) * noise, length
+                norm = mean_norm(score)
+                signal = signal_to_noise * mean_norm(noise) / norm
+                # A score of zero, as networks begin with, says nothing of a step.
+                length = jnp.where(norm > 0, 2 * ratio**2 * signal**2, 0.0)
+                moved = x + length * score + jnp.sqrt(2 * length) * noise
+                return moved.astype(x.dtype), length
 
-            length = jnp.zeros((), x.dtype)
+            length = jnp.zeros((), times.dtype)
             if num_corrections:
                 places = 1 + jnp.arange(num_corrections)
                 x, lengths = jax.lax.scan(correct, x, places)
@@ -241,8 +247,8 @@ def _sample_diffusion(
         x, info = jax.lax.scan(step, x, (indices, times[:-1], times[1:]))
         if is_denoised:
             last = times[-1]
-            x = x + diffusion.std(last) ** 2 * scores_of(x, last)
-            x = x / diffusion.mean_scale(last)
+            example = x + diffusion.std(last) ** 2 * scores_of(x, last)
+            x = (example / diffusion.mean_scale(last)).astype(x.dtype)
         return x, info
 
     x, info = over_devices(local, layout, (None, 0, 0, 0), (0, None))(

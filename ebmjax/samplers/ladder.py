@@ -23,7 +23,7 @@ def largest_distance(x: np.ndarray) -> float:
     largest scale of a ladder. All pairs are looked at; of a large set give a part.
 
     Raises:
-      ValueError: If there are fewer than two examples.
+      ValueError: If there are fewer than two examples, or one is not finite.
 
     Source:
       Song & Ermon (2020), "Improved techniques for training score-based generative
@@ -37,7 +37,9 @@ def largest_distance(x: np.ndarray) -> float:
     for first in range(0, len(flat), _BLOCK):
         rows = slice(first, first + _BLOCK)
         between = squares[rows, None] + squares - 2 * flat[rows] @ flat.T
-        largest = max(largest, between.max())
+        largest = np.maximum(largest, between.max())  # which keeps a NaN
+    if not np.isfinite(largest):
+        raise ValueError(f"x must be finite, its largest squared distance is {largest}")
     return math.sqrt(largest)
 
 
@@ -73,7 +75,7 @@ def noise_ladder(
     """Geometric noise scales, the largest first.
 
     Give `num_scales`, or `num_dims` for as many as have the overlap. In fewer than five
-    dimensions any two scales have one of a half, and that says nothing: give a number.
+    dimensions any two scales have one of a half: it says nothing, and is refused.
 
     Args:
       largest: See `largest_distance`.
@@ -104,6 +106,7 @@ def noise_ladder(
     if num_scales is None:
         if not 0 < overlap < 0.99:
             raise ValueError(f"overlap must be between 0 and .99, got {overlap}")
+        check_count("num_dims", num_dims, 5)
         ratio = largest / smallest
         if noise_overlap(ratio, num_dims) < overlap:
             from scipy import optimize

@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax.diffusions import Diffusion
-from ebmjax.samplers.base import as_pytree, check_chains, check_count, check_number
+from ebmjax.samplers.base import (
+    as_pytree,
+    check_chains,
+    check_count,
+    check_number,
+    shaped_score,
+)
 from ebmjax.types import Array, Key
 
 __all__ = ["Flowed", "probability_flow"]
@@ -23,7 +29,8 @@ class Flowed(NamedTuple):
       x: `[n, *event]`, at the time of the end.
       log_det: `[n]`, of the Jacobian of the way there: `log p_start(x_start) =
         log p_end(x_end) + log_det`.
-      num_evaluations: `[n]`, scores that were computed.
+      num_evaluations: `[n]`, scores that each needed; all are computed as many times
+        as the one that needs most.
     """
 
     x: Array
@@ -57,9 +64,9 @@ def probability_flow(
       x: `[n, *event]`.
       start: Time at which they are there.
       end: Time to which they are taken, before or after it.
-      trace: Of the score's Jacobian: "rademacher", an unbiased estimate by one vector
-        of signs; "exact", which costs as many products as there are dimensions; None
-        for no `log_det`, which is then 0.
+      trace: Of the velocity's Jacobian: "rademacher", an unbiased estimate by one
+        vector of signs; "exact", for few dimensions, as it takes as many products as
+        there are, all at once; None for no `log_det`, which is then 0.
       tolerance: Relative and absolute, of each step.
       max_steps: Most steps, accepted or not.
 
@@ -106,11 +113,12 @@ def _flow(score_fn, key, x, *, diffusion, times, trace, tolerance, max_steps):
 
     def velocity(time, x):
         scale = diffusion.diffusion_scale(time)
-        return diffusion.drift_rate(time) * x - 0.5 * scale**2 * score_fn(x, time)
+        return diffusion.drift_rate(time) * x - 0.5 * scale**2 * shaped_score(score_fn)(
+            x, time
+        )
 
     def one_example(key, x):
         probe = jax.random.rademacher(key, x.shape, x.dtype)
-        identity = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
 
         def field(time, state, _):
             time = jnp.asarray(time, x.dtype)
@@ -121,6 +129,7 @@ def _flow(score_fn, key, x, *, diffusion, times, trace, tolerance, max_steps):
             move, along = jax.linearize(of_time, position)
             if trace == "rademacher":
                 return move, jnp.sum(probe * along(probe))
+            identity = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
             return move, jnp.sum(identity * jax.vmap(along)(identity))
 
         solution = diffrax.diffeqsolve(

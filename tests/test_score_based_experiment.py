@@ -191,8 +191,9 @@ def test_samples_of_a_ladder_are_those_of_its_recursion():
     """On normal data a level's move multiplies the distance from the mean by 1 - h / V
     and adds noise of 2 h; at the end the last noise is taken away. With the paper's
     step, which is right for a point, a law as wide as this is not forgotten in time:
-    the draws are half as wide again in variance, which is the method and no error."""
-    config = score_based.get_config("digits,ladder")
+    the draws are wider, which is the method and no error."""
+    config = score_based.get_config("digits,ladder").unlock()
+    config.process.smallest = 0.2  # so that the last noise counts
     ladder = score_based._ladder(config, 8.0, 16)
     relative = score_based._relative_step_size(config, ladder)
     sample = score_based._annealed(config, normal_score, ladder, (4, 4, 1))
@@ -205,7 +206,7 @@ def test_samples_of_a_ladder_are_those_of_its_recursion():
             variance = kept**2 * variance + 2 * relative * scale**2
     kept = 1 - ladder[-1] ** 2 / (0.3 + ladder[-1] ** 2)
     mean, variance = kept * mean, kept**2 * variance
-    assert 1.3 < variance / 0.3 < 1.7
+    assert 1.1 < variance / 0.3 < 1.5
     error = 5 * (2 / x.size) ** 0.5
     np.testing.assert_allclose(x.var(), variance, rtol=error)
     error = 5 * (variance / x.size) ** 0.5
@@ -376,11 +377,12 @@ def test_inpainting_asks_for_scores_where_the_known_has_its_level_s_noise(tmp_pa
     data = digits.load()
 
     def score(params, x, noise_scale):
-        # Zero, and no number where the known is farther from an image than 6 of the
-        # level's deviations: that of the level before, twice as large at the least, or
-        # pure noise of the first are, at some pixel of three images.
+        # Zero, and no number where the farthest of 32 known pixels is not 1 to 4.5 of
+        # the level's deviations from the image: without noise, with that of the level
+        # before, 4.5 times as large, or where pure noise is.
         distance = jnp.abs(x[:4] - params[:4]).max()
-        return jnp.where(distance < 4.5 * noise_scale, 0.0, jnp.nan) * x
+        is_noised = (distance > noise_scale) & (distance < 4.5 * noise_scale)
+        return jnp.where(is_noised, 0.0, jnp.nan) * x
 
     ladder = score_based._ladder(config, 0.0, 64)
     images = data._replace(held_out=np.full((3, 8, 8, 1), 16, np.uint8))

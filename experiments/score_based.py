@@ -118,7 +118,7 @@ def _images(name: str, widths, num_blocks: int, num_steps: int) -> dict:
             "conditioning": "embedding",  # or "division", NCSNv2's Technique 3
             "is_energy": False,  # whether the score is minus an energy's gradient
         },
-        "optimizer": _run.adam_section(2e-4, b1=0.9, b2=0.999) | {"gradient_clip": 1.0},
+        "optimizer": optimizer,
         "ema_decay": 0.999,  # of the parameters that are evaluated; 0 for none
         "train": {
             "num_steps": num_steps,
@@ -164,7 +164,7 @@ def _digits() -> dict:
 
 
 def _two_modes() -> dict:
-    """Two normal laws ten apart: do chains find their weights, .2 and .8?"""
+    """Two normal laws far apart: do chains find their weights, .2 and .8?"""
     config = _images("two_modes", (), 1, 5_000)
     config["data"] = {"name": "two_modes", "batch_size": 256}
     config["network"] = {

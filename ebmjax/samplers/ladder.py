@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from ebmjax.samplers.base import check_count, check_number
+from ebmjax.samplers.base import check_count
 
 __all__ = ["largest_distance", "noise_ladder", "noise_overlap", "relative_step_size"]
 
@@ -159,6 +159,5 @@ def relative_step_size(ratio: float, num_steps_per_level: int) -> float:
 
 
 def _check_ratio(ratio: float) -> None:
-    check_number("ratio", ratio, positive=True)
     if not 1 < ratio < math.inf:
         raise ValueError(f"ratio must be above 1, got {ratio}")

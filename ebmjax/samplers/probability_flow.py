@@ -113,9 +113,8 @@ def _flow(score_fn, key, x, *, diffusion, times, trace, tolerance, max_steps):
 
     def velocity(time, x):
         scale = diffusion.diffusion_scale(time)
-        return diffusion.drift_rate(time) * x - 0.5 * scale**2 * shaped_score(score_fn)(
-            x, time
-        )
+        score = shaped_score(score_fn)(x, time)
+        return diffusion.drift_rate(time) * x - 0.5 * scale**2 * score
 
     def one_example(key, x):
         probe = jax.random.rademacher(key, x.shape, x.dtype)

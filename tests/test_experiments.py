@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from resuming import check_resumes
 from sklearn.decomposition import PCA
 
 from experiments import (
@@ -97,23 +98,10 @@ def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
-def check_resumes(config, tmp_path):
-    """Half and then the rest is bitwise the whole."""
-    half = config.copy_and_resolve_references().unlock()
-    half.train.num_steps = 2
-    _run.run(short_run.build, half.lock(), tmp_path / "two")
-    _run.run(short_run.build, config, tmp_path / "two")
-    scalars = _run.run(short_run.build, config, tmp_path / "one")
-    one, two = (_checkpoint.read(tmp_path / name) for name in ("one", "two"))
-    jax.tree.map(np.testing.assert_array_equal, one, two)
-    assert all(np.isfinite(value) for value in scalars.values())
-    return scalars
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["toy_convergent", "toy_nonconvergent"])
 def test_a_toy_preset_runs_stops_and_resumes(preset, tmp_path):
-    scalars = check_resumes(tiny(preset), tmp_path)
+    scalars = check_resumes(short_run.build, tiny(preset), tmp_path)
     assert names(tmp_path / "one" / "figures") == {"densities.png"}
     assert scalars["density_kl"] > 0
     # Exact draws are nearer to the truth than a chain that has hardly been trained.
@@ -122,7 +110,7 @@ def test_a_toy_preset_runs_stops_and_resumes(preset, tmp_path):
 
 @pytest.mark.slow
 def test_digits_runs_stops_and_resumes_with_all_its_figures(tmp_path):
-    scalars = check_resumes(tiny("digits"), tmp_path)
+    scalars = check_resumes(short_run.build, tiny("digits"), tmp_path)
     figures = tmp_path / "one" / "figures"
     assert names(figures) == FIGURES | {"quality.md"}
     for path in figures.glob("*.png"):

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
+from resuming import check_resumes
 
-from experiments import _checkpoint, _latent, _run, _sweep, generalized
+from experiments import _latent, _run, _sweep, generalized
 from experiments._data import images
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -90,15 +91,7 @@ FIGURES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", FIGURES)
 def test_a_preset_runs_stops_and_resumes(preset, data_dir, tmp_path):
-    config = tiny(preset, data_dir)
-    half = config.copy_and_resolve_references().unlock()
-    half.train.num_steps = 2
-    _run.run(generalized.build, half.lock(), tmp_path / "two")
-    _run.run(generalized.build, config, tmp_path / "two")
-    scalars = _run.run(generalized.build, config, tmp_path / "one")
-    one, two = (_checkpoint.read(tmp_path / name) for name in ("one", "two"))
-    jax.tree.map(np.testing.assert_array_equal, one, two)
-    assert all(np.isfinite(value) for value in scalars.values())
+    check_resumes(generalized.build, tiny(preset, data_dir), tmp_path)
     figures = {path.name for path in (tmp_path / "one" / "figures").iterdir()}
     assert figures == FIGURES[preset]
 

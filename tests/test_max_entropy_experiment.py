@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from resuming import check_resumes
 
 from ebmjax import networks, targets, training
 from ebmjax.networks.layer import batch_norm
@@ -17,7 +18,6 @@ from ebmjax.types import Network
 from experiments import (
     _adversarial,
     _anomaly,
-    _checkpoint,
     _inception,
     _run,
     _sweep,
@@ -108,19 +108,6 @@ def tiny(preset, data_dir, **changes):
     return config.lock()
 
 
-def check_resumes(config, tmp_path):
-    """Half and then the rest is bitwise the whole."""
-    half = config.copy_and_resolve_references().unlock()
-    half.train.num_steps = 2
-    _run.run(max_entropy.build, half.lock(), tmp_path / "two")
-    _run.run(max_entropy.build, config, tmp_path / "two")
-    scalars = _run.run(max_entropy.build, config, tmp_path / "one")
-    one, two = (_checkpoint.read(tmp_path / name) for name in ("one", "two"))
-    jax.tree.map(np.testing.assert_array_equal, one, two)
-    assert all(np.isfinite(value) for value in scalars.values())
-    return scalars
-
-
 FIGURES = {
     "kdd99": {"roc.png", "precision_recall.png"},
     "tabular": {"roc.png", "precision_recall.png", "scores.csv"},
@@ -131,7 +118,7 @@ FIGURES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", FIGURES)
 def test_a_preset_runs_stops_and_resumes(preset, data_dir, tmp_path):
-    scalars = check_resumes(tiny(preset, data_dir), tmp_path)
+    scalars = check_resumes(max_entropy.build, tiny(preset, data_dir), tmp_path)
     figures = {path.name for path in (tmp_path / "one" / "figures").iterdir()}
     assert figures == FIGURES[preset]
     players = {

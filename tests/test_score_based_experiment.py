@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from resuming import check_resumes
 
 from ebmjax import diffusions, energies, objectives, samplers
-from experiments import _checkpoint, _run, score_based
+from experiments import _run, score_based
 from experiments._data import digits, images
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -52,32 +53,15 @@ def tiny(preset="digits", **changes):
     return config.lock()
 
 
-def check_resumes(config, folder):
-    """Half and then the rest is bitwise the whole, which is then evaluated: what is
-    compared has one sample to draw and no more."""
-    bare = config.copy_and_resolve_references().unlock()
-    if "chunk_size" in bare.evaluation:
-        bare.evaluation.update(num_samples=0, num_shown=1, chunk_size=1)
-        bare.evaluation.update(num_likelihoods=0, num_inpainted=0, classifier_steps=0)
-    half = bare.copy_and_resolve_references()
-    half.train.num_steps = 2
-    _run.run(score_based.build, half.lock(), folder / "two")
-    _run.run(score_based.build, bare.lock(), folder / "two")
-    _run.run(score_based.build, bare, folder / "one")
-    one, two = (_checkpoint.read(folder / name) for name in ("one", "two"))
-    jax.tree.map(np.testing.assert_array_equal, one, two)
-    scalars = _run.run(score_based.build, config, folder / "one", evaluate_only=True)
-    assert all(np.isfinite(value) for value in scalars.values())
-    return scalars
-
-
 def names(folder):
     return {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.slow
 def test_a_ladder_of_energies_runs_stops_and_resumes_with_its_figures(tmp_path):
-    scalars = check_resumes(tiny("digits,ladder", network=DENSE_ENERGY), tmp_path)
+    scalars = check_resumes(
+        score_based.build, tiny("digits,ladder", network=DENSE_ENERGY), tmp_path
+    )
     figures = tmp_path / "one" / "figures"
     assert names(figures) == {"samples.png", "inpainting.png", "quality.md"}
     rows = (figures / "quality.md").read_text().splitlines()[2:]
@@ -91,7 +75,9 @@ def test_a_ladder_of_energies_runs_stops_and_resumes_with_its_figures(tmp_path):
 
 @pytest.mark.slow
 def test_a_diffusion_runs_stops_and_resumes(tmp_path):
-    scalars = check_resumes(tiny("digits,sub_variance_preserving"), tmp_path)
+    scalars = check_resumes(
+        score_based.build, tiny("digits,sub_variance_preserving"), tmp_path
+    )
     assert names(tmp_path / "one" / "figures") == {"samples.png", "quality.md"}
     assert scalars["bits_per_dim_error"] > 0 and scalars["bits_per_dim_noise"] > 0
     assert scalars["asymmetry_1"] > 1e-4  # of a free score
@@ -102,7 +88,7 @@ def test_two_modes_are_drawn_with_exact_and_learned_scores(tmp_path):
     config = tiny("two_modes", sampler__num_steps_per_level=20)
     config = config.unlock()
     config.evaluation.num_samples = 4_000
-    scalars = check_resumes(config.lock(), tmp_path)
+    scalars = check_resumes(score_based.build, config.lock(), tmp_path)
     assert names(tmp_path / "one" / "figures") == {"densities.png"}
     # Exact scores know no training; the papers' 100 moves a level come nearer to .8.
     assert 0.7 < scalars["share_annealed_exact"] < 0.84

@@ -1,0 +1,26 @@
+"""What every experiment must do: stop, go on as if it had not, and be evaluated."""
+
+import jax
+import numpy as np
+
+from experiments import _checkpoint, _run
+
+
+def check_resumes(build, config, folder):
+    """Half and then the rest is bitwise the whole, which is then evaluated; returns the
+    evaluation's scalars. The run is in `folder / "one"`."""
+
+    def unjudged(config, keys):
+        found = {config.train.best: 0.0} if config.train.best else {}
+        return build(config, keys)._replace(evaluate=lambda *_: found)
+
+    half = config.copy_and_resolve_references().unlock()
+    half.train.num_steps //= 2
+    _run.run(unjudged, half.lock(), folder / "two")
+    _run.run(unjudged, config, folder / "two")
+    _run.run(unjudged, config, folder / "one")
+    one, two = (_checkpoint.read(folder / name) for name in ("one", "two"))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    scalars = _run.run(build, config, folder / "one", evaluate_only=True)
+    assert all(np.isfinite(value) for value in scalars.values())
+    return scalars

@@ -3,7 +3,8 @@
 It gives features for a Frechet distance, labels for a histogram, and confidence. It is
 trained on the same data as the model under test and is no Inception network: its
 numbers compare samples with each other and with the references of `reference_table`,
-and with nothing that is published.
+and with nothing that is published. `judge` is the same for every experiment, method and
+seed, so that samples of one data set compare across them.
 """
 
 import functools
@@ -23,6 +24,7 @@ from experiments import _data
 
 __all__ = [
     "Classifier",
+    "Judge",
     "accuracy",
     "gaussian_draws",
     "judge",
@@ -34,6 +36,7 @@ __all__ = [
 NUM_FEATURES = 64
 CONFIDENT = 0.9
 _BLOCK = 500  # examples that go through the network at once
+_JUDGE_SEED = 20_190_422  # of no run: what judges is independent of what is judged
 
 
 class Classifier(NamedTuple):
@@ -84,7 +87,6 @@ def train(
     *,
     num_classes: int,
     num_levels: int,
-    noise_scale: float = 0.0,
     num_steps: int = 700,
     batch_size: int = 64,
     learning_rate: float = 4e-3,
@@ -107,8 +109,6 @@ def train(
       labels: `[n]`, integers from 0 to `num_classes - 1`.
       num_classes: At least 2.
       num_levels: See `_data.dequantize`.
-      noise_scale: Standard deviation of normal noise added to the scaled images. That
-        which the energy's data have, if the samples are to be judged as they are.
       num_steps: Batches to train on.
       batch_size: Of each process: with several, all train the same classifier.
       learning_rate: At the first step.
@@ -141,7 +141,7 @@ def train(
     network = _Network(widths, num_classes)
     num_pixels = max(1, side // 14)
 
-    init_key, order_key, dequantize_key, noise_key, shift_key = jax.random.split(key, 5)
+    init_key, order_key, dequantize_key, shift_key = jax.random.split(key, 4)
     params = jax.jit(network.init)(init_key, jnp.zeros((1, *image_shape)))
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, num_steps))
 
@@ -155,7 +155,6 @@ def train(
         images = _shift(jax.random.fold_in(shift_key, step), images, num_pixels)
         step_key = jax.random.fold_in(dequantize_key, step)
         x = _data.dequantize(step_key, images, num_levels)
-        x = _data.add_noise(jax.random.fold_in(noise_key, step), x, noise_scale)
         gradient = jax.grad(loss)(params, x, labels)
         change, opt_state = optimizer.update(gradient, opt_state)
         return optax.apply_updates(params, change), opt_state
@@ -287,22 +286,46 @@ def reference_table(
     ]
 
 
-def judge(
-    key: Key, data: _data.Images, num_examples: int, num_steps: int
-) -> tuple[Callable[[Mapping[str, Array]], list[dict]], np.ndarray]:
-    """`reference_table` of sets of samples, by a classifier that is trained when it is
-    first asked, and the images that it compares samples with.
+class Judge(NamedTuple):
+    """What samples of a data set are compared with, and how.
+
+    Attributes:
+      train: First examples of those trained on, `[n, height, width, channels]`, scaled.
+      held_out: The same of those held out.
+      table: `table(name -> samples) -> rows`, `reference_table` of them and of both
+        sets of examples together. Trains the classifier when it is first asked.
+      accuracy: `accuracy() -> share` of the held-out examples that the classifier
+        knows.
+    """
+
+    train: np.ndarray
+    held_out: np.ndarray
+    table: Callable[[Mapping[str, Array]], list[dict]]
+    accuracy: Callable[[], float]
+
+
+def judge(data: _data.Images, num_examples: int, num_steps: int) -> Judge:
+    """The judge of a data set: a function of these arguments and of no seed.
 
     Args:
-      key: Of the classifier, of the noise of its examples and of the references.
-      data: With labels.
+      data: Labels are needed when the judge is asked.
       num_examples: First images of those trained on, and of those held out, that
         samples are compared with.
       num_steps: The classifier's.
     """
-    data_key, classifier_key, reference_key = jax.random.split(key, 3)
-    images = np.concatenate([data.train[:num_examples], data.held_out[:num_examples]])
-    examples = np.asarray(_data.dequantize(data_key, images, data.num_levels))
+    data_key, classifier_key, reference_key = jax.random.split(
+        jax.random.key(_JUDGE_SEED), 3
+    )
+    train_images, held_out = (
+        np.asarray(
+            _data.dequantize(
+                jax.random.fold_in(data_key, index),
+                images[:num_examples],
+                data.num_levels,
+            )
+        )
+        for index, images in enumerate((data.train, data.held_out))
+    )
 
     @functools.cache
     def classifier():
@@ -316,6 +339,14 @@ def judge(
         )
 
     def table(samples):
+        examples = np.concatenate([train_images, held_out])
         return reference_table(classifier(), reference_key, examples, samples)
 
-    return table, examples
+    return Judge(
+        train=train_images,
+        held_out=held_out,
+        table=table,
+        accuracy=lambda: accuracy(
+            classifier(), held_out, data.labels_held_out[:num_examples]
+        ),
+    )

@@ -171,34 +171,15 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
         )
     shape = data.image_shape
     problems = _inverse_problems(shape)
-    data_key, classifier_key, reference_key = jax.random.split(evaluation_key, 3)
-    train, held_out = (
-        np.asarray(
-            _data.dequantize(jax.random.fold_in(data_key, i), x, data.num_levels)
-        )
-        for i, x in enumerate(
-            (data.train[: section.num_examples], data.held_out[: section.num_examples])
-        )
-    )
+    judge = _classifier.judge(data, section.num_examples, section.classifier_steps)
+    train, held_out = judge.train, judge.held_out
     foreign = _detection.foreign_images(
-        reference_key,
+        evaluation_key,
         section.out_of_distribution,
         train,
         data_dir=config.data.get("data_dir") or None,
         download=config.data.get("download", False),
     )
-
-    @functools.cache
-    def classifier():
-        return _classifier.train(
-            classifier_key,
-            data.train,
-            data.labels_train,
-            num_classes=data.num_classes,
-            num_levels=data.num_levels,
-            noise_scale=config.data_noise.final,
-            num_steps=section.classifier_steps,
-        )
 
     @functools.cache
     def pca_errors():
@@ -311,19 +292,6 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
         scalars["reconstruction_equivalent_pca_rank"] = rank
         return scalars
 
-    def judge(samples, directory):
-        """Samples through the classifier, beside the three references."""
-        table = _classifier.reference_table(
-            classifier(),
-            reference_key,
-            np.concatenate([train, held_out]),
-            {"samples": samples[: section.num_samples].clip(-1, 1)},
-        )
-        scalars = _run.record_table(directory / "quality.md", table)
-        labels = data.labels_held_out[: len(held_out)]
-        accuracy = _classifier.accuracy(classifier(), held_out, labels)
-        return scalars | {"classifier_accuracy": accuracy}
-
     def evaluate(state, key, directory):
         params = _run.evaluated_params(state)["energy"]
         sample_key, strip_key, row_key, invert_key, long_key = jax.random.split(key, 5)
@@ -377,7 +345,9 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
             }
         scalars |= _detection.area_under_roc(energies, held_out, foreign)
         if section.classifier_steps and section.num_samples:
-            scalars |= judge(samples, directory)
+            drawn = {"samples": samples[: section.num_samples].clip(-1, 1)}
+            scalars |= _run.record_table(directory / "quality.md", judge.table(drawn))
+            scalars["classifier_accuracy"] = judge.accuracy()
         return scalars
 
     return evaluate

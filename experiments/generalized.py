@@ -917,10 +917,9 @@ def _of_images(config, keys) -> _run.Experiment:
         "base": _base_player(config, energy, base, latent_dim),
     }
     phases = _phases(config, players)
-    judge_key, latent_key = jax.random.split(keys.evaluation)
-    judge = _judge(config, judge_key, data)
+    judge = _judge(config, data)
     # The same latents for the base and for every chain, at every evaluation.
-    latents = jax.random.normal(latent_key, (options.num_samples, latent_dim))
+    latents = jax.random.normal(keys.evaluation, (options.num_samples, latent_dim))
 
     def evaluate(state, key, directory):
         found = _run.evaluated_params(state)
@@ -986,7 +985,7 @@ def _of_images(config, keys) -> _run.Experiment:
     )
 
 
-def _judge(config, key, data: _data.Images):
+def _judge(config, data: _data.Images):
     """`name -> images` to `name -> Frechet distance`, by Inception's features where its
     weights are given, else by a classifier's, with its references beside."""
     options = config.evaluation
@@ -1003,12 +1002,10 @@ def _judge(config, key, data: _data.Images):
             f"{config.data.name} has no labels for a classifier:"
             " evaluation.inception_weights must be the file of Inception v3's, got ''"
         )
-    table, _ = _classifier.judge(
-        key, data, options.num_examples, options.classifier_steps
-    )
+    judge = _classifier.judge(data, options.num_examples, options.classifier_steps)
     return lambda x: {
         row["name"]: row["classifier_frechet_distance"]
-        for row in table({name: images.clip(-1, 1) for name, images in x.items()})
+        for row in judge.table({name: images.clip(-1, 1) for name, images in x.items()})
     }
 
 

@@ -637,9 +637,8 @@ def _of_images(config, keys) -> Problem:
     data = _data.from_section(config.data)
     options = config.evaluation
     _plots.check()
-    judge, examples = _classifier.judge(
-        keys.evaluation, data, options.num_examples, options.classifier_steps
-    )
+    judge = _classifier.judge(data, options.num_examples, options.classifier_steps)
+    examples = np.concatenate([judge.train, judge.held_out])
     inception = None
     if options.inception_weights:
         inception = _inception.Inception(options.inception_weights, data.num_levels)
@@ -679,9 +678,9 @@ def _of_images(config, keys) -> Problem:
             }
             if not options.classifier_steps:
                 return scalars
-            table = judge({"samples": x.clip(-1, 1)})
+            table = judge.table({"samples": x.clip(-1, 1)})
             chained = {k: v.clip(-1, 1) for k, v in sampled.x.items()}
-            table += [row for row in judge(chained) if row["name"] in chained]
+            table += [row for row in judge.table(chained) if row["name"] in chained]
             return scalars | _run.record_table(directory / "quality.md", table)
 
         return evaluate

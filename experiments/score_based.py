@@ -369,8 +369,7 @@ def _on_images(config, keys) -> _run.Experiment:
     _plots.check()
     network, name, score = _model(config, shape)
     params, _ = network.init(keys.params)
-    judge_key, noise_key = jax.random.split(keys.evaluation)
-    largest = functools.cache(lambda: _largest_distance(noise_key, data))
+    largest = functools.cache(lambda: _largest_distance(keys.evaluation, data))
     # What is measured besides samples: `measure(params, key, directory) -> scalars`.
     measures = [_asymmetry(score, data)]
     if config.process.name == "ladder":
@@ -398,12 +397,13 @@ def _on_images(config, keys) -> _run.Experiment:
     if options.num_likelihoods:
         measures.append(_likelihood(config, score, process, data))
     # Whatever does not fit the sampler is found before training.
-    jax.eval_shape(lambda params, key: sample(params, key, 1), params, judge_key)
-    judge = None
-    if data.labels_train is not None and options.classifier_steps:
-        judge, _ = _classifier.judge(
-            judge_key, data, options.num_examples, options.classifier_steps
-        )
+    jax.eval_shape(lambda params, key: sample(params, key, 1), params, keys.params)
+    judge = _classifier.judge(data, options.num_examples, options.classifier_steps)
+    is_judged = (
+        data.labels_train is not None
+        and options.classifier_steps
+        and options.num_samples
+    )
 
     def evaluate(state, key, directory):
         found = _run.evaluated_params(state)[name]
@@ -426,9 +426,9 @@ def _on_images(config, keys) -> _run.Experiment:
         )
         for measure, measure_key in zip(measures, measure_keys):
             scalars |= measure(found, measure_key, directory)
-        if judge is not None and options.num_samples:
+        if is_judged:
             drawn = {"samples": samples[: options.num_samples].clip(-1, 1)}
-            scalars |= _run.record_table(directory / "quality.md", judge(drawn))
+            scalars |= _run.record_table(directory / "quality.md", judge.table(drawn))
         return scalars
 
     return _run.Experiment(

@@ -415,7 +415,7 @@ def test_images_are_judged_by_temperature_and_length_in_percent_of_the_base_s(
             for length in options["chain_lengths"]
         }
 
-    def judge(config, key, data):
+    def judge(config, data):
         return lambda sets: {n: float(np.mean(x**2)) for n, x in sets.items()}
 
     monkeypatch.setattr(_latent, "refine", refine)

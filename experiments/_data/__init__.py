@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from experiments._data.arrays import (
     Images,
-    add_noise,
     dequantize,
     epoch_rows,
     image_batches,
@@ -18,7 +17,6 @@ from experiments._data.toy import target_batches
 
 __all__ = [
     "Images",
-    "add_noise",
     "dequantize",
     "epoch_rows",
     "from_section",

@@ -89,7 +89,7 @@ def test_the_rows_of_two_processes_are_the_batch_of_one(monkeypatch):
 
     def draw():
         make = _data.image_batches
-        plain = make(KEY, x, 6, num_levels=256, noise_scale=0.1)
+        plain = make(KEY, x, 6, num_levels=256, noise_scale=0.1, is_mirrored=True)
         toys = _data.target_batches(KEY, target, 6)
         return [np.asarray(f(step)) for f in (plain, toys) for step in (0, 1, 5)]
 
@@ -180,6 +180,29 @@ def test_dequantisation_and_data_noise_are_drawn_anew_for_every_pixel_and_step()
     noisy = _data.image_batches(KEY, black, 2, num_levels=256, noise_scale=0.3)
     noise = np.concatenate([np.ravel(noisy(step)) for step in (0, 1)]) - values
     assert len(noise) - len(np.unique(noise)) < 100
+
+
+def test_mirrored_images_are_turned_left_to_right_half_of_the_times():
+    """1,000 of a black left half, a white right half and a grey top row."""
+    image = np.zeros((4, 6, 1), np.uint8)
+    image[:, 3:] = 255
+    image[0] = 128
+    images = np.stack([image] * 100)
+    options = dict(size=100, num_levels=256)
+    straight = _data.image_batches(KEY, images, **options)
+    batch = _data.image_batches(KEY, images, is_mirrored=True, **options)
+    is_turned = []
+    for step in range(10):
+        levels = _data.quantize(batch(step), 256)
+        # The noise is turned too: nothing else of the batch is new.
+        plain, found = np.asarray(straight(step)), np.asarray(batch(step))
+        turned = levels[:, 1, 0, 0] == 255
+        expected = np.where(turned[:, None, None, None], plain[:, :, ::-1], plain)
+        np.testing.assert_array_equal(found, expected)
+        is_turned.append(turned)
+    is_turned = np.stack(is_turned)
+    assert abs(is_turned.mean() - 0.5) < 5 * 0.5 / is_turned.size**0.5
+    assert len({tuple(row) for row in is_turned}) == 10
 
 
 def test_data_noise_has_the_standard_deviation_asked():

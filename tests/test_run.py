@@ -262,13 +262,16 @@ def test_evaluating_nothing_is_refused_and_makes_nothing(tmp_path):
 # --- processes ---------------------------------------------------------------------
 
 
-def start(workdir, *options, devices=8, **variables):
+SMALL = ("tests/small_experiment.py",)
+
+
+def start(workdir, *options, devices=8, program=SMALL, **variables):
     environment = dict(
         os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", **variables
     )
     flag = f"--xla_force_host_platform_device_count={devices}"
     environment["XLA_FLAGS"] = f"{os.environ['XLA_FLAGS']} {flag}"  # the last counts
-    command = [sys.executable, "tests/small_experiment.py", f"--workdir={workdir}"]
+    command = [sys.executable, *program, f"--workdir={workdir}"]
     return subprocess.Popen(
         [*command, *options],
         cwd=ROOT,
@@ -356,10 +359,16 @@ def free_port():
         return found.getsockname()[1]
 
 
-def both_processes(workdir, *options):
+def both_processes(workdir, *options, program=SMALL):
     address = f"127.0.0.1:{free_port()}"
     pair = [
-        start(workdir, f"--distributed={address},2,{index}", *options, devices=2)
+        start(
+            workdir,
+            f"--distributed={address},2,{index}",
+            *options,
+            devices=2,
+            program=program,
+        )
         for index in range(2)
     ]
     return [finish(process) for process in pair]
@@ -382,6 +391,34 @@ def test_two_processes_train_save_and_resume_as_one_does(tmp_path):
     # And what two processes saved, one process on one device goes on from.
     finish(start(both, "--config.train.num_steps=45", devices=1))
     assert step_of(both) == 45
+
+
+@pytest.mark.slow
+def test_scores_of_images_train_in_two_processes_as_in_one(tmp_path, quick_compilation):
+    """An experiment's own data, network and evaluation, on 2 x 2 devices and on 4."""
+    both, one = tmp_path / "both", tmp_path / "one"
+    program = "-m", "experiments.score_based"
+    options = [
+        "--config=experiments/score_based.py:digits,ladder",
+        *("--config.data.batch_size=16", "--config.train.num_steps=3"),
+        "--config.network.widths=(2,)",
+        *("--config.sampler.num_steps_per_level=1", "--config.process.num_scales=4"),
+        *("--config.evaluation.num_samples=0", "--config.evaluation.num_shown=8"),
+        *("--config.evaluation.chunk_size=8", "--config.evaluation.num_likelihoods=0"),
+        "--config.evaluation.num_inpainted=0",
+    ]
+    both_processes(both, *options, program=program)
+    finish(start(one, *options, devices=4, program=program))
+    # Adam divides by the gradient's size: sums in another order move what is near 0.
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        state_of(both)["params"],
+        state_of(one)["params"],
+    )
+    pair, alone = (lines(folder)[-1] for folder in (both, one))
+    assert pair["kind"] == "eval" and pair.keys() == alone.keys()
+    for name in ("samples_abs_max", "asymmetry_1"):
+        np.testing.assert_allclose(pair[name], alone[name], rtol=1e-2)
 
 
 def test_small_experiment_learns(straight):

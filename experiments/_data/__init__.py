@@ -60,7 +60,8 @@ def from_section(section: Mapping) -> Images:
 
     Args:
       section: `load`'s keyword arguments, with "" for no `data_dir` and 0 for no
-        `size`; `num_examples`, 0 for all; and `batch_size`, which is not looked at.
+        `size`; `num_examples`, 0 for all; and `batch_size` and `is_mirrored`, which
+        are the batches' and not looked at.
 
     Raises:
       ValueError: As `load`, or if there are fewer examples than asked for.
@@ -68,6 +69,7 @@ def from_section(section: Mapping) -> Images:
     section = dict(section)
     num_examples = section.pop("num_examples")
     del section["batch_size"]
+    section.pop("is_mirrored", None)
     for name in ("data_dir", "size"):
         if name in section:
             section[name] = section[name] or None

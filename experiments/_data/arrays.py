@@ -22,6 +22,7 @@ __all__ = [
     "epoch_rows",
     "image_batches",
     "in_chunks",
+    "mirror",
     "process_rows",
     "quantize",
 ]
@@ -192,6 +193,14 @@ def add_noise(key: Key, x: Array, noise_scale: float, first_row: int = 0) -> Arr
     return x + noise_scale * noise
 
 
+@jax.jit
+def mirror(key: Key, x: Array, first_row: int = 0) -> Array:
+    """Each image, or with probability 1/2 its mirror image, left to right."""
+    keys = _row_keys(key, x.shape[0], first_row)
+    is_turned = jax.vmap(jax.random.bernoulli)(keys)
+    return jnp.where(is_turned[:, None, None, None], x[:, :, ::-1], x)
+
+
 def image_batches(
     key: Key,
     images: np.ndarray,
@@ -199,6 +208,7 @@ def image_batches(
     *,
     num_levels: int,
     noise_scale: float = 0.0,
+    is_mirrored: bool = False,
 ) -> Callable[[int], Array]:
     """Batches of dequantised images, as a function of the step.
 
@@ -212,6 +222,7 @@ def image_batches(
       num_levels: See `dequantize`.
       noise_scale: Standard deviation of normal noise added on top, in units of the
         scaled data. Values may then leave [-1, 1]; nothing is clipped.
+      is_mirrored: Whether each image is turned left to right half of the times.
 
     Returns:
       `batch(step) -> [size / processes, height, width, channels]`, float32: this
@@ -219,13 +230,15 @@ def image_batches(
     """
     if noise_scale < 0:
         raise ValueError(f"noise_scale must not be negative, got {noise_scale}")
-    order_key, dequantize_key, noise_key = jax.random.split(key, 3)
+    order_key, dequantize_key, noise_key, mirror_key = jax.random.split(key, 4)
     rows = epoch_rows(order_key, len(images), size)
     local = process_rows(size)
 
     def batch(step):
         step_key = jax.random.fold_in(dequantize_key, step)
         x = dequantize(step_key, images[rows(step)[local]], num_levels, local.start)
+        if is_mirrored:
+            x = mirror(jax.random.fold_in(mirror_key, step), x, local.start)
         if noise_scale:
             step_key = jax.random.fold_in(noise_key, step)
             x = add_noise(step_key, x, noise_scale, local.start)

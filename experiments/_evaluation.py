@@ -15,7 +15,7 @@ import numpy as np
 from ebmjax import samplers
 from experiments import _classifier, _data, _detection, _plane, _plots, _run
 
-__all__ = ["in_plane", "on_images"]
+__all__ = ["in_plane", "on_images", "upper_half"]
 
 
 # --- evaluation in the plane -------------------------------------------------------
@@ -106,11 +106,16 @@ class InverseProblem(NamedTuple):
     scale: float = 1.0
 
 
+def upper_half(shape: tuple[int, int, int]) -> np.ndarray:
+    """Which pixels inpainting is given, `[*shape]`: the lower half is filled in."""
+    is_known = np.zeros(shape, bool)
+    is_known[: shape[0] // 2] = True
+    return is_known
+
+
 def _inverse_problems(shape: tuple[int, int, int]) -> dict[str, InverseProblem]:
     height, width, channels = shape
-    everywhere = np.ones(shape, bool)
-    is_known = everywhere.copy()
-    is_known[height // 2 :] = False  # the lower half is to be filled in
+    everywhere, is_known = np.ones(shape, bool), upper_half(shape)
 
     def block_mean(x):
         """Half the resolution: the mean over blocks of 2 x 2 pixels."""

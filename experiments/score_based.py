@@ -50,7 +50,7 @@ from ebmjax import (
     training,
 )
 from ebmjax.samplers.base import check_count, check_number
-from experiments import _classifier, _data, _plane, _plots, _run, _sweep
+from experiments import _classifier, _data, _evaluation, _plane, _plots, _run, _sweep
 
 # --- presets -----------------------------------------------------------------------
 
@@ -391,8 +391,7 @@ def _on_images(config, keys) -> _run.Experiment:
             noise_min=float(ladder[-1]), noise_max=float(ladder[0])
         )
         sample = _annealed(config, score, ladder, shape)
-        if options.num_inpainted:
-            measures.append(_inpainting(config, score, ladder, data))
+        inpaint = _annealed_inpainting(config, score, ladder, shape)
     else:
         process = _diffusion(config, largest)
         is_energy = name == "energy"
@@ -402,7 +401,11 @@ def _on_images(config, keys) -> _run.Experiment:
             diffusion=process,
             **config.objective,
         )
-        sample = _reversed(config, score, process, shape)
+        sample, inpaint = _reversed(config, score, process, shape)
+    if options.num_inpainted:
+        measures.append(
+            _inpainting(inpaint, data.held_out[: options.num_inpainted], data)
+        )
     if options.num_likelihoods:
         measures.append(_likelihood(config, score, process, data))
     # Whatever does not fit the sampler is found before training.
@@ -511,19 +514,28 @@ def _annealed(config, score, ladder, shape):
 
 
 def _reversed(config, score, process, shape):
-    """`(params, key, num) -> samples` of the diffusion run backwards."""
+    """`(params, key, num) -> samples` of the diffusion run backwards, and
+    `(params, key, x, is_known) -> images` that agree with what is known of `x`."""
     options = config.sampler.to_dict()
     timed = diffusions.with_time(score, process)
 
-    def sample(params, key, num):
+    def sample(params, key, num, known=None):
         start_key, chain_key = jax.random.split(key)
         x = process.prior_std * jax.random.normal(start_key, (num, *shape))
         found, _ = samplers.sample_diffusion(
-            process, functools.partial(timed, params), chain_key, x, **options
+            process,
+            functools.partial(timed, params),
+            chain_key,
+            x,
+            known=known,
+            **options,
         )
         return found
 
-    return sample
+    def inpaint(params, key, x, is_known):
+        return sample(params, key, len(x), (is_known, x))
+
+    return sample, inpaint
 
 
 def _asymmetry(score, data: _data.Images):
@@ -611,35 +623,28 @@ def _likelihood(config, score, process, data: _data.Images):
     return measure
 
 
-def _inpainting(config, score, ladder, data: _data.Images):
-    """The lower halves of held-out images, drawn given the upper ones: at every level
-    what is known is put back with that level's noise, drawn once a level, before any
-    score is asked for."""
-    relative, num_steps = (
-        _relative_step_size(config, ladder),
-        config.sampler.num_steps_per_level,
-    )
-    images, shape = data.held_out[: config.evaluation.num_inpainted], data.image_shape
-    is_known = np.broadcast_to(
-        np.arange(shape[0])[:, None, None] < shape[0] // 2, shape
-    )
+def _annealed_inpainting(config, score, ladder, shape):
+    """`(params, key, x, is_known) -> images`: at every level what is known is put back
+    with that level's noise, drawn once a level, before any score is asked for."""
+    relative = _relative_step_size(config, ladder)
     levels = jnp.asarray(ladder, jnp.float32)
-
-    def sampler_of(level):
-        noise_scale, known = level
-
-        def project(x):
-            return jnp.where(is_known, known, x)
-
-        moves = samplers.langevin(step_size=relative * noise_scale**2, project=project)
-        return samplers.Sampler(
-            lambda energy_fn, x: moves.init(energy_fn, project(x)), moves.step
-        )
 
     def of_level(params, level):
         return functools.partial(_bind, score, params, level[0])
 
-    def one_image(params, image, key):
+    def one_image(params, is_known, key, image):
+        def sampler_of(level):
+            noise_scale, known = level
+
+            def project(x):
+                return jnp.where(is_known, known, x)
+
+            step_size = relative * noise_scale**2
+            moves = samplers.langevin(step_size=step_size, project=project)
+            return samplers.Sampler(
+                lambda energy_fn, x: moves.init(energy_fn, project(x)), moves.step
+            )
+
         start_key, noise_key, chain_key = jax.random.split(key, 3)
         noise = jax.random.normal(noise_key, (len(levels), *shape))
         known = image[None] + levels.reshape(-1, 1, 1, 1) * noise
@@ -649,19 +654,28 @@ def _inpainting(config, score, ladder, data: _data.Images):
             (levels, known),
             chain_key,
             levels[0] * jax.random.normal(start_key, (1, *shape)),
-            num_steps,
+            config.sampler.num_steps_per_level,
         )
         last = state.position[0]
         denoised = last + levels[-1] ** 2 * score(params, last, levels[-1])
         return jnp.where(is_known, image, denoised)
 
-    inpaint = jax.jit(jax.vmap(one_image, (None, 0, 0)))
+    of_images = jax.jit(jax.vmap(one_image, (None, None, 0, 0)))
+
+    def inpaint(params, key, x, is_known):
+        return of_images(params, is_known, jax.random.split(key, len(x)), x)
+
+    return inpaint
+
+
+def _inpainting(inpaint, images, data: _data.Images):
+    """The lower halves of images, drawn given the upper ones: pictures and errors."""
+    is_known = _evaluation.upper_half(data.image_shape)
 
     def measure(params, key, directory):
         dequantize_key, chain_key = jax.random.split(key)
         x = _data.dequantize(dequantize_key, images, data.num_levels)
-        keys = jax.random.split(chain_key, len(images))
-        found = np.asarray(inpaint(params, x, keys)).clip(-1, 1)
+        found = np.asarray(inpaint(params, chain_key, x, is_known)).clip(-1, 1)
         x = np.asarray(x)
         _plots.image_panels(
             directory / "inpainting.png",

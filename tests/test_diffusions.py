@@ -467,6 +467,98 @@ def test_predictor_and_corrector_together_sample_normal_data(name):
     np.testing.assert_allclose(x.mean(), 0, atol=5 * (0.7 / math.prod(shape)) ** 0.5)
 
 
+@pytest.mark.parametrize("num_corrections", [0, 2])
+@every_diffusion
+def test_what_is_known_comes_back_and_where_nothing_depends_on_it_nothing_else(
+    name, num_corrections
+):
+    """Of independent elements, by predictors alone, the others are drawn as if nothing
+    was known. Each chain has a known element and a value of its own; nine chains do
+    not divide by the devices."""
+    process = DIFFUSIONS[name]
+    values = jax.random.normal(jax.random.key(1), (9, 4))
+    is_known = jnp.arange(4)[None] == (jnp.arange(9) % 4)[:, None]
+    draw = functools.partial(
+        samplers.sample_diffusion,
+        process,
+        functools.partial(normal_score, process, 0.7),
+        jax.random.key(0),
+        process.prior_std * jax.random.normal(jax.random.key(2), (9, 4)),
+        20,
+        num_corrections=num_corrections,
+    )
+    (free, _), (x, _) = draw(), draw(known=(is_known, values))
+    np.testing.assert_array_equal(x[is_known], values[is_known])
+    assert np.all(free[is_known] != values[is_known])
+    if not num_corrections:
+        np.testing.assert_allclose(x[~is_known], free[~is_known], rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_corrections", [0, 1])
+@every_diffusion
+def test_scores_are_asked_for_where_the_known_has_the_time_s_noise(
+    name, num_corrections
+):
+    """The second element's score points to what the first is, without its mean's
+    scale: in the end it is the known value and noise of the last time, std / scale,
+    which is drawn once for both corrector and predictor. A score is no number where
+    the first is the value itself or further than six deviations from it."""
+    process, last = DIFFUSIONS[name], jnp.float32(0.4)
+
+    def score(x, time):
+        mean, std = process.mean_scale(time), process.std(time)
+        distance = jnp.abs(x[0] - mean * 1.3) / std
+        is_noised = (distance > 0) & (distance < 6)
+        second = (x[0] - x[1]) / std**2
+        return jnp.where(is_noised, jnp.stack([0.0 * second, second]), jnp.nan)
+
+    num = 4_000
+    x, _ = samplers.sample_diffusion(
+        process,
+        score,
+        jax.random.key(0),
+        process.prior_std * jax.random.normal(jax.random.key(1), (num, 2)),
+        5,
+        time_min=float(last),
+        num_corrections=num_corrections,
+        known=(jnp.array([True, False]), jnp.full((num, 2), 1.3)),
+    )
+    np.testing.assert_array_equal(x[:, 0], np.float32(1.3))
+    std = float(process.std(last) / process.mean_scale(last))
+    np.testing.assert_allclose(x[:, 1].mean(), 1.3, atol=5 * std / num**0.5)
+    np.testing.assert_allclose(x[:, 1].std(), std, rtol=5 / (2 * num) ** 0.5)
+
+
+def test_with_corrections_the_rest_is_drawn_given_what_is_known():
+    """Two elements of variance .1 and covariance .09: given the first, a, the second is
+    N(.9 a, .019). Langevin dynamics of many small moves at every time go there, with a
+    variance 1 + r^2 times as large, r = .1, where predictors alone do not."""
+    covariance = jnp.array([[0.1, 0.09], [0.09, 0.1]])
+
+    def score(x, time):
+        return -jnp.linalg.solve(covariance + SMALL.std(time) ** 2 * jnp.eye(2), x)
+
+    num = 4_000
+    first = jnp.linspace(-0.5, 0.5, num)
+    x, _ = samplers.sample_diffusion(
+        SMALL,
+        score,
+        jax.random.key(0),
+        3.0 * jax.random.normal(jax.random.key(1), (num, 2)),
+        50,
+        num_corrections=40,
+        signal_to_noise=0.1,
+        known=(jnp.array([True, False]), jnp.stack([first, 0 * first], 1)),
+    )
+    rest = x[:, 1] - 0.9 * first
+    variance = 0.1 - 0.09**2 / 0.1
+    np.testing.assert_allclose(rest.mean(), 0.0, atol=5 * (variance / num) ** 0.5)
+    np.testing.assert_allclose(rest.var(), 1.01 * variance, rtol=5 * (2 / num) ** 0.5)
+    slope = jnp.sum(first * x[:, 1]) / jnp.sum(first**2)
+    error = (variance / jnp.sum(first**2)) ** 0.5
+    np.testing.assert_allclose(slope, 0.9, atol=5 * error)
+
+
 def test_new_parameters_are_used_and_nothing_is_traced_again():
     traces = []
 
@@ -582,6 +674,14 @@ def test_the_loss_of_the_exact_score_is_what_cannot_be_known(name, weighting):
         (lambda: run_sampler(num_steps=0), "num_steps must be a whole number"),
         (lambda: run_sampler(time_min=1.0), "time_min must be between 0 and 1"),
         (lambda: run_sampler(x=jnp.zeros((2, 1), int)), "x must be floating-point"),
+        (
+            lambda: run_sampler(known=(jnp.zeros(2), jnp.zeros((2, 2)))),
+            r"known must begin with booleans of shape \(2,\) or \(2, 2\), got float32",
+        ),
+        (
+            lambda: run_sampler(known=(jnp.zeros(2, bool), jnp.zeros(2))),
+            r"known values must have shape \(2, 2\), got \(2,\)",
+        ),
         (lambda: run_flow(trace="gaussian"), "trace must be one of"),
         (lambda: run_flow(end=1.2), "start and end must be two times from 0 to 1"),
         (lambda: run_flow(end=0.5), "start and end must be two times from 0 to 1"),

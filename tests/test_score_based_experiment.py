@@ -78,7 +78,8 @@ def test_a_diffusion_runs_stops_and_resumes(tmp_path):
     scalars = check_resumes(
         score_based.build, tiny("digits,sub_variance_preserving"), tmp_path
     )
-    assert names(tmp_path / "one" / "figures") == {"samples.png", "quality.md"}
+    figures = names(tmp_path / "one" / "figures")
+    assert figures == {"samples.png", "inpainting.png", "quality.md"}
     assert scalars["bits_per_dim_error"] > 0 and scalars["bits_per_dim_noise"] > 0
     assert scalars["asymmetry_1"] > 1e-4  # of a free score
 
@@ -236,14 +237,13 @@ def test_inpainting_draws_the_unknown_half_given_the_known(tmp_path):
     config = tiny("digits,ladder").unlock()
     config.process.update(largest=8.0, smallest=0.02, num_scales=60)
     config.sampler.num_steps_per_level = 20
-    config.evaluation.num_inpainted = 100
     rng = np.random.default_rng(0)
     half = rng.normal(0.0, 0.3, (100, 4, 8, 1))
     noise = rng.normal(0.0, 0.1, (100, 8, 8, 1))
     x = np.concatenate([half, half[:, ::-1]], 1) + noise
     levels = 2**8
     held_out = np.clip((x + 1) * levels / 2, 0, levels - 1).astype(np.uint8)
-    data = digits.load()._replace(held_out=held_out, num_levels=levels)
+    data = digits.load()._replace(num_levels=levels)
 
     def score(params, x, noise_scale):
         same, other = x, x[::-1]
@@ -253,7 +253,8 @@ def test_inpainting_draws_the_unknown_half_given_the_known(tmp_path):
 
     params = {"signal": jnp.float32(0.09), "noise": jnp.float32(0.01)}
     ladder = score_based._ladder(config, 0.0, 64)
-    measure = score_based._inpainting(config, score, ladder, data)
+    inpaint = score_based._annealed_inpainting(config, score, ladder, (8, 8, 1))
+    measure = score_based._inpainting(inpaint, held_out, data)
     scalars = measure(params, jax.random.key(0), tmp_path)
     # Of the lower given the upper, s + n - s^2 / (s + n): of the draw about its mean,
     # and of the truth.
@@ -377,8 +378,9 @@ def test_inpainting_asks_for_scores_where_the_known_has_its_level_s_noise(tmp_pa
         return jnp.where(is_noised, 0.0, jnp.nan) * x
 
     ladder = score_based._ladder(config, 0.0, 64)
-    images = data._replace(held_out=np.full((3, 8, 8, 1), 16, np.uint8))
-    measure = score_based._inpainting(config, score, ladder, images)
+    inpaint = score_based._annealed_inpainting(config, score, ladder, (8, 8, 1))
+    images = np.full((3, 8, 8, 1), 16, np.uint8)
+    measure = score_based._inpainting(inpaint, images, data)
     scalars = measure(jnp.ones((8, 8, 1)), jax.random.key(0), tmp_path)
     assert np.isfinite(scalars["inpainting_mse"])
 

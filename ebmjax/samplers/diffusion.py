@@ -90,6 +90,7 @@ def sample_diffusion(
     signal_to_noise: float = 0.16,
     time_min: float = 1e-3,
     is_denoised: bool = True,
+    known: tuple[Array, Array] | None = None,
 ) -> tuple[Array, DiffusionInfo]:
     """Runs a diffusion backwards from time 1, in equal steps, on all local devices.
 
@@ -110,6 +111,12 @@ def sample_diffusion(
     others' scores are. Without, they depend on its key and index alone, as in
     `sample_chains`.
 
+    With something known, inpainting by replacement: what is known is put back at every
+    time, with that time's noise, drawn once, before any score is asked for. The rest
+    is then drawn given noised values at every time and not given the values at all: the
+    law is the conditional one only as far as the corrector brings it there, or where
+    the rest does not depend on what is known.
+
     Args:
       diffusion: From `ebmjax.diffusions`.
       score_fn: `score_fn(x, time) -> [*event]` of one chain, made once. Arrays bound
@@ -125,13 +132,17 @@ def sample_diffusion(
       time_min: Where to stop: at time 0 scores are not to be had.
       is_denoised: Whether to return, of the last draw, the example that the score
         expects: noise of `std(time_min)` is else left in it.
+      known: `(is_known, values)`, of the example: booleans `[*event]` or `[chains,
+        *event]`, and `[chains, *event]`, of which those at True are looked at and come
+        back as they are.
 
     Returns:
       `(x, DiffusionInfo)`: `[chains, *event]` at the end.
 
     Raises:
       ValueError: If an option is none of these, there is neither a predictor nor a
-        corrector, or `x` or `key` are not as in `sample_chains`.
+        corrector, `known` is not of those shapes, or `x` or `key` are not as in
+        `sample_chains`.
 
     Source:
       Song et al. (2021), "Score-based generative modeling through stochastic
@@ -149,9 +160,10 @@ def sample_diffusion(
     if not 0 < time_min < 1:
         raise ValueError(f"time_min must be between 0 and 1, got {time_min}")
     x = check_chains(key, x)
+    known = _check_known(known, x)
     score_fn = as_pytree(score_fn)
     # One block: a corrector sees all chains at once.
-    layout = lay_out(x, (score_fn, key, x))
+    layout = lay_out(x, (score_fn, key, x, known))
     layout = layout._replace(
         num_blocks=1, block_size=layout.num_blocks * layout.block_size
     )
@@ -159,6 +171,7 @@ def sample_diffusion(
         score_fn,
         key,
         x,
+        known,
         diffusion=diffusion,
         times=tuple(np.linspace(1.0, time_min, num_steps + 1)),
         predictor=predictor,
@@ -167,6 +180,21 @@ def sample_diffusion(
         is_denoised=bool(is_denoised),
         layout=layout,
     )
+
+
+def _check_known(known, x):
+    """`(is_known, values)`, both of `x`'s shape, or None."""
+    if known is None:
+        return None
+    is_known, values = map(jnp.asarray, known)
+    if is_known.dtype != bool or is_known.shape not in (x.shape, x.shape[1:]):
+        raise ValueError(
+            f"known must begin with booleans of shape {x.shape[1:]} or {x.shape}, got"
+            f" {is_known.dtype} of shape {is_known.shape}"
+        )
+    if values.shape != x.shape:
+        raise ValueError(f"known values must have shape {x.shape}, got {values.shape}")
+    return jnp.broadcast_to(is_known, x.shape), values.astype(x.dtype)
 
 
 @functools.partial(
@@ -185,6 +213,7 @@ def _sample_diffusion(
     score_fn,
     key,
     x,
+    known,
     *,
     diffusion,
     times,
@@ -197,11 +226,11 @@ def _sample_diffusion(
     num_chains = x.shape[0]
     keys = chain_keys(key, layout.num_chains)
     is_real = jnp.arange(layout.num_chains) < num_chains
-    x = pad_chains(x, layout.num_chains)
+    x, known = pad_chains((x, known), layout.num_chains)
     times = jnp.asarray(times, jnp.promote_types(x.dtype, jnp.float32))
     has_axis = not layout.is_traced and len(layout.devices) > 1
 
-    def local(score_fn, keys, x, is_real):
+    def local(score_fn, keys, x, known, is_real):
         def scores_of(x, time):
             return jax.vmap(lambda x: shaped_score(score_fn)(x, time))(x)
 
@@ -218,11 +247,22 @@ def _sample_diffusion(
 
             return jax.vmap(draw)(keys)
 
+        def replacement(index, time):
+            """Puts what is known, with noise of a time, in its place."""
+            if known is None:
+                return lambda x: x
+            is_known, values = known
+            noise = noise_of(index, 1 + num_corrections)
+            noised = diffusion.mean_scale(time) * values + diffusion.std(time) * noise
+            return lambda x: jnp.where(is_known, noised, x).astype(x.dtype)
+
         def step(x, inputs):
             index, time, end = inputs
             ratio, _ = _between(diffusion, time, end)
+            put_back = replacement(index, time)
 
             def correct(x, place):
+                x = put_back(x)
                 score, noise = scores_of(x, time), noise_of(index, place)
                 norm = mean_norm(score)
                 signal = signal_to_noise * mean_norm(noise) / norm
@@ -236,6 +276,7 @@ def _sample_diffusion(
                 places = 1 + jnp.arange(num_corrections)
                 x, lengths = jax.lax.scan(correct, x, places)
                 length = lengths.mean()
+            x = put_back(x)
             score = scores_of(x, time)
             norm = mean_norm(score)
             if predictor is not None:
@@ -245,13 +286,16 @@ def _sample_diffusion(
 
         indices = jnp.arange(len(times) - 1)
         x, info = jax.lax.scan(step, x, (indices, times[:-1], times[1:]))
+        last = times[-1]
+        x = replacement(len(times) - 1, last)(x)
         if is_denoised:
-            last = times[-1]
             example = x + diffusion.std(last) ** 2 * scores_of(x, last)
             x = (example / diffusion.mean_scale(last)).astype(x.dtype)
+        if known is not None:
+            x = jnp.where(*known, x)
         return x, info
 
-    x, info = over_devices(local, layout, (None, 0, 0, 0), (0, None))(
-        score_fn, keys, x, is_real
+    x, info = over_devices(local, layout, (None, 0, 0, 0, 0), (0, None))(
+        score_fn, keys, x, known, is_real
     )
     return x[:num_chains], info

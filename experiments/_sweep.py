@@ -134,6 +134,40 @@ def finished(folder: pathlib.Path, config: ConfigDict) -> dict[str, float] | Non
     return evaluations.get(config.train.num_steps)
 
 
+def over_seeds(
+    found: Mapping[str, Sequence[Mapping[str, float]]],
+    columns: Sequence[str] | None = None,
+    digits: int = 3,
+) -> list[dict[str, str]]:
+    """The rows of a table of cells, each over its seeds.
+
+    Args:
+      found: Cell -> the scalars of each of its seeds.
+      columns: Which of them; None for all that any seed has.
+      digits: Of a mean.
+
+    Returns:
+      Of each cell its name, `mean_and_spread` of every column, "-" where no seed has
+      it, and the number of seeds.
+
+    Raises:
+      ValueError: If there are seeds, and none has one of the columns.
+    """
+    known = {name: None for cell in found.values() for x in cell for name in x}
+    columns = known if columns is None else columns
+    if known and (missing := [name for name in columns if name not in known]):
+        raise ValueError(f"no cell has {missing}; they have {sorted(known)}")
+    return [
+        {"cell": name}
+        | {
+            column: mean_and_spread([x[column] for x in cell if column in x], digits)
+            for column in columns
+        }
+        | {"seeds": str(len(cell))}
+        for name, cell in found.items()
+    ]
+
+
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
     """`mean ± standard deviation` over seeds, to one digit of the deviation."""
     if not len(values):

@@ -1082,28 +1082,20 @@ def sweep(build, config: ConfigDict, workdir) -> None:
     }
 
     def report(_):
-        rows = []
+        found, ended = {}, {}
         for method in methods:
             chosen = [
                 _chosen(workdir / _sweep.CELLS / name, cells[name].train.num_steps)
                 for name in (f"{method},{seed}" for seed in seeds)
             ]
-            found = [scalars for scalars, _ in chosen if scalars]
-            columns = {name: None for scalars in found for name in scalars}
-            rows.append(
-                {"cell": method}
-                | {
-                    name: _sweep.mean_and_spread([x[name] for x in found], digits=4)
-                    for name in columns
-                }
-                | {
-                    "seeds": str(len(found)),
-                    "ended": str(sum(has_ended for _, has_ended in chosen)),
-                }
-            )
-        columns = list({name: None for row in rows for name in row})
-        columns = [name for name in columns if name != "evaluation_seconds"]
-        rows = [{name: row.get(name, "-") for name in columns} for row in rows]
+            found[method] = [scalars for scalars, _ in chosen if scalars]
+            ended[method] = str(sum(has_ended for _, has_ended in chosen))
+        rows = [
+            row | {"ended": ended[row["cell"]]}
+            for row in _sweep.over_seeds(found, digits=4)
+        ]
+        for row in rows:
+            row.pop("evaluation_seconds", None)
         if not is_table:  # one method: many measures of it, one below another
             rows = [{"measure": k, "value": v} for k, v in rows[0].items()]
         _run.write_atomically(workdir / "table.md", _run.format_table(rows))

@@ -986,20 +986,16 @@ def sweep(build, config: ConfigDict, workdir) -> None:
     num_last = config.evaluation.get("num_last", 1)
 
     def report(_):
-        rows = []
+        values = {}
         for cell in found.cells:
-            values = [
+            of_seeds = [
                 _last_evaluations(
                     workdir / _sweep.CELLS / name, cells[name].train.num_steps, num_last
                 )
                 for name in (f"{cell},{seed}" for seed in seeds)
             ]
-            values = [value for value in values if value]
-            row = {
-                name: _sweep.mean_and_spread([value[name] for value in values])
-                for name in found.columns
-            }
-            rows.append({"cell": cell} | row | {"seeds": str(len(values))})
+            values[cell] = [value for value in of_seeds if value]
+        rows = _sweep.over_seeds(values, found.columns)
         _run.write_atomically(workdir / "table.md", _run.format_table(rows))
 
     _sweep.run_cells(build, cells, workdir, report, keeps_failures=True)

@@ -729,20 +729,14 @@ def sweep(build, config: ConfigDict, workdir) -> None:
             cells[f"{row}, {seed}"] = cell
 
     def report(found):
-        table = []
-        for row in rows:
-            scalars = [found[cell] for cell in found if cell.startswith(f"{row}, ")]
-            table.append(
-                {"cell": row}
-                | {
-                    column: _sweep.mean_and_spread([x[column] for x in scalars])
-                    for column in SWEEP_COLUMNS
-                    if any(column in x for x in scalars)
-                }
-                | {"seeds": str(len(scalars))}
-            )
-        columns = list({name: None for row in table for name in row})
-        table = [{name: row.get(name, "-") for name in columns} for row in table]
+        of_rows = {
+            row: [found[cell] for cell in found if cell.startswith(f"{row}, ")]
+            for row in rows
+        }
+        columns = [
+            x for x in SWEEP_COLUMNS if any(x in cell for cell in found.values())
+        ]
+        table = _sweep.over_seeds(of_rows, columns)
         _run.write_atomically(workdir / "table.md", _run.format_table(table))
 
     _sweep.run_cells(build, cells, workdir, report, keeps_failures=True)

@@ -341,6 +341,28 @@ def test_densities_on_the_plane_are_these_numbers():
     assert _plane.kl_divergence(q, p) == np.inf
 
 
+def test_a_table_over_seeds_has_every_cell_and_no_column_that_is_nobody_s():
+    """Of 1, 2 and 3 the mean is 2 and the deviation 1."""
+    found = {
+        "a": [{"x": 1.0, "y": 5.0}, {"x": 2.0, "y": 5.0}, {"x": 3.0, "y": 5.0}],
+        "b": [{"x": 7.0}],
+        "c": [],
+    }
+    rows = [
+        {"cell": "a", "x": "2 ± 1", "y": "5 ± 0", "seeds": "3"},
+        {"cell": "b", "x": "7", "y": "-", "seeds": "1"},
+        {"cell": "c", "x": "-", "y": "-", "seeds": "0"},
+    ]
+    assert _sweep.over_seeds(found) == rows
+    only = [{k: v for k, v in row.items() if k != "y"} for row in rows]
+    assert _sweep.over_seeds(found, ["x"]) == only
+    with pytest.raises(
+        ValueError, match=r"no cell has \['z'\]; they have \['x', 'y'\]"
+    ):
+        _sweep.over_seeds(found, ["x", "z"])
+    assert _sweep.over_seeds({"c": []}, ["z"])[0]["z"] == "-"
+
+
 @pytest.mark.slow
 def test_a_sweep_tabulates_its_cells_and_repeats_none(tmp_path, capsys):
     cells = {

@@ -164,6 +164,29 @@ def test_the_score_starts_from_zero_and_its_size_is_as_on_paper():
     assert total == convolutions + coefficients
 
 
+@pytest.mark.parametrize("coarse, fine", [(1.0, 0.0), (0.0, 1.0), (2.0, -0.5)])
+def test_a_fresh_unet_joins_an_image_with_its_own_means(coarse, fine):
+    """With the first and last convolutions set to the identity: blocks add nothing, and
+    the shortcut of the one on the way up weighs the means over 2 x 2, each repeated,
+    and the image itself. What is left is the last normalisation and the activation."""
+    network = networks.unet(
+        (4, 6, 1), widths=(1, 1), activation="relu", conditioning="division"
+    )
+    params, _ = network.init(jax.random.key(0))
+    identity = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    for name in ("Conv_0", "Conv_1"):
+        params[name] = {"kernel": identity, "bias": jnp.zeros(1)}
+    weights = jnp.array([coarse, fine])[None, None, :, None]
+    params["_Block_2"]["Conv_2"] = {"kernel": weights, "bias": jnp.zeros(1)}
+    params["InstanceNorm_0"]["shift"] = jnp.array([0.25])
+    x = np.random.default_rng(0).normal(size=(4, 6, 1))
+    means = x.reshape(2, 2, 3, 2).mean((1, 3))
+    joined = coarse * np.kron(means, np.ones((2, 2)))[..., None] + fine * x
+    normal = (joined - joined.mean()) / joined.std() + 0.25
+    found = network.apply(params, jnp.asarray(x, jnp.float32), 0.5)
+    np.testing.assert_allclose(found, normal.clip(0) / 0.5, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["score", "energy"])
 def test_it_learns_the_score_of_normal_data_at_every_scale(kind):
     """Data N(1, .25): the score at scale s is (1 - x) / (.25 + s^2)."""

@@ -558,15 +558,8 @@ def default_config(name: str, objective: str = "sliced_score_matching") -> dict:
             "num_draws": 1 if objective == "score_matching" else 10,
         },
         "ema_decay": 0.0,
-        "train": {
-            "num_steps": 600,
-            "log_every": 100,
-            "eval_every": 0,
-            "checkpoint_every": 250,
-            "keep": 2,
-            "best": "",  # the best parameters are in every checkpoint
-            "abort_above": 0.0,
-        },
+        # The best parameters are in every checkpoint.
+        "train": _run.train_section(600, checkpoint_every=250, abort_above=0.0),
         "evaluation": {
             "num_chains": 1_000,
             "num_fractions": num_moves,

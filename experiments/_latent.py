@@ -112,7 +112,8 @@ def refine(
     """Chains in the latent space, and their images, at every one of the lengths.
 
     After every `decay_every` moves the step is `decay` times as long. Momentum of
-    "underdamped" begins anew there and at every length, which leaves its law as it is.
+    "underdamped" is 0 at the start and goes on from there: begun anew at every length,
+    it would be cold again each time, and what is looked at would depend on how often.
 
     "transport" is the discriminator optimal transport: no chain, but a descent of
     `E(G(z)) / L + |z - z_0 + 0.001|` from each latent `z_0`, with `L` the largest slope
@@ -136,20 +137,24 @@ def refine(
 
     Raises:
       ValueError: If the name is unknown, or the lengths do not rise from above 0.
-      FloatingPointError: If transport finds no slope to go by.
+      FloatingPointError: If transport finds no slope to go by, or latents cease to be
+        finite, as where the step is too long for a sampler that refuses nothing.
     """
     if name not in NAMES:
         raise ValueError(f"sampler must be one of {sorted(NAMES)}, got {name!r}")
     _check_lengths(chain_lengths)
     lengths = list(chain_lengths)
+    position = latents
     if name == "transport":
         move = _transport(section, energy_fn, generator_fn, key, latents)
     else:
+        if name == "underdamped":  # pairs of latent and momentum
+            position = jnp.stack([latents, jnp.zeros_like(latents)], 1)
         move = _chains(name, section, energy_fn, generator_fn, temperature)
     every = section["decay_every"]
     decays = range(every, lengths[-1], every) if every else []
     generated = jax.jit(functools.partial(jax.lax.map, generator_fn, batch_size=CHUNK))
-    found, position, rates, first = {}, latents, [], 0
+    found, rates, first = {}, [], 0
     for index, end in enumerate(sorted({*lengths, *decays})):
         scale = section["decay"] ** (first // every) if every else 1.0
         position, rate = move(
@@ -157,25 +162,39 @@ def refine(
         )
         rates.append((end - first, rate))
         first = end
+        if not jnp.isfinite(position).all():
+            raise FloatingPointError(
+                f"{name} at temperature {temperature:g}: latents are not finite after"
+                f" {end} moves; a shorter step may help"
+            )
         if end in lengths:
             mean = sum(num * rate for num, rate in rates) / end
-            found[end] = Refined(
-                np.asarray(position), np.asarray(generated(position)), mean
-            )
+            last = position[:, 0] if name == "underdamped" else position
+            found[end] = Refined(np.asarray(last), np.asarray(generated(last)), mean)
     return found
 
 
 def _chains(name, section, energy_fn, generator_fn, temperature):
     latent_energy = energies.latent_energy(energy_fn, generator_fn, temperature)
 
-    def move(key, position, num_steps, scale):
+    @functools.cache  # a sampler made anew would be compiled anew
+    def sampler_of(scale, dim):
         step = section["step_size"] * temperature * scale
-        sampler = SAMPLERS[name](step, position.shape[1], section)
+        sampler = SAMPLERS[name](step, dim, section)
+        if name != "underdamped":
+            return sampler
+        return sampler._replace(init=lambda _, pair: samplers.UnderdampedState(*pair))
+
+    def move(key, position, num_steps, scale):
+        sampler = sampler_of(scale, position.shape[-1])
         state, info = samplers.sample_chains(
             sampler, latent_energy, key, position, num_steps, collect=None
         )
+        position = state.position
+        if name == "underdamped":
+            position = jnp.stack(state, 1)
         rate = getattr(info, "acceptance_rate", None)
-        return state.position, float("nan" if rate is None else rate.mean())
+        return position, float("nan" if rate is None else rate.mean())
 
     return move
 

@@ -161,6 +161,20 @@ def adam_section(learning_rate: float, *, b1: float, b2: float) -> dict[str, Any
     }
 
 
+def train_section(num_steps: int, **others) -> dict[str, Any]:
+    """A config's section `train`, which `run` goes by."""
+    return {
+        "num_steps": num_steps,
+        "log_every": 100,
+        "eval_every": 0,  # and at the end
+        "checkpoint_every": 1_000,
+        "keep": 2,  # newest checkpoints
+        "best": "",  # a scalar of the evaluation: where lowest is kept too
+        "abort_above": 1e8,  # a metric this large: training has diverged
+        **others,
+    }
+
+
 def make_optimizer(section: Mapping[str, Any]) -> optax.GradientTransformation:
     """An optimizer from a config section.
 

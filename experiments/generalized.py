@@ -83,15 +83,7 @@ def _preset(data: dict, network: dict, **evaluation) -> dict:
         # Of steps; a player with several updates in each takes as many steps.
         "optimizer": _run.adam_section(1e-4, b1=0.5, b2=0.999),
         "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
-        "train": {
-            "num_steps": 150_000,  # updates of the base, and after of the energy
-            "log_every": 100,
-            "eval_every": 0,
-            "checkpoint_every": 1_000,
-            "keep": 2,  # newest checkpoints
-            "best": "",
-            "abort_above": 1e8,  # a metric this large: training has diverged
-        },
+        "train": _run.train_section(150_000),  # of the base, and after of the energy
         "evaluation": evaluation,
         "sweep": {"num_seeds": 3},  # seed, seed + 1, ...
     }
@@ -114,14 +106,7 @@ def _sampling(**others) -> dict:
 
 def _images(name: str, network: dict, latent_dim: int = 100, **others) -> dict:
     config = _preset(
-        {
-            "name": name,
-            "batch_size": 128,
-            "num_examples": 0,  # first images trained on; 0 for all
-            "data_dir": "",  # prepared data; "" for TFDS's default folder
-            "download": True,  # whether TFDS may fetch what is not there
-            "size": 0,  # pixels a side; 0 for the data set's own
-        },
+        _data.image_section(name, batch_size=128),
         network | {"latent_dim": latent_dim},
         num_samples=10_000,
         num_examples=10_000,  # of the data and of the held-out, to compare with

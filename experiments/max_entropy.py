@@ -195,15 +195,7 @@ def _preset(data: dict, nets: dict, latent_dim: int, **evaluation) -> dict:
         },
         "optimizer": _run.adam_section(1e-4, b1=0.5, b2=0.9),
         "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
-        "train": {
-            "num_steps": 100_000,  # updates of the generator
-            "log_every": 100,
-            "eval_every": 1_000,
-            "checkpoint_every": 1_000,
-            "keep": 2,  # newest checkpoints
-            "best": "",
-            "abort_above": 1e8,  # a metric this large: training has diverged
-        },
+        "train": _run.train_section(100_000, eval_every=1_000),  # of the generator
         "sampler": {  # of what is evaluated beside the generator's draws
             "num_steps": 5,  # moves
             "step_size": 0.01,
@@ -246,24 +238,12 @@ def _plane_preset(name: str) -> dict:
     return config
 
 
-def _image_section(name: str, **others) -> dict:
-    return {
-        "name": name,
-        "batch_size": 64,
-        "num_examples": 0,  # first images trained on; 0 for all
-        "data_dir": "",  # prepared data; "" for TFDS's default folder
-        "download": True,  # whether TFDS may fetch what is not there
-        "size": 0,  # pixels a side; 0 for the data set's own
-        **others,
-    }
-
-
 STRIDED = {"name": "strided", "widths": (64, 128, 256, 512), "hidden_width": 512}
 
 
 def _images(name: str, **nets) -> dict:
     config = _preset(
-        _image_section(name),
+        _data.image_section(name),
         {"name": "convnet", "widths": (64, 128, 256, 512), "hidden_width": 512} | nets,
         latent_dim=128,
         num_samples=10_000,
@@ -305,7 +285,7 @@ def _digits() -> dict:
 
 def _stacked(num_digits: int) -> dict:
     config = _preset(
-        _image_section("stacked_mnist", num_digits=num_digits, tuple_seed=111),
+        _data.image_section("stacked_mnist", num_digits=num_digits, tuple_seed=111),
         dict(STRIDED),
         latent_dim=128,
         samples_a_mode=26,
@@ -372,7 +352,7 @@ def _kdd99() -> dict:
 
 def _mnist_anomaly() -> dict:
     config = _preset(
-        _image_section("mnist_anomaly", label=1, split_seed=0, leaks=False),
+        _data.image_section("mnist_anomaly", label=1, split_seed=0, leaks=False),
         dict(STRIDED),
         latent_dim=128,
         quantile=0.8,
@@ -510,6 +490,26 @@ def _bound(nets: Networks, state):
     )
 
 
+def _drawn(config, energy_fn, generator_fn, key, num: int, chunk_size: int):
+    """So many draws of the generator, and chains in the latent and visible space."""
+    draw_key, chain_key = jax.random.split(key)
+    x = _adversarial.draw(
+        generator_fn,
+        draw_key,
+        num,
+        latent_dim=config.latent_dim,
+        chunk_size=chunk_size,
+    )
+    return x, _adversarial.sample(
+        config.sampler,
+        energy_fn,
+        generator_fn,
+        chain_key,
+        config.evaluation.num_chains,
+        latent_dim=config.latent_dim,
+    )
+
+
 # --- the plane ---------------------------------------------------------------------
 
 
@@ -552,24 +552,11 @@ def _in_plane(config, keys) -> Problem:
     def evaluation(nets):
         def evaluate(state, key, directory):
             energy_fn, generator_fn = _bound(nets, state)
-            draw_key, chain_key, data_key = jax.random.split(key, 3)
-            x = _adversarial.draw(
-                generator_fn,
-                draw_key,
-                options.num_samples,
-                latent_dim=config.latent_dim,
-                chunk_size=options.num_samples,
-            )
-            data = np.asarray(target.sample(data_key, options.num_samples))
+            num = options.num_samples
+            x, sampled = _drawn(config, energy_fn, generator_fn, key, num, num)
+            _, _, data_key = jax.random.split(key, 3)
+            data = np.asarray(target.sample(data_key, num))
             density = grid.probabilities(energy_fn)
-            sampled = _adversarial.sample(
-                config.sampler,
-                energy_fn,
-                generator_fn,
-                chain_key,
-                options.num_chains,
-                latent_dim=config.latent_dim,
-            )
             slope = jax.jit(jax.vmap(jax.grad(energy_fn)))
             of_batch = jax.jit(jax.vmap(energy_fn))
             scalars = dict(sampled.scalars)
@@ -646,27 +633,15 @@ def _of_images(config, keys) -> Problem:
     def evaluation(nets):
         def evaluate(state, key, directory):
             energy_fn, generator_fn = _bound(nets, state)
-            draw_key, chain_key = jax.random.split(key)
-            x = _adversarial.draw(
-                generator_fn,
-                draw_key,
-                max(options.num_samples, options.num_inception if inception else 0),
-                latent_dim=config.latent_dim,
-                chunk_size=options.chunk_size,
+            num = max(options.num_samples, options.num_inception if inception else 0)
+            x, sampled = _drawn(
+                config, energy_fn, generator_fn, key, num, options.chunk_size
             )
             scalars = {}
             if inception is not None:
                 levels = _data.quantize(x[: options.num_inception], data.num_levels)
                 scalars |= inception.measure(levels, data.train)
             x = x[: options.num_samples]
-            sampled = _adversarial.sample(
-                config.sampler,
-                energy_fn,
-                generator_fn,
-                chain_key,
-                options.num_chains,
-                latent_dim=config.latent_dim,
-            )
             _shown(directory, x, sampled.x, options.num_shown)
             of_batch = jax.jit(jax.vmap(energy_fn))
             in_chunks = functools.partial(
@@ -798,21 +773,8 @@ def _of_stacked(config, keys) -> Problem:
     def evaluation(nets):
         def evaluate(state, key, directory):
             energy_fn, generator_fn = _bound(nets, state)
-            draw_key, chain_key = jax.random.split(key)
-            x = _adversarial.draw(
-                generator_fn,
-                draw_key,
-                num_samples,
-                latent_dim=config.latent_dim,
-                chunk_size=options.chunk_size,
-            )
-            sampled = _adversarial.sample(
-                config.sampler,
-                energy_fn,
-                generator_fn,
-                chain_key,
-                options.num_chains,
-                latent_dim=config.latent_dim,
+            x, sampled = _drawn(
+                config, energy_fn, generator_fn, key, num_samples, options.chunk_size
             )
             _shown_stacked(directory, x, sampled.x, options.num_shown)
             scalars = sampled.scalars | count_modes(judge.classifier, x)

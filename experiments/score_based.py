@@ -102,15 +102,11 @@ def _images(name: str, widths, num_blocks: int, num_steps: int) -> dict:
     optimizer["learning_rate"]["warmup_steps"] = 5_000
     return {
         "seed": 0,
-        "data": {
-            "name": name,
-            "batch_size": 128,
-            "num_examples": 0,  # first images trained on; 0 for all
-            "data_dir": "",  # prepared data; "" for TFDS's default folder
-            "download": True,  # whether TFDS may fetch what is not there
-            "size": 0,  # pixels a side; 0 for the data set's own
-            "is_mirrored": False,  # whether half of the images are, left to right
-        },
+        "data": _data.image_section(
+            name,
+            batch_size=128,
+            is_mirrored=False,  # whether half of the images are, left to right
+        ),
         "network": {
             "name": "unet",
             "widths": widths,
@@ -121,15 +117,7 @@ def _images(name: str, widths, num_blocks: int, num_steps: int) -> dict:
         },
         "optimizer": optimizer,
         "ema_decay": 0.999,  # of the parameters that are evaluated; 0 for none
-        "train": {
-            "num_steps": num_steps,
-            "log_every": 100,
-            "eval_every": 0,
-            "checkpoint_every": 1_000,
-            "keep": 2,  # newest checkpoints
-            "best": "",
-            "abort_above": 1e8,  # a metric this large: training has diverged
-        },
+        "train": _run.train_section(num_steps),
         "evaluation": {
             "num_samples": 10_000,
             "num_examples": 10_000,  # of the data and of the held-out, to compare with

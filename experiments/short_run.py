@@ -75,15 +75,8 @@ def _images(name: str, **data) -> dict:
     """What the presets on images share; sizes and lengths are the paper's."""
     return {
         "seed": 0,
-        "data": {
-            "name": name,
-            "batch_size": 64,  # of all devices; paper: m, also the number of chains
-            "num_examples": 40_000,  # first images trained on; 0 for all
-            "data_dir": "",  # prepared data; "" for TFDS's default folder
-            "download": True,  # whether TFDS may fetch what is not there
-            "size": 0,  # pixels a side; 0 for the data set's own
-            **data,
-        },
+        # Paper: m, the number of chains too, is the batch's size.
+        "data": _data.image_section(name, **{"num_examples": 40_000, **data}),
         "network": {
             "name": "short_run",
             "width": 64,  # paper: n_f
@@ -124,15 +117,13 @@ def _images(name: str, **data) -> dict:
             },
         },
         "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
-        "train": {
-            "num_steps": 250_000,  # updates
-            "log_every": 100,
-            "eval_every": 25_000,
-            "checkpoint_every": 5_000,
-            "keep": 2,  # newest checkpoints
-            "best": "samples_classifier_frechet_distance",  # kept too, where lowest
-            "abort_above": 1e5,  # a metric this large: training has diverged
-        },
+        "train": _run.train_section(
+            250_000,
+            eval_every=25_000,
+            checkpoint_every=5_000,
+            best="samples_classifier_frechet_distance",
+            abort_above=1e5,
+        ),
         "evaluation": {
             "num_samples": 10_000,
             "num_examples": 10_000,  # of the data, train and held-out, to compare with

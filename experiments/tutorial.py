@@ -925,15 +925,9 @@ def _config(method_name: str, target_name: str) -> dict:
         "optimizer": {**adam, "learning_rate": rate},
         "opponent": {**adam, "learning_rate": rate | opponent},  # or critic, generator
         "ema_decay": 0.999,  # of the parameters that are evaluated; 0 for none
-        "train": {
-            "num_steps": num_updates,
-            "log_every": 1000,
-            "eval_every": 0,
-            "checkpoint_every": 0,
-            "keep": 1,
-            "best": "",
-            "abort_above": 1e7,
-        },
+        "train": _run.train_section(
+            num_updates, log_every=1_000, checkpoint_every=0, keep=1, abort_above=1e7
+        ),
         "evaluation": {
             "num_points": 800,  # of the grid, a side, in the plane
             "num_examples": 20_000,  # draws of the target, elsewhere

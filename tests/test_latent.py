@@ -51,6 +51,39 @@ def test_every_sampler_has_the_posterior_of_its_temperature(name, temperature):
     assert np.isnan(found.acceptance_rate) == (name in ("langevin", "underdamped"))
 
 
+@pytest.mark.parametrize("name", list(_latent.SAMPLERS))
+def test_what_is_looked_at_does_not_change_the_law(name):
+    """From the posterior N(0, .2), and measured every ten moves: it is still there.
+    With a momentum that began at 0 each time its variance would be .172."""
+    latents = 0.2**0.5 * jax.random.normal(jax.random.key(0), (4_000, 2))
+    found = _latent.refine(
+        name,
+        SECTION | {"step_size": 0.02},
+        quadratic,
+        identity,
+        jax.random.key(1),
+        latents,
+        chain_lengths=range(10, 101, 10),
+    )[100]
+    bias = 1 / (1 - 0.02 * 5 / 2) if name == "langevin" else 1.0
+    error = 5 * (2 / 8_000) ** 0.5
+    np.testing.assert_allclose(found.latents.var(), 0.2 * bias, rtol=error)
+
+
+@pytest.mark.parametrize("name", ["langevin", "underdamped"])
+def test_chains_that_leave_all_numbers_are_named(name):
+    with pytest.raises(FloatingPointError, match=f"{name} at temperature 1: latents"):
+        _latent.refine(
+            name,
+            SECTION | {"step_size": 50.0},
+            quadratic,
+            identity,
+            jax.random.key(1),
+            jnp.ones((4, 2)),
+            chain_lengths=(200,),
+        )
+
+
 def test_images_are_the_generator_s_and_lengths_go_on_from_each_other():
     """At step 0 nothing moves; the images at every length are of its latents."""
     latents = jax.random.normal(jax.random.key(0), (10, 2))

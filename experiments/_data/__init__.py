@@ -21,6 +21,7 @@ __all__ = [
     "epoch_rows",
     "from_section",
     "image_batches",
+    "image_section",
     "in_chunks",
     "load",
     "process_rows",
@@ -53,6 +54,19 @@ def load(name: str, **section) -> Images:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"data set {name!r} is not one of {sorted(loaders)}{hint}")
     return loaders[name](**section)
+
+
+def image_section(name: str, **others) -> dict:
+    """A config's section `data` for `from_section`, of images that are not embedded."""
+    return {
+        "name": name,
+        "batch_size": 64,  # of all devices
+        "num_examples": 0,  # first images trained on; 0 for all
+        "data_dir": "",  # prepared data; "" for TFDS's default folder
+        "download": True,  # whether TFDS may fetch what is not there
+        "size": 0,  # pixels a side; 0 for the data set's own
+        **others,
+    }
 
 
 def from_section(section: Mapping) -> Images:

@@ -21,22 +21,13 @@ __all__ = ["in_plane", "on_images", "upper_half"]
 # --- evaluation in the plane -------------------------------------------------------
 
 
-def _check_counts(section, *names: str) -> None:
-    """Before training, not after it."""
-    for name in names:
-        if not isinstance(section[name], int) or section[name] < 1:
-            raise ValueError(
-                f"evaluation.{name} must be a whole number of at least 1,"
-                f" got {section[name]!r}"
-            )
-
-
 def in_plane(config, target, network, sampler, draw_noise, evaluation_key):
     """Short-run samples, long-run samples and `exp(-E / temperature)` against data."""
     del evaluation_key
     section, temperature = config.evaluation, config.sampler.temperature
     _plots.check()
-    _check_counts(section, "num_samples", "num_steps", "num_long_run", "long_run_steps")
+    names = ("num_samples", "num_steps", "num_long_run", "long_run_steps")
+    _run.check_counts("evaluation", section, **dict.fromkeys(names, 1))
     grid = _plane.plane(section.bound, section.num_bins)
     truth = grid.probabilities(target.energy_fn)
 
@@ -160,14 +151,15 @@ def _pca_errors(train: np.ndarray, images: np.ndarray) -> np.ndarray:
 def on_images(config, data, network, sampler, draw_noise, evaluation_key):
     section, num_steps = config.evaluation, config.objective.num_steps
     _plots.check()
-    _check_counts(
+    _run.check_counts(
+        "evaluation",
         section,
-        "num_examples",
-        "chunk_size",
-        "num_shown",
-        "num_inverted",
-        "num_iterations",
-        "num_long_run",
+        num_examples=1,
+        chunk_size=1,
+        num_shown=1,
+        num_inverted=1,
+        num_iterations=1,
+        num_long_run=1,
     )
     if section.jacobian not in ("identity", "autodiff"):
         raise ValueError(

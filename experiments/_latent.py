@@ -60,6 +60,7 @@ SAMPLERS = {
     ),
 }
 NAMES = (*SAMPLERS, "transport")
+REFUSING = ("independence", "mala", "hmc")  # those with an acceptance rate
 
 
 def check(section) -> None:
@@ -160,6 +161,11 @@ def refine(
         position, rate = move(
             jax.random.fold_in(key, index), position, end - first, scale
         )
+        if name in REFUSING and math.isnan(rate):
+            raise FloatingPointError(
+                f"{name} at temperature {temperature:g}: the acceptance rate is not a"
+                f" number after {end} moves; the energy is not where chains went"
+            )
         rates.append((end - first, rate))
         first = end
         if not jnp.isfinite(position).all():

@@ -24,6 +24,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from ebmjax import training
+from ebmjax.samplers.base import check_count
 from ebmjax.types import Array, Key
 from experiments._checkpoint import CONFIG, FOLDER, Checkpoints, read_config
 
@@ -401,18 +402,21 @@ def _check_sound(step: int, scalars: Mapping[str, float], limit: float = 0) -> N
 # --- the loop ----------------------------------------------------------------------
 
 
+def check_counts(section: str, values: Mapping[str, Any], **least: int) -> None:
+    """Raises ValueError, with the option's path, unless each of these of a config's
+    section is a whole number of at least so many: before training, not after it."""
+    for name, count in least.items():
+        check_count(f"{section}.{name}", values[name], count)
+
+
 def _is_due(step: int, every: int, num_steps: int) -> bool:
     return step == num_steps or (every > 0 and step % every == 0)
 
 
 def _check(config: ConfigDict) -> None:
     """What no constructor would find before work is lost."""
-    for name in ("num_steps", "log_every", "eval_every", "checkpoint_every"):
-        value = config.train[name]
-        if not isinstance(value, int) or value < 0:
-            raise ValueError(f"train.{name} must be a whole number >= 0, got {value!r}")
-    if config.train.keep < 1:
-        raise ValueError(f"train.keep must be at least 1, got {config.train.keep}")
+    lengths = ("num_steps", "log_every", "eval_every", "checkpoint_every")
+    check_counts("train", config.train, keep=1, **dict.fromkeys(lengths, 0))
     size, num_devices = config.data.batch_size, jax.device_count()
     if size < 1 or size % num_devices:
         raise ValueError(

@@ -134,6 +134,16 @@ def finished(folder: pathlib.Path, config: ConfigDict) -> dict[str, float] | Non
     return evaluations.get(config.train.num_steps)
 
 
+def seeds(config: ConfigDict) -> range:
+    """`seed`, `seed + 1`, ...: as many as `sweep.num_seeds` says.
+
+    Raises:
+      ValueError: If that is less than one.
+    """
+    _run.check_counts("sweep", config.sweep, num_seeds=1)
+    return range(config.seed, config.seed + config.sweep.num_seeds)
+
+
 def over_seeds(
     found: Mapping[str, Sequence[Mapping[str, float]]],
     columns: Sequence[str] | None = None,

@@ -934,10 +934,9 @@ def sweep(build, config: ConfigDict, workdir) -> None:
             "a sweep is of the method max_entropy, and has the baselines as cells where"
             f" they are compared; got {config.objective.name!r}"
         )
-    workdir, num_seeds = pathlib.Path(workdir), config.sweep.num_seeds
+    workdir, seeds = pathlib.Path(workdir), _sweep.seeds(config)
     base = config.to_dict()
     del base["sweep"]  # a cell is the same run in any sweep
-    seeds = range(config.seed, config.seed + num_seeds)
     cells = {
         f"{cell},{seed}": _sweep.overridden(
             _with_method(ConfigDict(base), cell), values | {"seed": seed}

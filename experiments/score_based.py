@@ -446,11 +446,18 @@ def _on_images(config, keys) -> _run.Experiment:
 
 
 def _check(options) -> None:
-    least = {"num_examples": 1, "num_shown": 1, "chunk_size": 1, "num_probes": 1}
-    least |= {"num_samples": 0, "num_inpainted": 0, "num_likelihoods": 0}
-    least |= {"classifier_steps": 0}
-    for name, count in least.items():
-        check_count(f"evaluation.{name}", options[name], count)
+    _run.check_counts(
+        "evaluation",
+        options,
+        num_examples=1,
+        num_shown=1,
+        chunk_size=1,
+        num_probes=1,
+        num_samples=0,
+        num_inpainted=0,
+        num_likelihoods=0,
+        classifier_steps=0,
+    )
     for name in ("num_samples", "num_likelihoods"):
         if options[name] == 1:
             raise ValueError(
@@ -697,7 +704,7 @@ def sweep(build, config: ConfigDict, workdir) -> None:
     `table.md` has means over the seeds."""
     if config.data.name == "two_modes":
         raise ValueError("a sweep is of images, got data.name = 'two_modes'")
-    workdir, num_seeds = pathlib.Path(workdir), config.sweep.num_seeds
+    workdir, seeds = pathlib.Path(workdir), _sweep.seeds(config)
     base = config.to_dict()
     del base["sweep"]  # a cell is the same run in any sweep
     rows = {f"{name}, score": (name, False) for name in PROCESSES}
@@ -711,7 +718,7 @@ def sweep(build, config: ConfigDict, workdir) -> None:
         if name != config.process.name:
             sections = base | _sections(config.data.name, name)
         shared = {k: v for k, v in given.items() if k in _run.flat(sections)}
-        for seed in range(config.seed, config.seed + num_seeds):
+        for seed in seeds:
             values = shared | {"seed": seed, "network.is_energy": is_energy}
             cell = _sweep.overridden(ConfigDict(sections), values)
             cells[f"{row}, {seed}"] = cell

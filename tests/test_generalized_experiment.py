@@ -23,7 +23,7 @@ def data_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     rows = np.round(rng.normal(size=(300, 12)), 2)
-    names = ";".join(f'"{index}"' for index in range(12))
+    names = ";".join(f'"name {index}"' for index in range(12))
     lines = [names, *(";".join(map(str, row)) for row in rows)]
     (folder / "winequality-red.csv").write_text("\n".join(lines) + "\n")
     for split, num in (("train", 80), ("test", 40)):
@@ -159,9 +159,66 @@ def test_the_energy_has_more_turns_now_and_then_and_the_last_alone(data_dir):
     experiment = generalized.build(tiny("curve"), _run.make_keys(0))
     rests = set(experiment.players) - set(experiment.phases["tuning"])
     assert rests == {"base"}
-    with pytest.raises(ValueError, match="players.num_extra_updates must not be neg"):
-        config = tiny("digits", players__num_extra_updates=-5)
+
+
+@pytest.mark.parametrize(
+    "preset, option, value, message",
+    [
+        ("digits", "players__num_extra_updates", -5, "players.num_extra_updates must"),
+        ("digits", "players__num_energy_updates", 0, "players.num_energy_updates must"),
+        ("digits", "evaluation__num_samples", 1, "evaluation.num_samples must be a"),
+        ("digits", "evaluation__num_examples", 0, "evaluation.num_examples must be a"),
+        ("digits", "evaluation__num_shown", 0, "evaluation.num_shown must be a whole"),
+        ("digits", "evaluation__chunk_size", 0, "evaluation.chunk_size must be a"),
+        ("red_wine", "evaluation__num_draws", 0, "evaluation.num_draws must be a"),
+        (
+            "red_wine",
+            "objective__l2",
+            -1.0,
+            "objective.l2 must not be negative, got -1",
+        ),
+        ("red_wine", "data__split_seed", -1, "data.split_seed must be a whole number"),
+        (
+            "red_wine",
+            "data__name",
+            "red_wines",
+            "data.name must be one of .*'red_wines'",
+        ),
+        (
+            "red_wine",
+            "objective__name",
+            "likelihood",
+            "choose it by --config=experiments/generalized.py:red_wine,likelihood",
+        ),
+        ("circle", "evaluation__num_chains", 0, "evaluation.num_chains must be a"),
+        ("circle", "data__concentration", -1.0, "data.concentration must not be neg"),
+        ("curve", "evaluation__num_moves", 0, "evaluation.num_moves must be a whole"),
+        ("curve", "network__width", 0.0, "network.width must be positive, got 0.0"),
+    ],
+)
+def test_options_that_would_fail_after_training_are_refused_before_it(
+    preset, option, value, message, data_dir
+):
+    config = tiny(preset, data_dir, **{option: value})
+    with pytest.raises(ValueError, match=message):
         generalized.build(config, _run.make_keys(0))
+
+
+def test_a_table_without_a_line_of_names_is_refused(data_dir, tmp_path):
+    lines = (data_dir / "winequality-red.csv").read_text().splitlines()
+    (tmp_path / "winequality-red.csv").write_text("\n".join(lines[1:]) + "\n")
+    config = tiny("red_wine", tmp_path)
+    with pytest.raises(ValueError, match="winequality-red.csv.* names"):
+        generalized.build(config, _run.make_keys(0))
+
+
+def test_a_sharp_von_mises_law_does_not_overflow(tmp_path):
+    """At k = 800 the entropy of the angle is that of N(0, 1 / k), to 1 / k."""
+    config = tiny("circle", data__concentration=800.0, train__num_steps=1)
+    found = _run.run(generalized.build, config, tmp_path)
+    exact = math.log(2 * math.pi) - 0.5 * math.log(2 * math.pi * math.e / 800)
+    np.testing.assert_allclose(found["kale_exact"], exact, atol=2 / 800)
+    np.testing.assert_allclose(found["mean_exact"], 1 - 0.5 / 800, rtol=1e-5)
 
 
 def sgd(**rate):
@@ -411,7 +468,11 @@ def test_images_are_judged_by_temperature_and_length_in_percent_of_the_base_s(
         seen.append((name, options["temperature"], lowest))
         x = np.asarray(jax.vmap(generator_fn)(latents))
         return {
-            length: _latent.Refined(latents, x * (1 - length / 10), length / 10)
+            length: _latent.Refined(
+                latents,
+                x * (1 - length / 10),
+                length / 10 if name == "mala" else math.nan,
+            )
             for length in options["chain_lengths"]
         }
 
@@ -435,10 +496,14 @@ def test_images_are_judged_by_temperature_and_length_in_percent_of_the_base_s(
         ("mala", 0.1, -1.5),
         ("transport", 1.0, -1.5),
     ]
-    relative = {
-        f"relative_{cell}_{length}": 100 * (1 - length / 10) ** 2
+    cells = [
+        (f"{cell}_{length}", length)
         for cell in ("mala_1", "mala_0.1", "transport_1")
         for length in (2, 4)
+    ]
+    relative = {f"relative_{x}": 100 * (1 - length / 10) ** 2 for x, length in cells}
+    relative |= {
+        f"acceptance_rate_{x}": length / 10 for x, length in cells if "mala" in x
     }
     base = found.pop("base_frechet_distance")
     assert found == pytest.approx(relative | {"relative_base": 100}, rel=1e-5)
@@ -446,9 +511,10 @@ def test_images_are_judged_by_temperature_and_length_in_percent_of_the_base_s(
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in (tmp_path / "quality.md").read_text().splitlines()
     ]
-    table = {row[0]: [float(cell) for cell in row[1:]] for row in rows[2:]}
-    assert table["base"][1] == 100
-    np.testing.assert_allclose(table["mala_0.1_4"], [0.36 * base, 36], rtol=5e-3)
+    table = {row[0]: row[1:] for row in rows[2:]}
+    assert table["base"][1:] == ["100", "-"] and table["transport_1_4"][2] == "-"
+    found = [float(cell) for cell in table["mala_0.1_4"]]
+    np.testing.assert_allclose(found, [0.36 * base, 36, 0.4], rtol=5e-3)
 
 
 def test_the_ridge_is_a_density_of_the_plane():

@@ -84,6 +84,26 @@ def test_chains_that_leave_all_numbers_are_named(name):
         )
 
 
+def test_an_acceptance_rate_that_is_no_number_is_named():
+    """Latents stay where they are when an energy is not a number anywhere else."""
+
+    def nowhere(x):
+        return jnp.where(jnp.all(x == 1.0), 0.0, jnp.nan)
+
+    with pytest.raises(
+        FloatingPointError, match="hmc at temperature 1: the acceptance"
+    ):
+        _latent.refine(
+            "hmc",
+            SECTION,
+            nowhere,
+            identity,
+            jax.random.key(1),
+            jnp.ones((4, 2)),
+            chain_lengths=(3,),
+        )
+
+
 def test_images_are_the_generator_s_and_lengths_go_on_from_each_other():
     """At step 0 nothing moves; the images at every length are of its latents."""
     latents = jax.random.normal(jax.random.key(0), (10, 2))

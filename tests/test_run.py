@@ -239,9 +239,9 @@ def test_cadences_of_zero_mean_never_but_for_the_end(tmp_path):
     [
         (
             {"train__num_steps": -1},
-            "train.num_steps must be a whole number >= 0, got -1",
+            "train.num_steps must be a whole number of at least 0, got -1",
         ),
-        ({"train__keep": 0}, "train.keep must be at least 1, got 0"),
+        ({"train__keep": 0}, "train.keep must be a whole number of at least 1, got 0"),
         ({"data__batch_size": 12}, "multiple of the 8 devices, got 12"),
     ],
 )

@@ -91,8 +91,10 @@ def energy_objective(
       num_draws: From the base for each row of the batch.
       transforms_log_partition: Whether `c` has the gradient `exp(c - A) - 1`, with `A`
         the batch's log mean of `exp(-E)`, in place of the loss's own, `1 - exp(A -
-        c)`, which explodes where `c` is far below. Of the same sign and zero; the value
-        is untouched.
+        c)`, which explodes where `c` is far below. In a batch it has the same sign and
+        zero; the value is untouched. Over batches, of each device its own, `c` ends at
+        `-log mean exp(-A)`, below the truth by about the variance of a batch's `A`; the
+        loss's own gradient has no such bias.
       energy_floor: The energy network's value is kept above it, and has no gradient
         below; None for no floor. Sampling wants the same one.
 

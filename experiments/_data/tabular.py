@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ebmjax.samplers.base import check_count
+
 __all__ = [
     "SMALL",
     "SOURCES",
@@ -87,6 +89,8 @@ class Rows(NamedTuple):
 def _cells(delimiter: str, num_columns: int, used: slice):
     def read(path):
         names, values, _ = read_rows(path, delimiter, num_columns)
+        if all(_is_number(name) for name in names):
+            raise ValueError(f"{path} must begin with a line of names, got {names}")
         return Rows(names[used], values[:, used])
 
     return read
@@ -191,6 +195,7 @@ def from_section(section: Mapping) -> Table:
     """
     if not section["data_dir"]:
         raise ValueError(f"data.data_dir must be the folder with {section['name']}")
+    check_count("data.split_seed", section["split_seed"], 0)
     return load(
         section["name"],
         data_dir=section["data_dir"],

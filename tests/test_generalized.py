@@ -391,18 +391,27 @@ def test_chains_of_a_shifted_energy_are_the_same_and_of_a_constant_one_the_prior
             sampler, latent_energy, jax.random.key(1), start, 20, collect=None
         )
 
-    langevin = samplers.langevin(step_size=0.1)
-    plain, moved = (
-        chains(lambda x, k=k: jnp.sum(x**2) + k, langevin)[0].position
-        for k in (0.0, 64.0)
-    )
-    np.testing.assert_array_equal(plain, moved)
+    def energy(constant, x):
+        return jnp.sum(x**2) + constant
+
     prior = samplers.independence(
         proposal=(
             lambda key: jax.random.normal(key, (1,)),
             lambda z: -0.5 * jnp.sum(z**2),
         )
     )
+    for sampler in (
+        samplers.langevin(step_size=0.1),
+        samplers.underdamped(step_size=0.5, friction=1.0),
+        samplers.mala(step_size=0.5),
+        samplers.hmc(step_size=0.5, num_leapfrog=2),
+        prior,
+    ):
+        plain, moved = (
+            chains(functools.partial(energy, jnp.float32(k)), sampler)[0].position
+            for k in (0.0, 64.0)
+        )
+        np.testing.assert_array_equal(plain, moved)
     _, info = chains(lambda x: 3.0 + 0 * jnp.sum(x), prior)
     np.testing.assert_allclose(info.acceptance_rate, 1, atol=1e-5)  # rounding
     objective = generalized.base_objective(
@@ -615,6 +624,7 @@ def test_a_base_on_the_circle_has_von_mises_weights():
     )
     for sampler, num_steps in (
         (samplers.mala(step_size=0.1), 300),
+        (samplers.hmc(step_size=0.3, num_leapfrog=3), 150),
         (samplers.independence(proposal=proposal), 40),
     ):
         state, _ = samplers.sample_chains(
@@ -791,6 +801,36 @@ def test_on_points_that_are_apart_kale_is_the_slope_times_the_distance():
         )
         moved = jax.grad(lambda p, o=objective: value_of(o, p, data)[0])(params)
         np.testing.assert_allclose(moved["base"], slope, rtol=1e-5)
+
+
+@pytest.mark.parametrize("angle", [0.0, 0.4, 1.2, math.pi])
+def test_on_parallel_segments_kale_is_at_most_the_slope_times_the_distance(angle):
+    """T4. P on {0} x [0, 1], B on {t} x [0, 1], slopes of size L = .8 in a direction:
+    KALE is L t along the first coordinate, and less in any other, where it is L cos t
+    and what a uniform law's second coordinate loses, log(sinh(h) / h), h = L sin / 2;
+    so never above L W_1, though the divergence is infinite."""
+    length, place, num = 0.8, 0.7, 200_000
+    across, along = length * math.cos(angle), length * math.sin(angle)
+    slope = jnp.array([across, along])
+
+    def segment(base, z):
+        return jnp.array([base, jax.scipy.stats.norm.cdf(z[0])])
+
+    half = along / 2
+    lost = math.log(math.sinh(half) / half) if abs(half) > 1e-3 else 0.0
+    params = {
+        "energy": slope,
+        "base": place,
+        "log_partition": -across * place - half + lost,
+    }
+    heights = jax.random.uniform(jax.random.key(1), (num,))
+    data = jnp.stack([0 * heights, heights], 1)
+    objective = generalized.energy_objective(linear, segment, latent_dim=1)
+    _, aux = value_of(objective, params, data)
+    # Deviations: of a uniform law's heights .29 `along`, twice.
+    error = 4 * 0.5 * abs(along) / num**0.5 + 1e-5
+    np.testing.assert_allclose(aux.metrics["kale"], across * place - lost, atol=error)
+    assert aux.metrics["kale"] <= length * place + error
 
 
 @pytest.mark.usefixtures("float64")

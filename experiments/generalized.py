@@ -225,6 +225,7 @@ def _uci(name: str) -> dict:
         "log_every": 4,
         "best": "validation_nll",
     }
+    config["sweep"]["methods"] = (*ESTIMATORS, *BASELINES)
     if name not in tabular.SMALL:  # published, but for the base's rate of 1e-4
         config["data"]["batch_size"] = 2_048
         config["objective"]["num_draws"] = 1
@@ -1094,7 +1095,7 @@ KINDS = {name: _of_table for name in UCI} | {
 
 
 def sweep(build, config: ConfigDict, workdir) -> None:
-    """Of a table all methods times seeds, each at its best validation; of what else the
+    """Of a table methods times seeds, each at its best validation; of what else the
     seeds; and `table.md` with means over seeds. A run that diverges has what was best
     before it did, and is not counted under `ended`. The baselines' sections `objective`
     are `BASELINES`, whatever the config has in its own, and contrastive divergence has
@@ -1108,7 +1109,11 @@ def sweep(build, config: ConfigDict, workdir) -> None:
     is_table = config.data.name in UCI
     base = config.to_dict()
     del base["sweep"]  # a cell is the same run in any sweep
-    methods = (*ESTIMATORS, *BASELINES) if is_table else (config.objective.name,)
+    methods = (config.objective.name,)
+    if is_table:
+        methods, known = tuple(config.sweep.methods), (*ESTIMATORS, *BASELINES)
+        if not methods or not set(methods) <= set(known):
+            raise ValueError(f"sweep.methods must be some of {known}, got {methods}")
     cells = {
         f"{method},{seed}": _sweep.overridden(
             _with_method(ConfigDict(base), method), {"seed": seed}

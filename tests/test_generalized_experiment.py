@@ -355,6 +355,23 @@ def test_a_sweep_whose_first_run_failed_has_a_table(data_dir, tmp_path, monkeypa
     ]
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"sweep__methods": ("kale", "cd")}, "sweep.methods must be some of .*'cd'"),
+        ({"sweep__methods": ()}, "sweep.methods must be some of .*got"),
+        (
+            {"sweep__num_seeds": 0},
+            "sweep.num_seeds must be a whole number of at least 1",
+        ),
+    ],
+)
+def test_a_sweep_of_nothing_is_refused(options, message, data_dir, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        config = tiny("red_wine", data_dir, **options)
+        generalized.sweep(generalized.build, config, tmp_path)
+
+
 def test_a_sweep_over_seeds_has_a_measure_a_line(tmp_path, monkeypatch):
     def runs(build, cells, workdir, report, **options):
         assert list(cells) == ["kale,3", "kale,4"]

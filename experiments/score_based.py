@@ -50,7 +50,16 @@ from ebmjax import (
     training,
 )
 from ebmjax.samplers.base import check_count, check_number
-from experiments import _classifier, _data, _evaluation, _plane, _plots, _run, _sweep
+from experiments import (
+    _classifier,
+    _data,
+    _detection,
+    _evaluation,
+    _plane,
+    _plots,
+    _run,
+    _sweep,
+)
 
 # --- presets -----------------------------------------------------------------------
 
@@ -60,6 +69,7 @@ DIFFUSIONS = {
     "sub_variance_preserving": diffusions.sub_variance_preserving,
 }
 PROCESSES = (*DIFFUSIONS, "ladder")
+SMALL_SCALE = 0.2  # of noise, a tenth of the data's range
 NETWORKS = {"unet": networks.unet, "mlp": networks.noise_mlp}
 
 
@@ -128,6 +138,7 @@ def _images(name: str, widths, num_blocks: int, num_steps: int) -> dict:
             "num_probes": 4,  # noises and signs for each
             "tolerance": 1e-5,  # of the flow's steps
             "num_inpainted": 16,  # held-out images; 0 for none
+            "out_of_distribution": ("uniform", "gaussian"),  # or names of data sets
         },
         "sweep": {"num_seeds": 1},  # seed, seed + 1, ...
     }
@@ -399,6 +410,8 @@ def _on_images(config, keys) -> _run.Experiment:
     # Whatever does not fit the sampler is found before training.
     jax.eval_shape(lambda params, key: sample(params, key, 1), params, keys.params)
     judge = _classifier.judge(data, options.num_examples, options.classifier_steps)
+    if name == "energy":
+        measures.append(_detecting(config, network.apply, judge, keys.evaluation))
     is_judged = (
         data.labels_train is not None
         and options.classifier_steps
@@ -566,8 +579,35 @@ def _asymmetry(score, data: _data.Images):
             f"asymmetry_{scale:g}": float(
                 of_scale(params, x, noise, signs, jnp.float32(scale))
             )
-            for scale in (0.2, 1.0, 4.0)
+            for scale in (SMALL_SCALE, 1.0, 4.0)
         }
+
+    return measure
+
+
+def _detecting(config, energy, judge: _classifier.Judge, key):
+    """Is the energy higher on what is foreign? At a small noise scale, with no noise
+    put on the images. A score alone does not say."""
+    options = config.evaluation
+    foreign = _detection.foreign_images(
+        key,
+        options.out_of_distribution,
+        judge.train,
+        data_dir=config.data.get("data_dir") or None,
+        download=config.data.get("download", False),
+    )
+    of_images = jax.jit(jax.vmap(energy, (None, 0, None)))
+
+    def measure(params, key, directory):
+        del key, directory
+
+        def energies_of(x):
+            def of_chunk(x):
+                return of_images(params, x, SMALL_SCALE)
+
+            return _data.in_chunks(of_chunk, x, options.chunk_size)
+
+        return _detection.area_under_roc(energies_of, judge.held_out, foreign)
 
     return measure
 
@@ -695,6 +735,7 @@ SWEEP_COLUMNS = (
     "bits_per_dim_noise",
     "flow_evaluations",
     "asymmetry_1",
+    "auroc_gaussian",
     "sampling_seconds",
 )
 

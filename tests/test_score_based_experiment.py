@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from resuming import check_resumes
 
 from ebmjax import diffusions, energies, objectives, samplers
-from experiments import _run, score_based
+from experiments import _classifier, _run, score_based
 from experiments._data import digits, images
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -67,8 +67,9 @@ def test_a_ladder_of_energies_runs_stops_and_resumes_with_its_figures(tmp_path):
     rows = (figures / "quality.md").read_text().splitlines()[2:]
     found = [row.split("|")[1].strip() for row in rows]
     assert found == ["data", "gaussian", "uniform", "samples"]
-    # An energy's Hessian is symmetric, to rounding.
+    # An energy's Hessian is symmetric, to rounding; and it tells images apart.
     assert scalars["asymmetry_1"] < 1e-6
+    assert 0 <= scalars["auroc_uniform"] <= 1
     lines = (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["kind"] == "eval"
 
@@ -81,7 +82,8 @@ def test_a_diffusion_runs_stops_and_resumes(tmp_path):
     figures = names(tmp_path / "one" / "figures")
     assert figures == {"samples.png", "inpainting.png", "quality.md"}
     assert scalars["bits_per_dim_error"] > 0 and scalars["bits_per_dim_noise"] > 0
-    assert scalars["asymmetry_1"] > 1e-4  # of a free score
+    # A free score is no energy's gradient, and tells nothing apart.
+    assert scalars["asymmetry_1"] > 1e-4 and "auroc_uniform" not in scalars
 
 
 @pytest.mark.slow
@@ -262,6 +264,29 @@ def test_inpainting_draws_the_unknown_half_given_the_known(tmp_path):
     conditional = (s + n) - s**2 / (s + n)
     error = 5 * (2 / (100 * 32)) ** 0.5
     np.testing.assert_allclose(scalars["inpainting_mse"], 2 * conditional, rtol=error)
+
+
+def test_energies_tell_what_is_further_from_the_data_s_mean():
+    """Of |x|^2 / 2 at the noise's scale: noise of the whole range is further from grey
+    than grey images are, and a normal law of the data's moments as far as they."""
+    config = tiny("digits,ladder").unlock()
+    config.evaluation.update(num_examples=400, chunk_size=100)
+    rng = np.random.default_rng(0)
+    grey = rng.integers(5, 12, (800, 8, 8, 1), np.uint8)
+    data = digits.load()._replace(train=grey[:400], held_out=grey[400:])
+    judge = _classifier.judge(data, 400, 2)
+
+    def energy(params, x, noise_scale):
+        return params * jnp.sum(x**2) / 2 / noise_scale
+
+    measure = score_based._detecting(config, energy, judge, jax.random.key(0))
+    found = measure(jnp.float32(1.0), jax.random.key(1), None)
+    assert found["auroc_uniform"] > 0.999
+    # Sums of 64 squares: means agree, so that the area is a half, but for the skews
+    # and the fit of a law to 400 images.
+    np.testing.assert_allclose(found["auroc_gaussian"], 0.5, atol=0.1)
+    opposite = measure(jnp.float32(-1.0), jax.random.key(1), None)
+    assert opposite["auroc_uniform"] < 0.001
 
 
 def test_a_ladder_s_section_gives_the_papers_numbers():

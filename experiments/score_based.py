@@ -252,11 +252,14 @@ def _of_model(name: str, function) -> dict:
     return {"energy" if name == "energy" else "score_network": function}
 
 
-def _ladder(config, largest: float, num_dims: int) -> np.ndarray:
+def _ladder(config, largest, num_dims: int) -> np.ndarray:
+    """`largest()` is of the data's distances, asked for where the config has none."""
     process = config.process
     counts = {"num_scales": process.num_scales or None}
     counts |= {} if process.num_scales else {"num_dims": num_dims}
-    return samplers.noise_ladder(process.largest or largest, process.smallest, **counts)
+    return samplers.noise_ladder(
+        process.largest or largest(), process.smallest, **counts
+    )
 
 
 def _relative_step_size(config, ladder: np.ndarray) -> float:
@@ -304,7 +307,11 @@ def _in_plane(config, keys) -> _run.Experiment:
     target = targets.gaussian_mixture(means=MODES, std=1.0, weights=WEIGHTS)
     network, name, learned = _model(config, (2,))
     params, _ = network.init(keys.params)
-    ladder = _ladder(config, 0.0, 2)
+    ladder = _ladder(
+        config,
+        lambda: samplers.largest_distance(target.sample(keys.evaluation, 1_000)),
+        2,
+    )
     relative = _relative_step_size(config, ladder)
     objective = objectives.multi_scale_denoising_score_matching(
         **_of_model(name, network), noise_scales=ladder
@@ -381,7 +388,7 @@ def _on_images(config, keys) -> _run.Experiment:
     # What is measured besides samples: `measure(params, key, directory) -> scalars`.
     measures = [_asymmetry(score, data)]
     if config.process.name == "ladder":
-        ladder = _ladder(config, config.process.largest or largest(), math.prod(shape))
+        ladder = _ladder(config, largest, math.prod(shape))
         objective = objectives.multi_scale_denoising_score_matching(
             **_of_model(name, network), noise_scales=ladder, **config.objective
         )

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from resuming import check_resumes
 
 from ebmjax import diffusions, energies, objectives, samplers
-from experiments import _classifier, _run, score_based
+from experiments import _classifier, _evaluation, _run, score_based
 from experiments._data import digits, images
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -174,12 +174,22 @@ def test_samples_of_an_exact_score_are_the_data_s(process):
     """The section's own sampler on a score that is known: normal data N(.2, .3)."""
     config = score_based.get_config(f"digits,{process}")
     law = score_based._diffusion(config, lambda: 8.0)
-    sample = score_based._reversed(config, normal_score, law, (4, 4, 1))
+    sample, inpaint = score_based._reversed(config, normal_score, law, (4, 4, 1))
     x = np.asarray(sample(exact_params(), jax.random.key(0), 2_000))
     error = 5 * (2 / x.size) ** 0.5
     np.testing.assert_allclose(x.mean(), 0.2, atol=5 * (0.3 / x.size) ** 0.5 + 0.01)
     # The corrector widens by 1 + .16^2 at most.
     np.testing.assert_allclose(x.var(), 0.3, rtol=error + 0.05)
+    # And what is given comes back, with the rest as it was: pixels are independent.
+    is_known = _evaluation.upper_half((4, 4, 1))
+    given = np.full_like(x, -0.7)
+    y = np.asarray(inpaint(exact_params(), jax.random.key(1), given, is_known))
+    np.testing.assert_array_equal(y[:, is_known], given[:, is_known])
+    rest = y[:, ~is_known]
+    np.testing.assert_allclose(
+        rest.mean(), 0.2, atol=5 * (0.3 / rest.size) ** 0.5 + 0.01
+    )
+    np.testing.assert_allclose(rest.var(), 0.3, rtol=1.5 * error + 0.05)
 
 
 def test_samples_of_a_ladder_are_those_of_its_recursion():
@@ -189,7 +199,7 @@ def test_samples_of_a_ladder_are_those_of_its_recursion():
     the draws are wider, which is the method and no error."""
     config = score_based.get_config("digits,ladder").unlock()
     config.process.smallest = 0.2  # so that the last noise counts
-    ladder = score_based._ladder(config, 8.0, 16)
+    ladder = score_based._ladder(config, lambda: 8.0, 16)
     relative = score_based._relative_step_size(config, ladder)
     sample = score_based._annealed(config, normal_score, ladder, (4, 4, 1))
     x = np.asarray(sample(exact_params(), jax.random.key(0), 2_000))
@@ -254,7 +264,7 @@ def test_inpainting_draws_the_unknown_half_given_the_known(tmp_path):
         return -common / (2 * params["signal"] + own) - apart / own
 
     params = {"signal": jnp.float32(0.09), "noise": jnp.float32(0.01)}
-    ladder = score_based._ladder(config, 0.0, 64)
+    ladder = score_based._ladder(config, None, 64)
     inpaint = score_based._annealed_inpainting(config, score, ladder, (8, 8, 1))
     measure = score_based._inpainting(inpaint, held_out, data)
     scalars = measure(params, jax.random.key(0), tmp_path)
@@ -292,14 +302,14 @@ def test_energies_tell_what_is_further_from_the_data_s_mean():
 def test_a_ladder_s_section_gives_the_papers_numbers():
     """From 0: largest distance, overlap and step; else as given."""
     config = score_based.get_config("digits,ladder").unlock()
-    ladder = score_based._ladder(config, 9.0, 64)
+    ladder = score_based._ladder(config, lambda: 9.0, 64)
     overlaps = samplers.noise_overlap(ladder[0] / ladder[1], 64)
     assert ladder[0] == 9.0 and 0.5 <= overlaps < 0.56
     expected = samplers.relative_step_size(ladder[0] / ladder[1], 20)
     assert score_based._relative_step_size(config, ladder) == expected
     config.process.update(largest=2.0, num_scales=7)
     config.sampler.relative_step_size = 0.1
-    ladder = score_based._ladder(config, 9.0, 64)
+    ladder = score_based._ladder(config, lambda: 9.0, 64)
     assert ladder[0] == 2.0 and len(ladder) == 7
     assert score_based._relative_step_size(config, ladder) == 0.1
 
@@ -402,7 +412,7 @@ def test_inpainting_asks_for_scores_where_the_known_has_its_level_s_noise(tmp_pa
         is_noised = (distance > noise_scale) & (distance < 4.5 * noise_scale)
         return jnp.where(is_noised, 0.0, jnp.nan) * x
 
-    ladder = score_based._ladder(config, 0.0, 64)
+    ladder = score_based._ladder(config, None, 64)
     inpaint = score_based._annealed_inpainting(config, score, ladder, (8, 8, 1))
     images = np.full((3, 8, 8, 1), 16, np.uint8)
     measure = score_based._inpainting(inpaint, images, data)

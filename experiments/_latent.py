@@ -25,7 +25,8 @@ class Refined(NamedTuple):
     Attributes:
       latents: `[n, latent_dim]`.
       x: `[n, *event]`, what the generator makes of them.
-      acceptance_rate: Mean over the moves so far; NaN where nothing is refused.
+      acceptance_rate: Mean over the moves so far; NaN where nothing is refused. A
+        proposal of no finite energy is refused.
     """
 
     latents: np.ndarray
@@ -60,7 +61,7 @@ SAMPLERS = {
     ),
 }
 NAMES = (*SAMPLERS, "transport")
-REFUSING = ("independence", "mala", "hmc")  # those with an acceptance rate
+REFUSING = ("independence", "mala", "hmc")
 
 
 def check(section) -> None:
@@ -138,8 +139,9 @@ def refine(
 
     Raises:
       ValueError: If the name is unknown, or the lengths do not rise from above 0.
-      FloatingPointError: If transport finds no slope to go by, or latents cease to be
-        finite, as where the step is too long for a sampler that refuses nothing.
+      FloatingPointError: If transport finds no slope to go by, latents cease to be
+        finite, as where the step is too long for a sampler that refuses nothing, or the
+        energy is not a number wherever a chain would go.
     """
     if name not in NAMES:
         raise ValueError(f"sampler must be one of {sorted(NAMES)}, got {name!r}")
@@ -161,11 +163,6 @@ def refine(
         position, rate = move(
             jax.random.fold_in(key, index), position, end - first, scale
         )
-        if name in REFUSING and math.isnan(rate):
-            raise FloatingPointError(
-                f"{name} at temperature {temperature:g}: the acceptance rate is not a"
-                f" number after {end} moves; the energy is not where chains went"
-            )
         rates.append((end - first, rate))
         first = end
         if not jnp.isfinite(position).all():
@@ -178,6 +175,10 @@ def refine(
             last = position[:, 0] if name == "underdamped" else position
             found[end] = Refined(np.asarray(last), np.asarray(generated(last)), mean)
     return found
+
+
+def _acceptance(state, info):
+    return info.acceptance_rate
 
 
 def _chains(name, section, energy_fn, generator_fn, temperature):
@@ -193,14 +194,26 @@ def _chains(name, section, energy_fn, generator_fn, temperature):
 
     def move(key, position, num_steps, scale):
         sampler = sampler_of(scale, position.shape[-1])
-        state, info = samplers.sample_chains(
-            sampler, latent_energy, key, position, num_steps, collect=None
+        refuses = name in REFUSING
+        state, found = samplers.sample_chains(
+            sampler,
+            latent_energy,
+            key,
+            position,
+            num_steps,
+            collect=_acceptance if refuses else None,
         )
         position = state.position
         if name == "underdamped":
             position = jnp.stack(state, 1)
-        rate = getattr(info, "acceptance_rate", None)
-        return position, float("nan" if rate is None else rate.mean())
+        if not refuses:
+            return position, math.nan
+        if jnp.isnan(found).all():
+            raise FloatingPointError(
+                f"{name} at temperature {temperature:g}: of no proposal the energy is a"
+                " number"
+            )
+        return position, float(jnp.nan_to_num(found).mean())
 
     return move
 

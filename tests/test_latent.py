@@ -84,24 +84,55 @@ def test_chains_that_leave_all_numbers_are_named(name):
         )
 
 
-def test_an_acceptance_rate_that_is_no_number_is_named():
-    """Latents stay where they are when an energy is not a number anywhere else."""
+@pytest.mark.parametrize("name", _latent.REFUSING)
+def test_energies_that_are_no_numbers_are_refused_and_named_where_all_are(name):
+    """Of an energy that is a number for x > 0 alone, and there 0: the prior's half.
+    From 1 all proposals that are not are refused, and count as such; where it is a
+    number at the start alone, nothing is left to go to."""
 
-    def nowhere(x):
-        return jnp.where(jnp.all(x == 1.0), 0.0, jnp.nan)
-
-    with pytest.raises(
-        FloatingPointError, match="hmc at temperature 1: the acceptance"
-    ):
-        _latent.refine(
-            "hmc",
+    def refine(energy_fn):
+        return _latent.refine(
+            name,
             SECTION,
-            nowhere,
+            energy_fn,
             identity,
             jax.random.key(1),
-            jnp.ones((4, 2)),
-            chain_lengths=(3,),
-        )
+            jnp.ones((2_000, 1)),
+            chain_lengths=(60,),
+        )[60]
+
+    found = refine(lambda x: jnp.where(x[0] > 0, 0.0, jnp.nan))
+    assert np.all(found.latents > 0) and 0 < found.acceptance_rate < 1
+    if name == "independence":  # half of the prior's draws
+        error = 5 * (0.25 / 120_000) ** 0.5
+        np.testing.assert_allclose(found.acceptance_rate, 0.5, atol=error)
+    mean = (2 / np.pi) ** 0.5
+    error = 5 * ((1 - mean**2) / 2_000) ** 0.5
+    np.testing.assert_allclose(found.latents.mean(), mean, atol=error)
+    with pytest.raises(
+        FloatingPointError, match=f"{name} at temperature 1: of no prop"
+    ):
+        refine(lambda x: jnp.where(x[0] == 1.0, 0.0, jnp.nan))
+
+
+def test_momentum_is_zero_at_the_start():
+    """Of E = 0 on the prior a move of h takes x to x - h^2 x (1 + a) / 4, a = exp(-h),
+    on average; a momentum of 2 would add h and more."""
+    found = _latent.refine(
+        "underdamped",
+        SECTION | {"step_size": 0.02},  # h = .2
+        lambda x: jnp.zeros(()),
+        identity,
+        jax.random.key(1),
+        jnp.ones((4_000, 2)),
+        chain_lengths=(1,),
+    )[1]
+    damping = np.exp(-0.2)
+    spread = 0.1 * (1 - damping**2) ** 0.5
+    error = 5 * spread / 8_000**0.5
+    expected = 1 - 0.01 * (1 + damping)
+    np.testing.assert_allclose(found.latents.mean(), expected, atol=error)
+    np.testing.assert_allclose(found.latents.std(), spread, rtol=5 / 16_000**0.5)
 
 
 def test_images_are_the_generator_s_and_lengths_go_on_from_each_other():

@@ -9,7 +9,7 @@ from absl import logging
 from ebmjax.types import Array, Key
 from experiments import _classifier, _data
 
-__all__ = ["area_under_roc", "foreign_images"]
+__all__ = ["area_under_roc", "check", "foreign_images"]
 
 NUM_NOISE = 2_000
 MAX_IMAGES = 10_000
@@ -66,6 +66,17 @@ def foreign_images(
                 f" {shape}"
             )
     return found
+
+
+def check(names: Sequence[str]) -> None:
+    """Raises ValueError if one is no name for `foreign_images`."""
+    from experiments._data import images
+
+    known = ("uniform", "gaussian", *images.SOURCES)
+    if unknown := sorted(set(names) - set(known)):
+        raise ValueError(
+            f"evaluation.out_of_distribution must be of {known}, got {unknown}"
+        )
 
 
 def area_under_roc(

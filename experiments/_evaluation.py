@@ -154,7 +154,7 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
     _run.check_counts(
         "evaluation",
         section,
-        num_examples=1,
+        num_examples=2,  # a covariance's
         chunk_size=1,
         num_shown=1,
         num_inverted=1,

@@ -24,7 +24,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from ebmjax import training
-from ebmjax.samplers.base import check_count
+from ebmjax.samplers.base import check_count, check_number
 from ebmjax.types import Array, Key
 from experiments._checkpoint import CONFIG, FOLDER, Checkpoints, read_config
 
@@ -188,6 +188,9 @@ def make_optimizer(section: Mapping[str, Any]) -> optax.GradientTransformation:
     clip = options.pop("gradient_clip", 0.0)
     if not clip >= 0:
         raise ValueError(f"gradient_clip must not be negative, got {clip}")
+    for name in ("b1", "b2"):
+        if not 0 <= options.get(name, 0.0) < 1:
+            raise ValueError(f"{name} must be from 0 to below 1, got {options[name]}")
     optimizers = {"adam": optax.adam, "adamw": optax.adamw, "sgd": optax.sgd}
     optimizer = construct(options, optimizers, rate)
     if clip > 0:
@@ -417,6 +420,7 @@ def _check(config: ConfigDict) -> None:
     """What no constructor would find before work is lost."""
     lengths = ("num_steps", "log_every", "eval_every", "checkpoint_every")
     check_counts("train", config.train, keep=1, **dict.fromkeys(lengths, 0))
+    check_number("train.abort_above", config.train.abort_above, positive=False)
     size, num_devices = config.data.batch_size, jax.device_count()
     if size < 1 or size % num_devices:
         raise ValueError(

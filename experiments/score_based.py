@@ -134,11 +134,12 @@ def _images(name: str, widths, num_blocks: int, num_steps: int) -> dict:
             "num_shown": 100,
             "chunk_size": 500,  # chains at a time
             "classifier_steps": 4_000,
-            "num_likelihoods": 1_000,  # held-out images; 0 for none
+            "num_likelihoods": 1_000,  # first held-out images, if so many; 0 for none
             "num_probes": 4,  # noises and signs for each
             "tolerance": 1e-5,  # of the flow's steps
-            "num_inpainted": 16,  # held-out images; 0 for none
-            "out_of_distribution": ("uniform", "gaussian"),  # or names of data sets
+            "num_inpainted": 16,  # first held-out images, if so many; 0 for none
+            # Or names of data sets; of energies alone, a score does not say.
+            "out_of_distribution": ("uniform", "gaussian"),
         },
         "sweep": {"num_seeds": 1},  # seed, seed + 1, ...
     }
@@ -235,7 +236,19 @@ def _sections(data: str, process: str) -> dict:
 
 
 def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
-    is_plane = config.data.name == "two_modes"
+    is_plane, process = config.data.name == "two_modes", config.process.name
+    if is_plane != ("num_bins" in config.evaluation):
+        raise ValueError(
+            f"data.name {config.data.name!r} does not fit the preset: choose it by"
+            f" --config=experiments/score_based.py:{config.data.name}"
+        )
+    if process not in PROCESSES:
+        raise ValueError(f"process.name must be one of {PROCESSES}, got {process!r}")
+    if set(config.process) != set(_process(process)[0]):
+        raise ValueError(
+            f"process.name {process!r} has options of its own: choose it by"
+            f" --config=experiments/score_based.py:{config.data.name},{process}"
+        )
     return (_in_plane if is_plane else _on_images)(config, keys)
 
 
@@ -265,10 +278,10 @@ def _ladder(config, largest, num_dims: int) -> np.ndarray:
 def _relative_step_size(config, ladder: np.ndarray) -> float:
     check_count("sampler.num_steps_per_level", config.sampler.num_steps_per_level, 1)
     given = config.sampler.relative_step_size
-    if not given >= 0:
+    if not 0 <= given < 2:  # from 2 on the noise alone would grow without end
         raise ValueError(
-            "sampler.relative_step_size must be positive, or 0 for Technique 4, got"
-            f" {given}"
+            "sampler.relative_step_size must be positive and below 2, or 0 for"
+            f" Technique 4, got {given}"
         )
     return given or samplers.relative_step_size(
         ladder[0] / ladder[1], config.sampler.num_steps_per_level
@@ -410,13 +423,19 @@ def _on_images(config, keys) -> _run.Experiment:
         sample, inpaint = _reversed(config, score, process, shape)
     if options.num_inpainted:
         measures.append(
-            _inpainting(inpaint, data.held_out[: options.num_inpainted], data)
+            _inpainting(
+                inpaint,
+                data.held_out[: options.num_inpainted],
+                data,
+                options.chunk_size,
+            )
         )
     if options.num_likelihoods:
         measures.append(_likelihood(config, score, process, data))
     # Whatever does not fit the sampler is found before training.
     jax.eval_shape(lambda params, key: sample(params, key, 1), params, keys.params)
     judge = _classifier.judge(data, options.num_examples, options.classifier_steps)
+    _detection.check(options.out_of_distribution)
     if name == "energy":
         measures.append(_detecting(config, network.apply, judge, keys.evaluation))
     is_judged = (
@@ -469,7 +488,7 @@ def _check(options) -> None:
     _run.check_counts(
         "evaluation",
         options,
-        num_examples=1,
+        num_examples=2,  # a covariance's
         num_shown=1,
         chunk_size=1,
         num_probes=1,
@@ -710,15 +729,24 @@ def _annealed_inpainting(config, score, ladder, shape):
     return inpaint
 
 
-def _inpainting(inpaint, images, data: _data.Images):
+def _inpainting(inpaint, images, data: _data.Images, chunk_size: int):
     """The lower halves of images, drawn given the upper ones: pictures and errors."""
     is_known = _evaluation.upper_half(data.image_shape)
 
     def measure(params, key, directory):
         dequantize_key, chain_key = jax.random.split(key)
         x = _data.dequantize(dequantize_key, images, data.num_levels)
-        found = np.asarray(inpaint(params, chain_key, x, is_known)).clip(-1, 1)
         x = np.asarray(x)
+        parts = [
+            inpaint(
+                params,
+                jax.random.fold_in(chain_key, first),
+                x[first : first + chunk_size],
+                is_known,
+            )
+            for first in range(0, len(x), chunk_size)
+        ]
+        found = np.concatenate(parts).clip(-1, 1)
         _plots.image_panels(
             directory / "inpainting.png",
             {"seen": np.where(is_known, x, -1.0), "inpainting": found, "truth": x},

@@ -130,6 +130,13 @@ def test_a_data_set_has_one_judge(digits):
         np.testing.assert_array_equal(found, getattr(two, name))
         levels = _data.quantize(found, digits.num_levels)
         np.testing.assert_array_equal(levels, images[:30])
+    # The noise within the levels is drawn for each set.
+    noise = [
+        getattr(one, name) - (2 * images[:30] + 1.0) / digits.num_levels + 1
+        for name, images in (("train", digits.train), ("held_out", digits.held_out))
+    ]
+    assert np.all(np.abs(noise) <= 1.001 / digits.num_levels)
+    assert np.all(noise[0] != noise[1])
     assert one.table(samples) == two.table(samples)
     assert one.accuracy() == two.accuracy()
     # Labels are those of the images: by a classifier that has learned.

@@ -129,6 +129,20 @@ def test_a_sweep_has_a_row_for_each_process_and_one_of_an_energy(tmp_path, monke
     ]
 
 
+def test_averages_are_the_papers_at_their_scale():
+    """.9999 for what preserves the variance, .999 for the others."""
+    found = {
+        process: score_based.get_config(f"cifar10,{process}").ema_decay
+        for process in score_based.PROCESSES
+    }
+    assert found == {
+        "variance_exploding": 0.999,
+        "variance_preserving": 0.9999,
+        "sub_variance_preserving": 0.9999,
+        "ladder": 0.999,
+    }
+
+
 @pytest.mark.parametrize("preset", ["mnist", "cifar10", "two_modes"])
 def test_presets_at_the_papers_scale_are_built_from_files(preset, tmp_path):
     """Network, ladder and objective at their own depths and narrower; traced."""
@@ -243,12 +257,16 @@ def test_bits_of_a_known_density_are_right(name):
     np.testing.assert_allclose(scalars["bits_per_dim_error"], known, rtol=0.3)
 
 
-def test_inpainting_draws_the_unknown_half_given_the_known(tmp_path):
+@pytest.mark.parametrize("process", ["ladder", "variance_exploding"])
+def test_inpainting_draws_the_unknown_half_given_the_known(process, tmp_path):
     """Normal data whose pixels are mirror images, but for noise of .1: the lower half
     is the upper one's mirror, as far as it can be known."""
-    config = tiny("digits,ladder").unlock()
-    config.process.update(largest=8.0, smallest=0.02, num_scales=60)
-    config.sampler.num_steps_per_level = 20
+    config = tiny(f"digits,{process}").unlock()
+    if process == "ladder":
+        config.process.update(largest=8.0, smallest=0.02, num_scales=60)
+        config.sampler.num_steps_per_level = 20
+    else:
+        config.sampler.update(num_steps=60, num_corrections=40, signal_to_noise=0.1)
     rng = np.random.default_rng(0)
     half = rng.normal(0.0, 0.3, (100, 4, 8, 1))
     noise = rng.normal(0.0, 0.1, (100, 8, 8, 1))
@@ -264,9 +282,13 @@ def test_inpainting_draws_the_unknown_half_given_the_known(tmp_path):
         return -common / (2 * params["signal"] + own) - apart / own
 
     params = {"signal": jnp.float32(0.09), "noise": jnp.float32(0.01)}
-    ladder = score_based._ladder(config, None, 64)
-    inpaint = score_based._annealed_inpainting(config, score, ladder, (8, 8, 1))
-    measure = score_based._inpainting(inpaint, held_out, data)
+    if process == "ladder":
+        ladder = score_based._ladder(config, None, 64)
+        inpaint = score_based._annealed_inpainting(config, score, ladder, (8, 8, 1))
+    else:
+        law = score_based._diffusion(config, lambda: 8.0)
+        _, inpaint = score_based._reversed(config, score, law, (8, 8, 1))
+    measure = score_based._inpainting(inpaint, held_out, data, 60)
     scalars = measure(params, jax.random.key(0), tmp_path)
     # Of the lower given the upper, s + n - s^2 / (s + n): of the draw about its mean,
     # and of the truth.
@@ -287,7 +309,8 @@ def test_energies_tell_what_is_further_from_the_data_s_mean():
     judge = _classifier.judge(data, 400, 2)
 
     def energy(params, x, noise_scale):
-        return params * jnp.sum(x**2) / 2 / noise_scale
+        # No number but at a tenth of the range.
+        return params * jnp.sum(x**2) / jnp.where(noise_scale == 0.2, 2.0, jnp.nan)
 
     measure = score_based._detecting(config, energy, judge, jax.random.key(0))
     found = measure(jnp.float32(1.0), jax.random.key(1), None)
@@ -297,6 +320,11 @@ def test_energies_tell_what_is_further_from_the_data_s_mean():
     np.testing.assert_allclose(found["auroc_gaussian"], 0.5, atol=0.1)
     opposite = measure(jnp.float32(-1.0), jax.random.key(1), None)
     assert opposite["auroc_uniform"] < 0.001
+    # It is the held-out images that are known, and not those trained on.
+    white = judge._replace(train=np.ones_like(judge.train))
+    measure = score_based._detecting(config, energy, white, jax.random.key(0))
+    found = measure(jnp.float32(1.0), jax.random.key(1), None)
+    assert found["auroc_uniform"] > 0.999
 
 
 def test_a_ladder_s_section_gives_the_papers_numbers():
@@ -325,8 +353,29 @@ def test_a_ladder_s_section_gives_the_papers_numbers():
         (
             "digits,ladder",
             {"sampler__relative_step_size": -1.0},
-            "sampler.relative_step_size must be positive, or 0 for Technique 4, got -1",
+            "sampler.relative_step_size must be positive and below 2, or 0 .* got -1",
         ),
+        (
+            "two_modes",
+            {"sampler__relative_step_size": 2.0},
+            "sampler.relative_step_size must be positive and below 2, or 0 .* got 2",
+        ),
+        ("two_modes", {"data__name": "nope"}, "data.name 'nope' does not fit the pres"),
+        ("digits", {"data__name": "two_modes"}, "py:two_modes"),
+        ("digits", {"data__num_examples": -1}, "data.num_examples must be a whole num"),
+        ("digits", {"process__name": "ve"}, "process.name must be one of .* got 've'"),
+        ("digits", {"process__name": "ladder"}, "py:digits,ladder"),
+        (
+            "digits",
+            {"evaluation__out_of_distribution": ("mnits",)},
+            r"evaluation.out_of_distribution must be of .*got \['mnits'\]",
+        ),
+        (
+            "digits",
+            {"evaluation__num_examples": 1},
+            "evaluation.num_examples must be a",
+        ),
+        ("digits", {"optimizer__b1": 1.0}, "b1 must be from 0 to below 1, got 1.0"),
         ("digits", {"sampler__predictor": "heun"}, "predictor must be one of"),
         ("digits", {"sampler__num_steps": 0}, "num_steps must be a whole number"),
         ("two_modes", {"sampler__num_steps_per_level": 0}, "num_steps_per_level must"),
@@ -415,7 +464,7 @@ def test_inpainting_asks_for_scores_where_the_known_has_its_level_s_noise(tmp_pa
     ladder = score_based._ladder(config, None, 64)
     inpaint = score_based._annealed_inpainting(config, score, ladder, (8, 8, 1))
     images = np.full((3, 8, 8, 1), 16, np.uint8)
-    measure = score_based._inpainting(inpaint, images, data)
+    measure = score_based._inpainting(inpaint, images, data, 500)
     scalars = measure(jnp.ones((8, 8, 1)), jax.random.key(0), tmp_path)
     assert np.isfinite(scalars["inpainting_mse"])
 

@@ -4,6 +4,7 @@ import difflib
 import functools
 from collections.abc import Mapping
 
+from ebmjax.samplers.base import check_count
 from experiments._data.arrays import (
     Images,
     dequantize,
@@ -78,10 +79,11 @@ def from_section(section: Mapping) -> Images:
         are the batches' and not looked at.
 
     Raises:
-      ValueError: As `load`, or if there are fewer examples than asked for.
+      ValueError: As `load`, or if `num_examples` is no count, or more than there are.
     """
     section = dict(section)
     num_examples = section.pop("num_examples")
+    check_count("data.num_examples", num_examples, 0)
     del section["batch_size"]
     section.pop("is_mirrored", None)
     for name in ("data_dir", "size"):

@@ -281,7 +281,7 @@ def _curve() -> dict:
     )
     config["network"]["width"] = 0.1  # sigma of the EBM's ridge
     # The base begins off the curve, where without both the energy has no bounds.
-    config["objective"] |= {"gradient_penalty": 0.02, "energy_floor": -5.0}
+    config["objective"] |= {"gradient_penalty": 0.005, "energy_floor": -5.0}
     config["train"]["num_joint_steps"] = 4_000  # then the base rests
     return config
 

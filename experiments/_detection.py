@@ -9,7 +9,7 @@ from absl import logging
 from ebmjax.types import Array, Key
 from experiments import _classifier, _data
 
-__all__ = ["area_under_roc", "check", "foreign_images"]
+__all__ = ["area_under_roc", "check", "foreign_images", "from_config"]
 
 NUM_NOISE = 2_000
 MAX_IMAGES = 10_000
@@ -66,6 +66,18 @@ def foreign_images(
                 f" {shape}"
             )
     return found
+
+
+def from_config(key: Key, config, train: np.ndarray) -> dict[str, Array]:
+    """`foreign_images` that `evaluation.out_of_distribution` names, from where the
+    section `data` has its own."""
+    return foreign_images(
+        key,
+        config.evaluation.out_of_distribution,
+        train,
+        data_dir=config.data.get("data_dir") or None,
+        download=config.data.get("download", False),
+    )
 
 
 def check(names: Sequence[str]) -> None:

@@ -170,13 +170,7 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
     problems = _inverse_problems(shape)
     judge = _classifier.judge(data, section.num_examples, section.classifier_steps)
     train, held_out = judge.train, judge.held_out
-    foreign = _detection.foreign_images(
-        evaluation_key,
-        section.out_of_distribution,
-        train,
-        data_dir=config.data.get("data_dir") or None,
-        download=config.data.get("download", False),
-    )
+    foreign = _detection.from_config(evaluation_key, config, train)
 
     @functools.cache
     def pca_errors():

@@ -615,13 +615,7 @@ def _detecting(config, energy, judge: _classifier.Judge, key):
     """Is the energy higher on what is foreign? At a small noise scale, with no noise
     put on the images. A score alone does not say."""
     options = config.evaluation
-    foreign = _detection.foreign_images(
-        key,
-        options.out_of_distribution,
-        judge.train,
-        data_dir=config.data.get("data_dir") or None,
-        download=config.data.get("download", False),
-    )
+    foreign = _detection.from_config(key, config, judge.train)
     of_images = jax.jit(jax.vmap(energy, (None, 0, None)))
 
     def measure(params, key, directory):

@@ -25,21 +25,27 @@ def identity(z):
     return z
 
 
+def refined(name, energy_fn, latents, chain_lengths, temperature=1.0, **section):
+    """What `refine` has at the last length, of images that are their latents."""
+    found = _latent.refine(
+        name,
+        SECTION | section,
+        energy_fn,
+        identity,
+        jax.random.key(1),
+        latents,
+        chain_lengths=chain_lengths,
+        temperature=temperature,
+    )
+    return found[chain_lengths[-1]]
+
+
 @pytest.mark.parametrize("temperature", [2.0])
 @pytest.mark.parametrize("name", list(_latent.SAMPLERS))
 def test_every_sampler_has_the_posterior_of_its_temperature(name, temperature):
     """E = 2 |x|^2 of x = z: precision 1 + 4 / T, images the latents."""
     latents = jax.random.normal(jax.random.key(0), (4_000, 2))
-    found = _latent.refine(
-        name,
-        SECTION | {"step_size": 0.05},
-        quadratic,
-        identity,
-        jax.random.key(1),
-        latents,
-        chain_lengths=(100,),
-        temperature=temperature,
-    )[100]
+    found = refined(name, quadratic, latents, (100,), temperature, step_size=0.05)
     variance = 1 / (1 + 4 / temperature)
     bias = 1.0
     if name == "langevin":  # unadjusted: 1 / (1 - h p / 2), the step times T
@@ -56,15 +62,7 @@ def test_what_is_looked_at_does_not_change_the_law(name):
     """From the posterior N(0, .2), and measured every ten moves: it is still there.
     With a momentum that began at 0 each time its variance would be .172."""
     latents = 0.2**0.5 * jax.random.normal(jax.random.key(0), (4_000, 2))
-    found = _latent.refine(
-        name,
-        SECTION | {"step_size": 0.02},
-        quadratic,
-        identity,
-        jax.random.key(1),
-        latents,
-        chain_lengths=range(10, 101, 10),
-    )[100]
+    found = refined(name, quadratic, latents, range(10, 101, 10), step_size=0.02)
     bias = 1 / (1 - 0.02 * 5 / 2) if name == "langevin" else 1.0
     error = 5 * (2 / 8_000) ** 0.5
     np.testing.assert_allclose(found.latents.var(), 0.2 * bias, rtol=error)
@@ -73,15 +71,7 @@ def test_what_is_looked_at_does_not_change_the_law(name):
 @pytest.mark.parametrize("name", ["langevin", "underdamped"])
 def test_chains_that_leave_all_numbers_are_named(name):
     with pytest.raises(FloatingPointError, match=f"{name} at temperature 1: latents"):
-        _latent.refine(
-            name,
-            SECTION | {"step_size": 50.0},
-            quadratic,
-            identity,
-            jax.random.key(1),
-            jnp.ones((4, 2)),
-            chain_lengths=(200,),
-        )
+        refined(name, quadratic, jnp.ones((4, 2)), (200,), step_size=50.0)
 
 
 @pytest.mark.parametrize("name", _latent.REFUSING)
@@ -89,19 +79,8 @@ def test_energies_that_are_no_numbers_are_refused_and_named_where_all_are(name):
     """Of an energy that is a number for x > 0 alone, and there 0: the prior's half.
     From 1 all proposals that are not are refused, and count as such; where it is a
     number at the start alone, nothing is left to go to."""
-
-    def refine(energy_fn):
-        return _latent.refine(
-            name,
-            SECTION,
-            energy_fn,
-            identity,
-            jax.random.key(1),
-            jnp.ones((2_000, 1)),
-            chain_lengths=(60,),
-        )[60]
-
-    found = refine(lambda x: jnp.where(x[0] > 0, 0.0, jnp.nan))
+    ones = jnp.ones((2_000, 1))
+    found = refined(name, lambda x: jnp.where(x[0] > 0, 0.0, jnp.nan), ones, (60,))
     assert np.all(found.latents > 0) and 0 < found.acceptance_rate < 1
     if name == "independence":  # half of the prior's draws
         error = 5 * (0.25 / 120_000) ** 0.5
@@ -112,21 +91,16 @@ def test_energies_that_are_no_numbers_are_refused_and_named_where_all_are(name):
     with pytest.raises(
         FloatingPointError, match=f"{name} at temperature 1: of no prop"
     ):
-        refine(lambda x: jnp.where(x[0] == 1.0, 0.0, jnp.nan))
+        refined(name, lambda x: jnp.where(x[0] == 1.0, 0.0, jnp.nan), ones, (60,))
 
 
 def test_momentum_is_zero_at_the_start():
     """Of E = 0 on the prior a move of h takes x to x - h^2 x (1 + a) / 4, a = exp(-h),
     on average; a momentum of 2 would add h and more."""
-    found = _latent.refine(
-        "underdamped",
-        SECTION | {"step_size": 0.02},  # h = .2
-        lambda x: jnp.zeros(()),
-        identity,
-        jax.random.key(1),
-        jnp.ones((4_000, 2)),
-        chain_lengths=(1,),
-    )[1]
+    ones, step_size = jnp.ones((4_000, 2)), 0.02  # h = .2
+    found = refined(
+        "underdamped", lambda x: jnp.zeros(()), ones, (1,), step_size=step_size
+    )
     damping = np.exp(-0.2)
     spread = 0.1 * (1 - damping**2) ** 0.5
     error = 5 * spread / 8_000**0.5

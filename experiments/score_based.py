@@ -157,7 +157,7 @@ def _digits() -> dict:
         "decay_steps": 4_000,
     }
     config["evaluation"] |= {
-        "num_samples": 2_000,
+        "num_samples": 1_000,  # 898 are compared, with as many of the data
         "classifier_steps": 700,
         "num_likelihoods": 297,
     }

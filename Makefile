@@ -6,14 +6,17 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 BENCH_WORKDIR ?= runs/bench
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-slow lint bench clean
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m experiments.short_run --workdir=$(WORKDIR)
 	@echo "Pictures are in $(WORKDIR)/figures."
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -n 2 --dist=worksteal
+	$(BIN)/python -m pytest -n 2 --dist=worksteal -m "not slow"
+
+test-slow: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2 --dist=worksteal -m slow
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

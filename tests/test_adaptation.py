@@ -45,6 +45,7 @@ def test_the_fixed_sampler_accepts_as_often_as_was_asked(
     check_normal(state.position, 0.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_devices", [1, 8])
 def test_masses_become_the_variances(num_devices):
     """Scales from .01 to 10, chains begun at the mean; pooled over devices."""
@@ -75,6 +76,7 @@ def test_masses_become_the_variances(num_devices):
     check_normal(far.position, 1.0, SCALE**2)
 
 
+@pytest.mark.slow
 def test_one_chain_is_enough():
     adapted = samplers.adapt(
         RANDOM_HMC,

@@ -105,6 +105,7 @@ def test_an_example_is_seen_alike_in_every_batch(trained, held_out):
         np.testing.assert_array_equal(whole[5], whole[-292])
 
 
+@pytest.mark.slow
 def test_images_of_32_by_32_in_colour_can_be_learned():
     images, labels = bright_channel(600)
     classifier = _classifier.train(
@@ -121,6 +122,7 @@ def test_images_of_32_by_32_in_colour_can_be_learned():
     assert classifier.features(x).shape == (100, 64)
 
 
+@pytest.mark.slow
 def test_a_data_set_has_one_judge(digits):
     """Whoever asks gets the same examples and rows, and each example is its image."""
     samples = {"samples": np.full((20, 8, 8, 1), -0.9, np.float32)}

@@ -239,6 +239,7 @@ def double_well(params, x):
     return params[0] * x**2 + params[1] * x**4
 
 
+@pytest.mark.slow
 def test_persistent_chains_learn_the_maximum_likelihood():
     """Against exact maximum likelihood of exp(-c1 x^2 - c2 x^4), Z by quadrature."""
     grid = np.linspace(-4, 4, 4001)

@@ -29,6 +29,7 @@ def run(coupling, num=60_000, max_steps=60, seed=0):
     return jax.jit(jax.vmap(pair))(jax.random.split(keys[2], num), x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coupling", COUPLINGS)
 def test_the_mean_has_no_bias_long_before_the_chains_have_arrived(coupling):
     """k = 2, m = 10 from seven standard deviations away: 1, within five standard
@@ -97,6 +98,7 @@ def test_the_weights_of_this_meeting():
     np.testing.assert_allclose(follower, [0, -0.5, -1.0, -1.0, 0, 0])
 
 
+@pytest.mark.slow
 def test_the_gradient_of_the_likelihood_is_unbiased_from_a_single_move():
     """E = a x^2 / 2 with a = .5, data of mean square 1: (1 - 1 / a) / 2 = -.5, within
     five standard errors, from chains that begin at the data."""
@@ -196,6 +198,7 @@ def mean_gradient(objective, params, batch, num=150):
     return mean, error, aux.metrics
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_machine_s_likelihood_is_exact_and_one_move_s_is_not():
     """All 19 parameters within four standard errors, no pair cut off, from so few moves
     that most is in the differences. Contrastive divergence by one move is far off."""

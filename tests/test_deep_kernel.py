@@ -193,6 +193,7 @@ def test_in_float32_a_singular_system_is_solved_all_the_same():
     assert left < 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["sliced_score_matching", "finite_difference_score_matching"]
 )
@@ -327,6 +328,7 @@ def one_device():
         yield
 
 
+@pytest.mark.slow
 def test_with_weights_of_zero_the_density_is_the_reference(one_device):
     """Every weight is 1: all estimates are 0, and all draws effective, to rounding of
     energies of size 10 in 60 steps."""
@@ -358,6 +360,7 @@ def ring():
     return _deep_kernel.finalize(loss, params, key, x[60:400], x[400:]), x
 
 
+@pytest.mark.slow
 def test_the_bracket_holds_the_value_of_quadrature(ring, one_device):
     """Each estimate within five of its own standard errors, those of a mean of weights
     with the effective sample size found; and mean log weights on their sides."""

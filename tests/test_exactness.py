@@ -161,6 +161,7 @@ def test_a_broken_sampler_fails_the_test_of_laws(error, dimension, step_size):
         check_law(_broken_mala(error, step_size), dimension, num_chains)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

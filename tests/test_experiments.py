@@ -143,6 +143,7 @@ def test_images_without_labels_are_trained_on_from_arrays_without_tfds(
     assert FIGURES <= names(tmp_path / "figures")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", IMAGES)
 def test_a_preset_on_images_has_an_energy_of_them(preset, data_dir):
     experiment = short_run.build(tiny(preset, data_dir), _run.make_keys(0))

@@ -380,6 +380,7 @@ def test_without_mass_where_the_data_are_kale_has_no_bound():
     np.testing.assert_allclose(values, [0, 10 / 4, 20 / 4], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_chains_of_a_shifted_energy_are_the_same_and_of_a_constant_one_the_prior():
     """T7, T8: gradients know of no constant; and E = k refuses no proposal of the
     prior's and has even weights."""
@@ -510,6 +511,7 @@ def test_redescending_gradients():
 # --- sampling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [1.0, 0.2])
 def test_the_latent_posterior_of_a_linear_base(temperature):
     """T11. G(z) = W z + b, E = (x - m) L (x - m) / 2: precision I + W' L W / T."""
@@ -575,6 +577,7 @@ def test_the_log_partition_function_of_a_linear_base(temperature):
     )
 
 
+@pytest.mark.slow
 def test_a_base_on_the_circle_has_von_mises_weights():
     """T20. x = (cos z, sin z) of a uniform angle, E = -k x_1: the angle's law is von
     Mises, A = log I_0(k), mean x_1 = I_1 / I_0, and KALE their difference."""

@@ -111,6 +111,7 @@ def test_the_paper_s_scale_runs(data_dir, tmp_path):
     assert {"relative_underdamped_0.5_2", "relative_transport_1_2"} <= set(scalars)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["likelihood", "contrastive_divergence"])
 def test_baselines_of_tables_train_one_flow(method, data_dir, tmp_path):
     config = tiny(f"red_wine,{method}", data_dir, train__num_steps=2)

@@ -158,6 +158,7 @@ class Reference:
         return found, features, logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["fid", "classifier"])
 def test_every_layer_is_that_of_plain_numpy(variant):
     """Both in float32's rounding, which grows with depth: 1e-5 of the largest value."""

@@ -37,6 +37,7 @@ def wide_gaussian(dim):
     return functools.partial(energies.gaussian, params), truth, draw
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, 10, 100])
 def test_forwards_and_in_reverse_they_bracket_the_truth(dim):
     """The expectation of the forward bound is below, of the reverse above; both

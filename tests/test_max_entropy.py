@@ -303,6 +303,7 @@ def test_without_information_the_generator_sees_the_energy_alone(statistics):
     np.testing.assert_allclose(slopes["generator"], 2 * value / 1.3, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_statistics_network_learns_whether_there_is_information(estimator):
     """The identity has much, what ignores its latent none."""
@@ -472,6 +473,7 @@ def test_chains_see_running_statistics_and_leave_them():
     )
 
 
+@pytest.mark.slow
 def test_two_players_with_batch_statistics_train_on_any_number_of_devices():
     """Through the update, which refuses statistics that differ between devices; biases
     that a normalisation takes away again are held where they were."""
@@ -629,6 +631,7 @@ MALA_TABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", MALA_TABLE)
 def test_mala_in_a_latent_space_is_exact_and_two_published_rules_are_not(rule):
     """Chains from the prior stay there; the others settle elsewhere. 800 moves

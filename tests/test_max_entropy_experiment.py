@@ -213,6 +213,7 @@ def test_exact_draws_cover_every_mode():
         assert away["num_modes"] == 0 or away["good_share"] < 0.05
 
 
+@pytest.mark.slow
 def test_the_plane_s_judge_knows_an_exact_model(tmp_path):
     """The energy is the target's and the generator draws from it."""
     config = tiny("toy", None, evaluation__num_bins=125, evaluation__num_samples=20_000)
@@ -523,6 +524,7 @@ def test_chains_and_their_control(temperature, prior, visible_temperature):
 # --- sweeps
 
 
+@pytest.mark.slow
 def test_an_ablation_is_one_table_and_is_not_run_again(tmp_path, capsys, monkeypatch):
     some = {name: max_entropy.ABLATION[name] for name in ("whole", "neither")}
     monkeypatch.setattr(max_entropy, "ABLATION", some)

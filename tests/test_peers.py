@@ -66,6 +66,7 @@ def test_every_peer_has_an_environment_and_a_package():
     assert set(_peers.PEERS) == set(_peers.ENVIRONMENTS) == set(PACKAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", _peers.CHECKS)
 @pytest.mark.parametrize("name", _peers.PEERS)
 def test_peers_have_the_moments_and_the_moves_of_their_sampler(
@@ -98,6 +99,7 @@ def test_the_plain_scan_moves_as_far_as_our_samplers(kernel):
     _peers.check_jumps(kernel, start, found, np.asarray(state.position))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "energy", ["gaussian", "mixture", "mlp", "conv 8x8x2", "latent"]
 )

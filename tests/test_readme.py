@@ -31,6 +31,7 @@ def test_the_quickstart_prints_what_it_promises(capsys):
     assert abs(printed - entropy) < 0.3
 
 
+@pytest.mark.slow
 def test_ten_lines_sample_an_energy_of_ones_own(capsys):
     """x ~ N(0, 1) and y given x ~ N(sin 2x, 1/4), of variance 3/4 - exp(-8) / 2."""
     found = {}

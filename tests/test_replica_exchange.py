@@ -30,6 +30,7 @@ def make(kind):
     return lambda t: samplers.underdamped(step_size=0.3, friction=1.0, temperature=t)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, num_steps", [("mala", 400), ("hmc", 400), ("underdamped", 2_000)]
 )

@@ -348,7 +348,6 @@ def test_sigterm_in_an_evaluation_leaves_at_once_and_the_next_start_repeats_it(
     assert_same_run(straight, tmp_path)
 
 
-@pytest.mark.slow
 def test_the_command_line_names_a_typo_and_a_missing_workdir(tmp_path):
     process = start(tmp_path, "--config.train.num_step=5")
     _, err = process.communicate(timeout=120)

@@ -150,6 +150,7 @@ def test_the_largest_number_of_chains_is_the_last_that_fits(monkeypatch, tmp_pat
             assert (row["num_chains"], row["is_full"]) == expected
 
 
+@pytest.mark.slow
 def test_floors_count_operations():
     """Of the MLP 2 (2 128 + 128^2 + 128) in products, twice for the gradient, and a few
     for every unit; of 4x4 convolutions and their like, by hand, too."""
@@ -166,6 +167,7 @@ def test_floors_count_operations():
     assert 1e8 < found["matmul_flops_per_second"] < 1e15
 
 
+@pytest.mark.slow
 def test_the_latent_space_is_that_of_the_papers_size():
     """4,568,961 and 4,305,409 parameters of the paper's networks for 28x28x1."""
     workload = _contest.workload("latent", 32)
@@ -214,7 +216,6 @@ def test_it_runs_in_processes_and_writes_what_it_says(tmp_path):
     assert "## Ours over the floors" in (tmp_path / "table.md").read_text()
 
 
-@pytest.mark.slow
 def test_a_process_that_fails_says_what_and_why():
     process = _contest.Process("ebmjax")
     cell = _contest.Cell("mlp", "mala", -1.0, 0, 4, 2, 4)

@@ -440,6 +440,7 @@ def test_sample_chain_is_the_sampler_move_by_move():
     np.testing.assert_allclose(infos.energy[-1], info.energy, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_numbers_depend_on_nothing_but_key_chain_and_move():
     """Fewer chains, thinning, burn-in and collecting change no number."""
     sampler, key = samplers.mala(step_size=0.9), jax.random.key(5)
@@ -508,6 +509,7 @@ def test_chains_run_on_all_local_devices_unless_told_otherwise():
         }
 
 
+@pytest.mark.slow
 def test_progress_is_reported_and_changes_nothing():
     """However burn-in, thinning and reports fall."""
     sampler, key = samplers.langevin(step_size=0.3), jax.random.key(5)
@@ -549,6 +551,7 @@ def test_segments_collect_every_kept_move_once(num_burn_in, thin):
         assert found == list(range(num_burn_in + thin - 1, 30, thin))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_moves_unless_they_are_kept():
     """Of the compiled program: its results and what it works with."""
     sampler, x = samplers.mala(step_size=0.9), jnp.zeros((64, 100))

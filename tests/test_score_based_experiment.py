@@ -143,6 +143,7 @@ def test_averages_are_the_papers_at_their_scale():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["mnist", "cifar10", "two_modes"])
 def test_presets_at_the_papers_scale_are_built_from_files(preset, tmp_path):
     """Network, ladder and objective at their own depths and narrower; traced."""
@@ -183,6 +184,7 @@ def normal_score(params, x, noise_scale):
     return (params["mean"] - x) / (params["variance"] + noise_scale**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", score_based.DIFFUSIONS)
 def test_samples_of_an_exact_score_are_the_data_s(process):
     """The section's own sampler on a score that is known: normal data N(.2, .3)."""
@@ -257,6 +259,7 @@ def test_bits_of_a_known_density_are_right(name):
     np.testing.assert_allclose(scalars["bits_per_dim_error"], known, rtol=0.3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", ["ladder", "variance_exploding"])
 def test_inpainting_draws_the_unknown_half_given_the_known(process, tmp_path):
     """Normal data whose pixels are mirror images, but for noise of .1: the lower half
@@ -437,6 +440,7 @@ def test_an_energy_is_trained_on_the_score_that_is_sampled(process):
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_network_that_has_learned_nothing_is_evaluated(tmp_path):
     """Its score is zero: the corrector stays, and nothing is asymmetric."""
     config = tiny("digits", evaluation__num_likelihoods=0).unlock()

@@ -376,6 +376,7 @@ def test_an_energy_with_a_scale_is_denoised_like_its_score():
 # --- non-negative
 
 
+@pytest.mark.slow
 def test_the_law_of_waiting_times_is_found_from_its_moments():
     """Gamma with shape 3 and rate 2, quadrature exact for its moments: no gradient
     there, and the value -sum of the squared data score's x^2 / 2, that is -k' / 2."""

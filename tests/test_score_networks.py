@@ -32,6 +32,7 @@ def example():
     return jax.random.normal(jax.random.key(1), SHAPE)
 
 
+@pytest.mark.slow
 @every_network
 def test_division_is_all_that_an_unconditional_score_knows_of_the_noise(make):
     network = make(conditioning="division")
@@ -187,6 +188,7 @@ def test_a_fresh_unet_joins_an_image_with_its_own_means(coarse, fine):
     np.testing.assert_allclose(found, normal.clip(0) / 0.5, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["score", "energy"])
 def test_it_learns_the_score_of_normal_data_at_every_scale(kind):
     """Data N(1, .25): the score at scale s is (1 - x) / (.25 + s^2)."""

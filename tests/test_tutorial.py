@@ -203,6 +203,7 @@ def sweep_config(preset, **section):
     return config.lock()
 
 
+@pytest.mark.slow
 def test_a_sweep_keeps_what_failed_and_repeats_nothing(tmp_path, capsys):
     config = sweep_config(
         "all,two_moons",

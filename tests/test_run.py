@@ -85,14 +85,6 @@ def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
     assert {int(p.name) for p in (tmp_path / "checkpoints").iterdir()} == {20, 55, 60}
 
 
-def test_a_best_that_no_evaluation_has_is_an_error_at_the_first_one(tmp_path):
-    names = r"one of \['draw', 'precision'\], got 'precison'"
-    with pytest.raises(ValueError, match="train.best must be " + names):
-        _run.run(build, config(train__best="precison"), tmp_path)
-    assert [x["step"] for x in lines(tmp_path)][-1] == 20
-    assert (tmp_path / "checkpoints" / "20").is_dir()
-
-
 def test_a_stopped_run_goes_on_where_it_was_bitwise(straight, tmp_path):
     """Stopped after 15 steps by its length, which alone may change."""
     _run.run(build, config(train__num_steps=15), tmp_path)

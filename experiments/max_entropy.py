@@ -276,9 +276,9 @@ def _digits() -> dict:
     config["optimizer"]["learning_rate"] |= {
         "start": 5e-4,
         "final": 1e-5,
-        "decay_steps": 4_000,
+        "decay_steps": 12_000,
     }
-    config["train"] |= {"num_steps": 4_000, "eval_every": 0, "checkpoint_every": 500}
+    config["train"] |= {"num_steps": 12_000, "eval_every": 0, "checkpoint_every": 500}
     config["evaluation"] |= {"num_samples": 2_000, "classifier_steps": 700}
     return config
 

@@ -98,7 +98,8 @@ def variance_preserving(*, rate_min: float = 0.1, rate_max: float = 20.0) -> Dif
       rate_max: At time 1, `beta_max`.
 
     Raises:
-      ValueError: Unless `0 < rate_min < rate_max`.
+      ValueError: Unless `0 < rate_min < rate_max`, and their mean is at most 80: more
+        would leave less of the example than float32 has the square of.
     """
     log_mean, rate = _decay(rate_min, rate_max)
     return Diffusion(
@@ -124,7 +125,8 @@ def sub_variance_preserving(
       rate_max: At time 1, `beta_max`.
 
     Raises:
-      ValueError: Unless `0 < rate_min < rate_max`.
+      ValueError: Unless `0 < rate_min < rate_max`, and their mean is at most 80: more
+        would leave less of the example than float32 has the square of.
     """
     log_mean, rate = _decay(rate_min, rate_max)
     return Diffusion(
@@ -138,8 +140,17 @@ def sub_variance_preserving(
     )
 
 
+MEAN_RATE_MAX = 80.0
+
+
 def _decay(rate_min: float, rate_max: float):
     _check_rising("rate_min", rate_min, "rate_max", rate_max)
+    if rate_min + rate_max > 2 * MEAN_RATE_MAX:
+        raise ValueError(
+            f"rate_min and rate_max must have a mean of at most {MEAN_RATE_MAX}, with"
+            f" which float32 has the square of what is left of the example, got"
+            f" {rate_min} and {rate_max}"
+        )
     slope = rate_max - rate_min
 
     def log_mean(time):

@@ -184,7 +184,12 @@ def make_optimizer(section: Mapping[str, Any]) -> optax.GradientTransformation:
     optax constructor of that name takes.
     """
     options = dict(section)
-    rate = schedule(**options.pop("learning_rate"))
+    section = options.pop("learning_rate")
+    rate = schedule(**section)
+    for name in ("start", "final"):
+        value = section.get(name)
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"learning_rate.{name} must not be negative, got {value}")
     clip = options.pop("gradient_clip", 0.0)
     if not clip >= 0:
         raise ValueError(f"gradient_clip must not be negative, got {clip}")
@@ -494,6 +499,7 @@ def run(
     workdir: str | pathlib.Path,
     *,
     evaluate_only: bool = False,
+    untrained: tuple[str, ...] = (),
 ) -> dict[str, float]:
     """Starts, resumes, or (when all is trained) only evaluates a run.
 
@@ -511,7 +517,8 @@ def run(
       workdir: Made if missing. Holds one run.
       evaluate_only: Trains nothing; evaluates the newest checkpoint, and changes
         nothing of the run but its figures and this evaluation's line. The section
-        `evaluation` may then differ from the run's.
+        `evaluation` may then differ from the run's, and
+      untrained: other sections of the config that training does not read.
 
     Returns:
       The scalars of the last evaluation; empty if the run was preempted.
@@ -524,16 +531,20 @@ def run(
     """
     preemption = _Preemption()
     with preemption.watching():
-        return _run(build, config, pathlib.Path(workdir), evaluate_only, preemption)
+        # An evaluation alone changes nothing of the run, and may be another one.
+        free = ("evaluation", *untrained) if evaluate_only else ()
+        may_differ = ("train.num_steps", *(f"{section}." for section in free))
+        workdir = pathlib.Path(workdir)
+        return _run(build, config, workdir, evaluate_only, may_differ, preemption)
 
 
-def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
+def _run(
+    build, config, workdir, evaluate_only, may_differ, preemption
+) -> dict[str, float]:
     _check(config)
     if evaluate_only and not (workdir / CONFIG).is_file():
         raise FileNotFoundError(f"{workdir} holds no run to evaluate")
-    # An evaluation alone changes nothing of the run, and may be another one.
-    extra = ("evaluation.",) if evaluate_only else ()
-    guard_config(config, workdir, may_differ=("train.num_steps", *extra))
+    guard_config(config, workdir, may_differ=may_differ)
     num_devices, ema_decay = jax.device_count(), config.ema_decay or None
     keys = make_keys(config.seed)
     experiment = build(config, keys)
@@ -699,7 +710,11 @@ def _train(
 
 
 def main(
-    build: Callable[[ConfigDict, Keys], Experiment], file: str, sweep=None
+    build: Callable[[ConfigDict, Keys], Experiment],
+    file: str,
+    sweep=None,
+    *,
+    untrained: tuple[str, ...] = (),
 ) -> None:
     """The command line of a paper's file.
 
@@ -710,6 +725,7 @@ def main(
       build: As for `run`.
       file: The paper's `__file__`, which has `get_config`.
       sweep: `sweep(build, config, workdir)`, what `--sweep` runs; None refuses it.
+      untrained: As for `run`.
     """
     from absl import app, flags
 
@@ -725,7 +741,13 @@ def main(
                 )
             sweep(build, config, workdir)
             return
-        scalars = run(build, config, workdir, evaluate_only=values.evaluate_only)
+        scalars = run(
+            build,
+            config,
+            workdir,
+            evaluate_only=values.evaluate_only,
+            untrained=untrained,
+        )
         for name, value in scalars.items():
             print(f"{name}: {value:.6g}")
 

@@ -976,4 +976,4 @@ def _last_evaluations(
 
 
 if __name__ == "__main__":
-    _run.main(build, __file__, sweep)
+    _run.main(build, __file__, sweep, untrained=("sampler",))

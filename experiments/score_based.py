@@ -49,7 +49,7 @@ from ebmjax import (
     targets,
     training,
 )
-from ebmjax.samplers.base import check_count, check_number
+from ebmjax.samplers.base import check_count
 from experiments import (
     _classifier,
     _data,
@@ -268,8 +268,14 @@ def _of_model(name: str, function) -> dict:
 def _ladder(config, largest, num_dims: int) -> np.ndarray:
     """`largest()` is of the data's distances, asked for where the config has none."""
     process = config.process
-    counts = {"num_scales": process.num_scales or None}
-    counts |= {} if process.num_scales else {"num_dims": num_dims}
+    counts = {"num_scales": process.num_scales}
+    if not process.num_scales:
+        if num_dims < 5:
+            raise ValueError(
+                "process.num_scales must be given in fewer than 5 dimensions, where any"
+                f" two scales overlap by half, got 0 in {num_dims}"
+            )
+        counts = {"num_dims": num_dims}
     return samplers.noise_ladder(
         process.largest or largest(), process.smallest, **counts
     )
@@ -502,7 +508,10 @@ def _check(options) -> None:
             raise ValueError(
                 f"evaluation.{name} must be 0 or at least 2, to have a spread, got 1"
             )
-    check_number("evaluation.tolerance", options.tolerance, positive=True)
+    if not 0 < options.tolerance < 1:
+        raise ValueError(
+            f"evaluation.tolerance must be above 0 and below 1, got {options.tolerance}"
+        )
 
 
 def _largest_distance(key, data: _data.Images) -> float:
@@ -759,12 +768,15 @@ def _inpainting(inpaint, images, data: _data.Images, chunk_size: int):
 
 SWEEP_COLUMNS = (
     "samples_classifier_frechet_distance",
+    "samples_confident_share",
     "bits_per_dim",
     "bits_per_dim_error",
     "bits_per_dim_noise",
     "flow_evaluations",
     "asymmetry_1",
+    "inpainting_mse",
     "auroc_gaussian",
+    "auroc_uniform",
     "sampling_seconds",
 )
 
@@ -801,7 +813,7 @@ def sweep(build, config: ConfigDict, workdir) -> None:
         columns = [
             x for x in SWEEP_COLUMNS if any(x in cell for cell in found.values())
         ]
-        table = _sweep.over_seeds(of_rows, columns)
+        table = _sweep.over_seeds(of_rows, columns, digits=4)
         _run.write_atomically(workdir / "table.md", _run.format_table(table))
 
     _sweep.run_cells(build, cells, workdir, report, keeps_failures=True)
@@ -809,4 +821,4 @@ def sweep(build, config: ConfigDict, workdir) -> None:
 
 
 if __name__ == "__main__":
-    _run.main(build, __file__, sweep)
+    _run.main(build, __file__, sweep, untrained=("sampler",))

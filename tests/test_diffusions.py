@@ -211,6 +211,22 @@ def test_the_trace_by_signs_is_unbiased_and_kept_along_the_way():
     np.testing.assert_allclose(nothing.x, exact.x, rtol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32", "float64"])
+def test_the_flow_takes_positions_of_every_type(dtype, x64):
+    """Also where times are of another: N(0, .7), of which the density is known. Flows
+    are never in less than float32."""
+    x = jnp.array([[0.5, -1.0], [0.25, 2.0]], dtype)
+    law = diffusions.variance_exploding(noise_min=1e-3, noise_max=200.0)
+    found, flowed = metrics.probability_flow_log_prob(
+        law, functools.partial(normal_score, law, 0.7), jax.random.key(0), x
+    )
+    expected = -0.5 * (np.asarray(x, float) ** 2 / 0.7).sum(1) - np.log(2 * np.pi * 0.7)
+    # Some 50 steps, each to 1e-5.
+    np.testing.assert_allclose(found, expected, atol=5e-4)
+    wide = "float64" if dtype == "float64" else "float32"
+    assert found.dtype == flowed.x.dtype == flowed.log_det.dtype == wide
+
+
 def test_an_example_that_needs_more_steps_is_nan_and_no_other():
     def score(x, time):
         return -x / (0.1 + SMALL.std(time) ** 2) + jnp.sin(1e5 * time * (x > 5))
@@ -386,6 +402,20 @@ def test_where_all_scores_are_zero_the_corrector_stays():
     )
     np.testing.assert_array_equal(found, x)
     assert info.corrector_step_size[0] == 0
+
+
+def test_a_chain_without_a_number_is_not_taken_for_a_score_of_zero():
+    """The corrector's step is of the mean over chains: there is none, and it shows."""
+    x = jnp.array([[1.0, 2.0], [jnp.nan, 1.0]])
+    found, info = samplers.sample_diffusion(
+        SMALL,
+        functools.partial(normal_score, SMALL, 1.0),
+        jax.random.key(0),
+        x,
+        2,
+        num_corrections=1,
+    )
+    assert np.isnan(info.corrector_step_size).all() and np.isnan(found).all()
 
 
 def test_predictors_by_hand():
@@ -678,6 +708,10 @@ def test_the_loss_of_the_exact_score_is_what_cannot_be_known(name, weighting):
         (
             lambda: diffusions.variance_preserving(rate_min=0.0),
             "rate_min and rate_max must be positive",
+        ),
+        (
+            lambda: diffusions.sub_variance_preserving(rate_min=1.0, rate_max=160.0),
+            "rate_min and rate_max must have a mean of at most 80.* got 1.0 and 160.0",
         ),
         (
             lambda: objectives.diffusion_score_matching(

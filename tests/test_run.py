@@ -196,6 +196,20 @@ def test_an_evaluation_alone_changes_nothing_of_the_run(tmp_path):
     assert unfinished.is_dir()
 
 
+def test_what_training_does_not_read_may_be_another_in_an_evaluation_alone(straight):
+    settings = config(data__std=3.0)
+    with pytest.raises(ValueError, match="data.std: 2.0 -> 3.0"):
+        _run.run(build, settings, straight, evaluate_only=True)
+    with pytest.raises(ValueError, match="data.std: 2.0 -> 3.0"):
+        _run.run(build, settings, straight, untrained=("data",))
+    before = (straight / "config.json").read_text()
+    options = {"evaluate_only": True, "untrained": ("data",)}
+    assert _run.run(build, settings, straight, **options)
+    assert (straight / "config.json").read_text() == before
+    with pytest.raises(ValueError, match="learning_rate: 0.01 -> 0.5"):
+        _run.run(build, config(learning_rate=0.5), straight, **options)
+
+
 def test_a_start_that_fails_before_its_first_step_claims_nothing(tmp_path):
     """A replay smaller than the batch is found when the update is traced."""
     with pytest.raises(ValueError, match="exceeds replay capacity"):
@@ -393,19 +407,27 @@ def test_two_processes_train_save_and_resume_as_one_does(tmp_path):
 
 
 @pytest.mark.slow
-def test_scores_of_images_train_in_two_processes_as_in_one(tmp_path, quick_compilation):
+@pytest.mark.parametrize("process", ["ladder", "sub_variance_preserving"])
+def test_scores_of_images_train_in_two_processes_as_in_one(
+    process, tmp_path, quick_compilation
+):
     """An experiment's own data, network and evaluation, on 2 x 2 devices and on 4."""
     both, one = tmp_path / "both", tmp_path / "one"
     program = "-m", "experiments.score_based"
     options = [
-        "--config=experiments/score_based.py:digits,ladder",
+        f"--config=experiments/score_based.py:digits,{process}",
         *("--config.data.batch_size=16", "--config.train.num_steps=3"),
         "--config.network.widths=(2,)",
-        *("--config.sampler.num_steps_per_level=1", "--config.process.num_scales=4"),
         *("--config.evaluation.num_samples=0", "--config.evaluation.num_shown=8"),
-        *("--config.evaluation.chunk_size=8", "--config.evaluation.num_likelihoods=0"),
-        "--config.evaluation.num_inpainted=0",
+        *("--config.evaluation.chunk_size=8", "--config.evaluation.num_likelihoods=6"),
+        *("--config.evaluation.num_probes=1", "--config.evaluation.tolerance=0.01"),
+        "--config.evaluation.num_inpainted=3",
     ]
+    if process == "ladder":
+        options += ["--config.sampler.num_steps_per_level=1"]
+        options += ["--config.process.num_scales=4"]
+    else:
+        options += ["--config.sampler.num_steps=4"]
     both_processes(both, *options, program=program)
     finish(start(one, *options, devices=4, program=program))
     # Adam divides by the gradient's size: sums in another order move what is near 0.
@@ -416,7 +438,7 @@ def test_scores_of_images_train_in_two_processes_as_in_one(tmp_path, quick_compi
     )
     pair, alone = (lines(folder)[-1] for folder in (both, one))
     assert pair["kind"] == "eval" and pair.keys() == alone.keys()
-    for name in ("samples_abs_max", "asymmetry_1"):
+    for name in ("samples_abs_max", "asymmetry_1", "bits_per_dim", "inpainting_mse"):
         np.testing.assert_allclose(pair[name], alone[name], rtol=1e-2)
 
 

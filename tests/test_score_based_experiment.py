@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 from resuming import check_resumes
 
-from ebmjax import diffusions, energies, objectives, samplers
+from ebmjax import diffusions, energies, objectives, samplers, training
 from experiments import _classifier, _evaluation, _run, score_based
 from experiments._data import digits, images
 
@@ -236,27 +237,32 @@ def test_samples_of_a_ladder_are_those_of_its_recursion():
 
 @pytest.mark.parametrize("name", score_based.DIFFUSIONS)
 def test_bits_of_a_known_density_are_right(name):
-    """Data of 16 levels uniform within [-1, 1], of which the model is N(0, 1/3) a
-    pixel: 3 bits for the width of 1/8 and the cross-entropy of the two in bits, which
-    is log2(2 pi / 3) / 2 + 1 / (2 log 2)."""
+    """Data of two levels uniform within [-1, 1], of which the model is N(0, 1/3) a
+    pixel: no bits for the width of 1, and the cross-entropy of the two in bits, which
+    is log2(2 pi / 3) / 2 + 1 / (2 log 2); with pixels at their levels' middles, 1/8
+    less of x^2 and .27 bits less. Both errors are then of where in its level a pixel
+    is: of x^2, on [0, 1], the variance is 4 / 45, and its share in bits 3/2 / log 2."""
     config = score_based.get_config(f"digits,{name}").unlock()
     config.evaluation.update(num_likelihoods=200, num_probes=2, tolerance=1e-4)
     config.evaluation.chunk_size = 120
     rng = np.random.default_rng(0)
     data = digits.load()._replace(
-        held_out=rng.integers(0, 16, (200, 8, 8, 1), np.uint8), num_levels=16
+        held_out=rng.integers(0, 2, (200, 8, 8, 1), np.uint8), num_levels=2
     )
     law = score_based._diffusion(config, lambda: 30.0)
     params = {"mean": jnp.float32(0.0), "variance": jnp.float32(1 / 3)}
     measure = score_based._likelihood(config, normal_score, law, data)
     scalars = measure(params, jax.random.key(0), None)
-    expected = 3 + 0.5 * math.log2(2 * math.pi / 3) + 0.5 / math.log(2)
+    expected = 0.5 * math.log2(2 * math.pi / 3) + 0.5 / math.log(2)
     error = 5 * scalars["bits_per_dim_error"]
     # And 0.02 ^ 2 of noise that the exploding one begins with.
     np.testing.assert_allclose(scalars["bits_per_dim"], expected, atol=error + 2e-3)
-    # Of a pixel x^2 / 2 (1/3) nats has the variance 1 / 5; 64 pixels, 200 images.
-    known = (1 / 5 / 64 / 200) ** 0.5 / math.log(2)
-    np.testing.assert_allclose(scalars["bits_per_dim_error"], known, rtol=0.3)
+    # Of one image's mean over two noises and its 64 pixels; the signs add nothing, as
+    # the Jacobian is diagonal. Of the mean of 200 images, whose levels are no matter.
+    one = 1.5 / math.log(2) * (4 / 45 / 64 / 2) ** 0.5
+    np.testing.assert_allclose(scalars["bits_per_dim_noise"], one, rtol=5 / 400**0.5)
+    known = one / 200**0.5
+    np.testing.assert_allclose(scalars["bits_per_dim_error"], known, rtol=5 / 400**0.5)
 
 
 @pytest.mark.slow
@@ -379,6 +385,11 @@ def test_a_ladder_s_section_gives_the_papers_numbers():
             "evaluation.num_examples must be a",
         ),
         ("digits", {"optimizer__b1": 1.0}, "b1 must be from 0 to below 1, got 1.0"),
+        (
+            "digits",
+            {"optimizer__learning_rate": ConfigDict({"start": -1.0})},
+            "learning_rate.start must not be negative, got -1.0",
+        ),
         ("digits", {"sampler__predictor": "heun"}, "predictor must be one of"),
         ("digits", {"sampler__num_steps": 0}, "num_steps must be a whole number"),
         ("two_modes", {"sampler__num_steps_per_level": 0}, "num_steps_per_level must"),
@@ -386,7 +397,9 @@ def test_a_ladder_s_section_gives_the_papers_numbers():
         ("digits", {"evaluation__num_likelihoods": 1}, "num_likelihoods must be 0 or"),
         ("digits", {"evaluation__chunk_size": 0}, "evaluation.chunk_size must be a"),
         ("digits", {"evaluation__num_probes": 0}, "evaluation.num_probes must be a"),
-        ("digits", {"evaluation__tolerance": 0.0}, "evaluation.tolerance must be pos"),
+        ("digits", {"evaluation__tolerance": 0.0}, "evaluation.tolerance must be abo"),
+        ("digits", {"evaluation__tolerance": math.inf}, "tolerance must be above 0 an"),
+        ("two_modes", {"process__num_scales": 0}, "process.num_scales must be given"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(preset, changes, message):
@@ -471,6 +484,119 @@ def test_inpainting_asks_for_scores_where_the_known_has_its_level_s_noise(tmp_pa
     measure = score_based._inpainting(inpaint, images, data, 500)
     scalars = measure(jnp.ones((8, 8, 1)), jax.random.key(0), tmp_path)
     assert np.isfinite(scalars["inpainting_mse"])
+
+
+def test_inpainting_puts_back_the_known_with_a_noise_of_its_own_at_every_level():
+    """Of two levels with one move of step h each: where the lower half's score is the
+    upper half over h s^2, a move adds the upper half as it is put back, and the last
+    denoising adds it once more over h. So the lower half is the start, the noises of
+    two moves, and s1 n1 + (1 + 1 / h) s2 n2 of the known's noises: with one noise for
+    both the variance would be 30 and not 22."""
+    config = tiny("digits,ladder").unlock()
+    config.process.update(largest=2.0, smallest=1.0, num_scales=2)
+    config.sampler.update(num_steps_per_level=1, relative_step_size=1.0)
+
+    def score(params, x, noise_scale):
+        return params * jnp.concatenate([0 * x[:4], x[:4]]) / noise_scale**2
+
+    ladder = score_based._ladder(config, None, 64)
+    inpaint = score_based._annealed_inpainting(config, score, ladder, (8, 8, 1))
+    is_known = _evaluation.upper_half((8, 8, 1))
+    x = np.zeros((500, 8, 8, 1), np.float32)
+    found = np.asarray(inpaint(jnp.float32(1), jax.random.key(0), x, is_known))
+    # Start 4, moves 2 h s^2 of 8 and 2, and 4 and 2^2 of the known.
+    rest = found[:, 4:]
+    np.testing.assert_allclose(rest.var(), 22, rtol=5 * (2 / rest.size) ** 0.5)
+
+
+@pytest.mark.parametrize("process", ["ladder", "variance_preserving"])
+def test_what_is_evaluated_is_the_average_in_draws_that_differ(process, monkeypatch):
+    """Not the parameters it is the average of; and another chunk has other draws."""
+    network = DENSE_ENERGY | {"is_energy": False}
+    config = tiny(f"digits,{process}", network=network).unlock()
+    config.evaluation.update(
+        num_samples=0, num_shown=4, chunk_size=2, num_likelihoods=0, num_inpainted=0
+    )
+    experiment = score_based.build(config.lock(), _run.make_keys(0))
+    ones = jax.tree.map(jnp.ones_like, experiment.params)
+
+    def drawn(params, ema_params):
+        state = training.TrainState(
+            step=0,
+            params=params,
+            opt_state={},
+            carry={},
+            key=None,
+            model_state={},
+            ema_params=ema_params,
+        )
+        shown = []
+        monkeypatch.setattr(
+            score_based._plots,
+            "image_grid",
+            lambda path, images, **options: shown.append(np.asarray(images)),
+        )
+        experiment.evaluate(state, jax.random.key(0), pathlib.Path())
+        return shown[0]
+
+    first = drawn(ones, experiment.params)
+    np.testing.assert_array_equal(first, drawn(experiment.params, experiment.params))
+    assert np.abs(first - drawn(experiment.params, ones)).max() > 0.01
+    assert np.abs(first[:2] - first[2:]).max() > 0.01
+
+
+@pytest.mark.parametrize("weighting", ["noise", "likelihood"])
+def test_the_objective_has_the_section_s_weighting(weighting):
+    network = DENSE_ENERGY | {"is_energy": False}
+    config = tiny("digits,variance_preserving", network=network)
+    config = config.unlock()
+    config.objective.weighting = weighting
+    config = config.lock()
+    experiment = score_based.build(config, _run.make_keys(0))
+    law = score_based._diffusion(config, None)
+    _, _, score = score_based._model(config, (8, 8, 1))
+    expected = objectives.diffusion_score_matching(
+        diffusions.with_time(score, law), diffusion=law, weighting=weighting
+    )
+    arguments = experiment.params, jax.random.key(0), experiment.batch(0), ()
+    found, _ = jax.jit(experiment.players["score"].objective.loss)(*arguments)
+    np.testing.assert_allclose(found, jax.jit(expected.loss)(*arguments)[0], rtol=1e-6)
+
+
+def test_a_ladder_s_likelihood_is_of_all_scales_between_its_ends(monkeypatch):
+    config = tiny(
+        "digits,ladder",
+        network=DENSE_ENERGY | {"is_energy": False},
+        process__largest=7.0,
+    )
+    given = []
+    monkeypatch.setattr(
+        score_based,
+        "_likelihood",
+        lambda config, score, process, data: given.append(process),
+    )
+    score_based.build(config, _run.make_keys(0))
+    (process,) = given
+    assert process.prior_std == pytest.approx(7.0)
+    np.testing.assert_allclose(process.std(1.0), 7.0, rtol=1e-6)
+    np.testing.assert_allclose(process.std(0.0), config.process.smallest, rtol=1e-6)
+
+
+def test_asymmetry_is_of_the_jacobian_where_images_have_the_noise():
+    """Of a shift by one of 64, with signs v: |J v|^2 is 64, and |J v - J^T v|^2 is 128
+    less twice the sum of 64 products of signs. The score is a shift far out and the
+    identity, which is symmetric, near the images: there are noises of 4 and of .2."""
+
+    def score(params, x, noise_scale):
+        is_far = jnp.mean(x**2) > 1.2 + noise_scale**2 / 4
+        return params * jnp.where(is_far, jnp.roll(x.ravel(), 1).reshape(x.shape), x)
+
+    measure = score_based._asymmetry(score, digits.load())
+    scalars = measure(jnp.float32(3.0), jax.random.key(0), None)
+    assert scalars["asymmetry_0.2"] == 0
+    # Of 100 images; a product's sum has the deviation 8.
+    error = 5 * 2 * 8 / 64 / 100**0.5
+    np.testing.assert_allclose(scalars["asymmetry_4"], 2, atol=error)
 
 
 def test_a_level_s_energy_has_the_score_s_gradient():

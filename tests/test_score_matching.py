@@ -359,6 +359,19 @@ def test_many_scales_are_weighted_and_each_has_its_own_score(weighting):
     np.testing.assert_allclose(aux.metrics["residual"], 1.0, atol=5 * (2 / num) ** 0.5)
 
 
+def test_scales_are_not_rounded_to_the_type_of_the_examples():
+    """Of 348 and of 1e-4 float16 has no square; of a score of zero the loss is that of
+    the noise, 1 / 2 a dimension."""
+    for scale in (348.0, 1e-4):
+        objective = objectives.multi_scale_denoising_score_matching(
+            lambda params, x, scale: params * x, noise_scales=[scale]
+        )
+        x = jnp.zeros((4_000, 3), jnp.float16)
+        value = loss(objective, {"score": jnp.float16(0.0)}, x)
+        error = 5 * 0.5 * (2 * 3 / 4_000) ** 0.5
+        np.testing.assert_allclose(value, 1.5, atol=error)
+
+
 def test_an_energy_with_a_scale_is_denoised_like_its_score():
     energy = lambda p, x, scale: p * jnp.sum(x**4) / (1 + scale)  # noqa: E731
     score = lambda p, x, scale: -4 * p * x**3 / (1 + scale)  # noqa: E731
@@ -494,6 +507,10 @@ def test_exactly_one_of_energy_and_score_network_is_asked_for():
     with pytest.raises(ValueError, match="noise_scales must be positive.*-1"):
         objectives.multi_scale_denoising_score_matching(
             quartic_score, noise_scales=[1.0, -1.0]
+        )
+    with pytest.raises(ValueError, match="noise_scales must be positive.*inf"):
+        objectives.multi_scale_denoising_score_matching(
+            quartic_score, noise_scales=[1.0, np.inf]
         )
     scalar = objectives.score_matching(score_network=lambda params, x: params * 1.0)
     with pytest.raises(ValueError, match=r"of the example's shape \(3,\), got \(\)"):

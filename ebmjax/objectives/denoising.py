@@ -134,7 +134,8 @@ def multi_scale_denoising_score_matching(
       distribution".
     """
     scales = np.asarray(noise_scales)
-    if scales.ndim != 1 or scales.size == 0 or not (scales > 0).all():
+    is_sound = np.isfinite(scales) & (scales > 0)
+    if scales.ndim != 1 or scales.size == 0 or not is_sound.all():
         raise ValueError(f"noise_scales must be positive numbers, got {noise_scales}")
     weight_of = jnp.square if weighting is None else weighting
     score = score_of(energy, score_network)
@@ -142,7 +143,8 @@ def multi_scale_denoising_score_matching(
     def example_loss(params, key, x):
         scale_key, noise_key = jax.random.split(key)
         index = jax.random.randint(scale_key, (), 0, scales.size)
-        scale = jnp.asarray(scales, x.dtype)[index]
+        # Never float16, which has no squares of scales such as 348 or 1e-4.
+        scale = jnp.asarray(scales, jnp.promote_types(x.dtype, jnp.float32))[index]
         noise = jax.random.normal(noise_key, x.shape, x.dtype)
         # Times the scale: of small ones the other form would be large.
         residual = scale * score(params, x + scale * noise, scale) + noise

@@ -267,7 +267,7 @@ def _sample_diffusion(
                 norm = mean_norm(score)
                 signal = signal_to_noise * mean_norm(noise) / norm
                 # A score of zero, as networks begin with, says nothing of a step.
-                length = jnp.where(norm > 0, 2 * ratio**2 * signal**2, 0.0)
+                length = jnp.where(norm == 0, 0.0, 2 * ratio**2 * signal**2)
                 moved = x + length * score + jnp.sqrt(2 * length) * noise
                 return moved.astype(x.dtype), length
 

@@ -71,7 +71,7 @@ def probability_flow(
       max_steps: Most steps, accepted or not.
 
     Returns:
-      A `Flowed`. An example that needs more steps is NaN.
+      A `Flowed`, in float32 at least. An example that needs more steps is NaN.
 
     Raises:
       ValueError: If the trace is none of these, a time is not within [0, 1], the two
@@ -109,7 +109,10 @@ def probability_flow(
 def _flow(score_fn, key, x, *, diffusion, times, trace, tolerance, max_steps):
     import diffrax  # takes as long to import as all else here
 
-    start, end = times
+    # Never bfloat16, as of times; and times of the positions' type, as diffrax would
+    # promote the positions to that of the times.
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    start, end = (jnp.asarray(time, x.dtype) for time in times)
 
     def velocity(time, x):
         scale = diffusion.diffusion_scale(time)

@@ -33,6 +33,8 @@ import itertools
 import math
 import pathlib
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +52,7 @@ from ebmjax import (
     training,
 )
 from ebmjax.samplers.base import check_count
+from ebmjax.types import Array, Network
 from experiments import (
     _classifier,
     _data,
@@ -396,29 +399,65 @@ def _in_plane(config, keys) -> _run.Experiment:
 # --- images ------------------------------------------------------------------------
 
 
-def _on_images(config, keys) -> _run.Experiment:
-    _check(config.evaluation)
-    data = _data.from_section(config.data)
-    options, shape = config.evaluation, data.image_shape
-    _plots.check()
-    network, name, score = _model(config, shape)
-    params, _ = network.init(keys.params)
-    largest = functools.cache(lambda: _largest_distance(keys.evaluation, data))
-    # What is measured besides samples: `measure(params, key, directory) -> scalars`.
-    measures = [_asymmetry(score, data)]
+class Model(NamedTuple):
+    """A score-based model of images, whatever its parameters.
+
+    Attributes:
+      network: From `ebmjax.networks`.
+      name: Of its parameters: "score", or "energy", of which the score is minus the
+        gradient.
+      score: `score(params, x, noise_scale) -> [*image]` of one image, as are `params`
+        below: those of the name alone.
+      ladder: `[scales]`, or None for a diffusion.
+      process: The diffusion; of a ladder the one with all scales between its ends.
+      sample: `sample(params, key, num) -> [num, *image]`.
+      inpaint: `inpaint(params, key, x, is_known) -> [n, *image]` that agree with `x`,
+        `[n, *image]`, where the booleans `[*image]` are True.
+    """
+
+    network: Network
+    name: str
+    score: Callable[..., Array]
+    ladder: np.ndarray | None
+    process: diffusions.Diffusion
+    sample: Callable[..., Array]
+    inpaint: Callable[..., Array]
+
+
+def make_model(config: ConfigDict, data: _data.Images) -> Model:
+    """Of a config, and of its data, whose largest distance may be the largest noise."""
+    network, name, score = _model(config, data.image_shape)
+
+    def largest():
+        return _largest_distance(_run.make_keys(config.seed).evaluation, data)
+
     if config.process.name == "ladder":
-        ladder = _ladder(config, largest, math.prod(shape))
-        objective = objectives.multi_scale_denoising_score_matching(
-            **_of_model(name, network), noise_scales=ladder, **config.objective
-        )
-        # The process of its likelihood: all scales between the ladder's.
+        ladder = _ladder(config, largest, math.prod(data.image_shape))
         process = diffusions.variance_exploding(
             noise_min=float(ladder[-1]), noise_max=float(ladder[0])
         )
-        sample = _annealed(config, score, ladder, shape)
-        inpaint = _annealed_inpainting(config, score, ladder, shape)
+        sample = _annealed(config, score, ladder, data.image_shape)
+        inpaint = _annealed_inpainting(config, score, ladder, data.image_shape)
     else:
-        process = _diffusion(config, largest)
+        ladder, process = None, _diffusion(config, largest)
+        sample, inpaint = _reversed(config, score, process, data.image_shape)
+    return Model(network, name, score, ladder, process, sample, inpaint)
+
+
+def _on_images(config, keys) -> _run.Experiment:
+    _check(config.evaluation)
+    data = _data.from_section(config.data)
+    options = config.evaluation
+    _plots.check()
+    model = make_model(config, data)
+    network, name, score = model.network, model.name, model.score
+    process, sample = model.process, model.sample
+    params, _ = network.init(keys.params)
+    if model.ladder is not None:
+        objective = objectives.multi_scale_denoising_score_matching(
+            **_of_model(name, network), noise_scales=model.ladder, **config.objective
+        )
+    else:
         is_energy = name == "energy"
         timed = diffusions.energy_with_time if is_energy else diffusions.with_time
         objective = objectives.diffusion_score_matching(
@@ -426,11 +465,12 @@ def _on_images(config, keys) -> _run.Experiment:
             diffusion=process,
             **config.objective,
         )
-        sample, inpaint = _reversed(config, score, process, shape)
+    # What is measured besides samples: `measure(params, key, directory) -> scalars`.
+    measures = [_asymmetry(score, data)]
     if options.num_inpainted:
         measures.append(
             _inpainting(
-                inpaint,
+                model.inpaint,
                 data.held_out[: options.num_inpainted],
                 data,
                 options.chunk_size,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ebmjax import metrics
-from experiments import _run, short_run
+from experiments import _run, score_based, short_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -86,6 +86,28 @@ def test_a_trained_energy_is_loaded_scored_and_sampled(tmp_path, monkeypatch):
     assert (found["state"].position != found["x"]).mean() > 0.99
     energies = jax.vmap(found["energy_fn"])(found["x"])
     np.testing.assert_array_equal(found["scores"], -energies)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+def test_a_trained_score_is_loaded_sampled_and_has_likelihoods(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = score_based.get_config().unlock()
+    config.train.num_steps = 2
+    config.network.widths = (2,)
+    config.sampler.update(num_steps=3, num_corrections=0)
+    config.evaluation.update(
+        num_samples=0, num_shown=2, chunk_size=2, num_likelihoods=0, num_inpainted=0
+    )
+    _run.run(score_based.build, config.lock(), "runs/scores")
+    found = {}
+    exec(compile(block("make_model(config, _data"), "README.md", "exec"), found)
+    assert found["images"].shape == (100, 8, 8, 1)
+    # With scores of next to nothing the flow stays: the likelihood is the prior's.
+    scale, images = found["model"].process.prior_std, np.asarray(found["images"], float)
+    squares = (images**2).sum((1, 2, 3)) / scale**2
+    prior = -0.5 * squares - 32 * np.log(2 * np.pi) - 64 * np.log(scale)
+    assert np.abs(np.asarray(found["log_prob"]) - prior).max() < 0.01
 
 
 def test_every_public_command_of_the_readme_names_a_file_that_is_there():

@@ -171,7 +171,8 @@ def diffusion_score_matching(
     - "noise" is `|std(t) score(x_t, t) + n|^2 / 2`, all times alike;
     - "likelihood" is `g(t)^2 |score(x_t, t) + n / std(t)|^2 / 2` with `g` the
       `diffusion_scale`, which weighs times as the likelihood of the reversed diffusion
-      does. Its small times have large and few contributions.
+      does. Its small times have large and few contributions. Of a variance-exploding
+      diffusion it is the other one times a constant, 2 log(noise_max / noise_min).
 
     Sums over dimensions, never means: implementations that take means have other
     learning rates.

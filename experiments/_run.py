@@ -189,7 +189,9 @@ def make_optimizer(section: Mapping[str, Any]) -> optax.GradientTransformation:
     for name in ("start", "final"):
         value = section.get(name)
         if value is not None and not 0 <= value < math.inf:
-            raise ValueError(f"learning_rate.{name} must not be negative, got {value}")
+            raise ValueError(
+                f"learning_rate.{name} must be a number of at least 0, got {value}"
+            )
     clip = options.pop("gradient_clip", 0.0)
     if not clip >= 0:
         raise ValueError(f"gradient_clip must not be negative, got {clip}")
@@ -517,8 +519,9 @@ def run(
       workdir: Made if missing. Holds one run.
       evaluate_only: Trains nothing; evaluates the newest checkpoint, and changes
         nothing of the run but its figures and this evaluation's line. The section
-        `evaluation` may then differ from the run's, and
-      untrained: other sections of the config that training does not read.
+        `evaluation` may then differ from the run's.
+      untrained: Other sections of the config that training does not read, and that may
+        differ then too.
 
     Returns:
       The scalars of the last evaluation; empty if the run was preempted.

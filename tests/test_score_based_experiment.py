@@ -388,7 +388,7 @@ def test_a_ladder_s_section_gives_the_papers_numbers():
         (
             "digits",
             {"optimizer__learning_rate": ConfigDict({"start": -1.0})},
-            "learning_rate.start must not be negative, got -1.0",
+            "learning_rate.start must be a number of at least 0, got -1.0",
         ),
         ("digits", {"sampler__predictor": "heun"}, "predictor must be one of"),
         ("digits", {"sampler__num_steps": 0}, "num_steps must be a whole number"),

@@ -140,15 +140,15 @@ def sub_variance_preserving(
     )
 
 
-MEAN_RATE_MAX = 80.0
+MEAN_RATE_MAX = 80.0  # exp(-80) is 2e-35; float32 ends at 1e-38
 
 
 def _decay(rate_min: float, rate_max: float):
     _check_rising("rate_min", rate_min, "rate_max", rate_max)
     if rate_min + rate_max > 2 * MEAN_RATE_MAX:
         raise ValueError(
-            f"rate_min and rate_max must have a mean of at most {MEAN_RATE_MAX}, with"
-            f" which float32 has the square of what is left of the example, got"
+            f"the mean of rate_min and rate_max must be at most {MEAN_RATE_MAX}, above"
+            " which what is left of the example vanishes in float32, got"
             f" {rate_min} and {rate_max}"
         )
     slope = rate_max - rate_min

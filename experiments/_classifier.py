@@ -244,9 +244,10 @@ def reference_table(
     """`sample_quality` of three references, and of as many sets of samples as given.
 
     The data are divided at random. One half is what all rows are compared with; the
-    other is the first row, "data", the best that samples can do. "gaussian" has the
-    mean and the full covariance of the data, clamped to their range: better than it is
-    the least to ask of a model. "uniform" is noise over the range of the data.
+    other is the first row, "data": what new draws of the data's law are expected to do.
+    Copies of the examples, most of which a model has been trained on, would do better.
+    "gaussian" has the mean and the full covariance of the data, clamped to their range:
+    better than it is the least to ask of a model. "uniform" is noise over that range.
 
     All rows and the data that they are compared with have the same number of examples,
     the smallest there is, as the distance is biased by it; longer sets are cut.

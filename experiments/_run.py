@@ -184,14 +184,14 @@ def make_optimizer(section: Mapping[str, Any]) -> optax.GradientTransformation:
     optax constructor of that name takes.
     """
     options = dict(section)
-    section = options.pop("learning_rate")
-    rate = schedule(**section)
+    of_rate = options.pop("learning_rate")
     for name in ("start", "final"):
-        value = section.get(name)
+        value = of_rate.get(name)
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(
                 f"learning_rate.{name} must be a number of at least 0, got {value}"
             )
+    rate = schedule(**of_rate)
     clip = options.pop("gradient_clip", 0.0)
     if not clip >= 0:
         raise ValueError(f"gradient_clip must not be negative, got {clip}")
@@ -273,16 +273,21 @@ def guard_config(
     """
     if not _has_begun(workdir):
         return  # whatever config it failed with
-    old, new = flat(read_config(workdir).to_dict()), flat(_plain(config))
-    missing = "(absent)"
     changed = [
-        f"  {key}: {old.get(key, missing)!r} -> {new.get(key, missing)!r}"
-        for key in sorted(set(old) | set(new))
-        if old.get(key, missing) != new.get(key, missing)
-        and not key.startswith((*may_differ, "sweep."))  # no run of its own reads it
+        f"  {key}: {old!r} -> {new!r}"
+        for key, (old, new) in _differences(config, workdir).items()
+        if not key.startswith((*may_differ, "sweep."))  # no run of its own reads it
     ]
     if changed:
         raise ValueError("\n".join([f"{workdir} holds another run:", *changed]))
+
+
+def _differences(config: ConfigDict, workdir: pathlib.Path) -> dict[str, tuple]:
+    """Dotted path -> what the run in the workdir has, and what the config has."""
+    old, new = flat(read_config(workdir).to_dict()), flat(_plain(config))
+    missing = "(absent)"
+    pairs = {k: (old.get(k, missing), new.get(k, missing)) for k in {*old, *new}}
+    return {k: pairs[k] for k in sorted(pairs) if pairs[k][0] != pairs[k][1]}
 
 
 def _has_begun(workdir: pathlib.Path) -> bool:
@@ -356,10 +361,12 @@ class _Log:
         folder = str(self._workdir / "tensorboard")
         self._events = SummaryWriter(folder, purge_step=step + 1)
 
-    def write(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
+    def write(
+        self, kind: str, step: int, scalars: Mapping[str, float], **others: Any
+    ) -> None:
         if not self._is_first:
             return
-        line = {"kind": kind, "step": step, **scalars}
+        line = {"kind": kind, "step": step, **others, **scalars}
         with self._path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         if self._events is not None:
@@ -521,7 +528,9 @@ def run(
         nothing of the run but its figures and this evaluation's line. The section
         `evaluation` may then differ from the run's.
       untrained: Other sections of the config that training does not read, and that may
-        differ then too.
+        differ then too. Where they do it is another model's evaluation: its line has
+        the kind "other_eval", and the `options` that differ, beside the run's own, and
+        its figures go to `figures_other`.
 
     Returns:
       The scalars of the last evaluation; empty if the run was preempted.
@@ -534,20 +543,22 @@ def run(
     """
     preemption = _Preemption()
     with preemption.watching():
-        # An evaluation alone changes nothing of the run, and may be another one.
-        free = ("evaluation", *untrained) if evaluate_only else ()
-        may_differ = ("train.num_steps", *(f"{section}." for section in free))
+        free = tuple(f"{section}." for section in untrained)
         workdir = pathlib.Path(workdir)
-        return _run(build, config, workdir, evaluate_only, may_differ, preemption)
+        return _run(build, config, workdir, evaluate_only, free, preemption)
 
 
-def _run(
-    build, config, workdir, evaluate_only, may_differ, preemption
-) -> dict[str, float]:
+def _run(build, config, workdir, evaluate_only, free, preemption) -> dict[str, float]:
     _check(config)
     if evaluate_only and not (workdir / CONFIG).is_file():
         raise FileNotFoundError(f"{workdir} holds no run to evaluate")
-    guard_config(config, workdir, may_differ=may_differ)
+    # An evaluation alone changes nothing of the run, and may be another one.
+    extra = ("evaluation.", *free) if evaluate_only else ()
+    guard_config(config, workdir, may_differ=("train.num_steps", *extra))
+    other = {}
+    if evaluate_only and free:
+        found = _differences(config, workdir)
+        other = {k: new for k, (_, new) in found.items() if k.startswith(free)}
     num_devices, ema_decay = jax.device_count(), config.ema_decay or None
     keys = make_keys(config.seed)
     experiment = build(config, keys)
@@ -563,7 +574,7 @@ def _run(
         name: training.pmap_update(players, ema_decay=ema_decay)
         for name, players in _all_phases(experiment).items()
     }
-    figures = workdir / "figures"
+    figures = workdir / ("figures_other" if other else "figures")
     figures.mkdir(exist_ok=True, parents=True)
     checkpoints = Checkpoints(
         workdir, keep=config.train.keep, is_read_only=evaluate_only
@@ -593,9 +604,14 @@ def _run(
                 directory = figures if is_first else pathlib.Path(elsewhere)
                 scalars = experiment.evaluate(on_host, key, directory)
             scalars = {name: float(value) for name, value in scalars.items()}
-            log.replace_evaluation(step)
-            seconds = {"evaluation_seconds": time.perf_counter() - start}
-            log.write("eval", step, scalars | seconds)
+            scalars_and_clock = scalars | {
+                "evaluation_seconds": time.perf_counter() - start
+            }
+            if other:
+                log.write("other_eval", step, scalars_and_clock, options=other)
+            else:
+                log.replace_evaluation(step)
+                log.write("eval", step, scalars_and_clock)
             _check_sound(step, scalars)
             evaluated[step] = scalars
             return scalars

@@ -400,17 +400,17 @@ def _in_plane(config, keys) -> _run.Experiment:
 
 
 class Model(NamedTuple):
-    """A score-based model of images, whatever its parameters.
+    """A score-based model of images, without its parameters.
 
     Attributes:
       network: From `ebmjax.networks`.
       name: Of its parameters: "score", or "energy", of which the score is minus the
         gradient.
-      score: `score(params, x, noise_scale) -> [*image]` of one image, as are `params`
-        below: those of the name alone.
+      score: `score(params, x, noise_scale) -> [*image]` of one image. Here and below
+        `params` are those under `name` alone.
       ladder: `[scales]`, or None for a diffusion.
       process: The diffusion; of a ladder the one with all scales between its ends.
-      sample: `sample(params, key, num) -> [num, *image]`.
+      sample: `sample(params, key, num) -> [num, *image]`, not clipped to [-1, 1].
       inpaint: `inpaint(params, key, x, is_known) -> [n, *image]` that agree with `x`,
         `[n, *image]`, where the booleans `[*image]` are True.
     """
@@ -425,7 +425,16 @@ class Model(NamedTuple):
 
 
 def make_model(config: ConfigDict, data: _data.Images) -> Model:
-    """Of a config, and of its data, whose largest distance may be the largest noise."""
+    """The model of a run's config.
+
+    Args:
+      config: Of any preset of images.
+      data: The config's own, `_data.from_section(config.data)`: their largest distance
+        is the largest noise where the config says 0.
+
+    Raises:
+      ValueError: If an option of the network, process or sampler is none.
+    """
     network, name, score = _model(config, data.image_shape)
 
     def largest():

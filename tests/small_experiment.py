@@ -23,6 +23,7 @@ def get_config(preset: str = "small") -> ConfigDict:
             "capacity": 64,
             "learning_rate": 0.01,
             "ema_decay": 0.9,
+            "sampler": {"factor": 1.0},  # of the draw that is evaluated
             "nan_at": -1,  # step whose data are not a number
             "train": {
                 "num_steps": 40,
@@ -66,7 +67,7 @@ def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
         if int(state.step) == int(os.environ.get("HANG_AT", -1)):
             time.sleep(600)
         (directory / "seen.txt").write_text(str(int(state.step)))
-        draw = float(jax.random.normal(key))
+        draw = config.sampler.factor * float(jax.random.normal(key))
         return {"precision": state.params["energy"]["precision"], "draw": draw}
 
     return _run.Experiment(

@@ -711,7 +711,7 @@ def test_the_loss_of_the_exact_score_is_what_cannot_be_known(name, weighting):
         ),
         (
             lambda: diffusions.sub_variance_preserving(rate_min=1.0, rate_max=160.0),
-            "rate_min and rate_max must have a mean of at most 80.* got 1.0 and 160.0",
+            "the mean of rate_min and rate_max must be at most 80.* got 1.0 and 160.0",
         ),
         (
             lambda: objectives.diffusion_score_matching(

@@ -196,18 +196,30 @@ def test_an_evaluation_alone_changes_nothing_of_the_run(tmp_path):
     assert unfinished.is_dir()
 
 
-def test_what_training_does_not_read_may_be_another_in_an_evaluation_alone(straight):
-    settings = config(data__std=3.0)
-    with pytest.raises(ValueError, match="data.std: 2.0 -> 3.0"):
-        _run.run(build, settings, straight, evaluate_only=True)
-    with pytest.raises(ValueError, match="data.std: 2.0 -> 3.0"):
-        _run.run(build, settings, straight, untrained=("data",))
-    before = (straight / "config.json").read_text()
-    options = {"evaluate_only": True, "untrained": ("data",)}
-    assert _run.run(build, settings, straight, **options)
-    assert (straight / "config.json").read_text() == before
+def test_what_training_does_not_read_may_be_another_in_an_evaluation_alone(tmp_path):
+    """And is told from the run's own evaluation, which stays as it is."""
+    own = _run.run(build, config(train__num_steps=5), tmp_path)
+    before, text = lines(tmp_path), (tmp_path / "config.json").read_text()
+    settings = config(train__num_steps=5, sampler__factor=3.0)
+    options = {"evaluate_only": True, "untrained": ("sampler",)}
+    for refused in ({"evaluate_only": True}, {"untrained": ("sampler",)}):
+        with pytest.raises(ValueError, match="sampler.factor: 1.0 -> 3.0"):
+            _run.run(build, settings, tmp_path, **refused)
+    (tmp_path / "figures" / "seen.txt").write_text("own")
+    found = _run.run(build, settings, tmp_path, **options)
+    assert found["draw"] == 3 * own["draw"]
+    assert lines(tmp_path)[:-1] == before
+    last = lines(tmp_path)[-1]
+    assert (last["kind"], last["step"]) == ("other_eval", 5)
+    assert last["options"] == {"sampler.factor": 3.0} and last["draw"] == found["draw"]
+    assert (tmp_path / "figures_other" / "seen.txt").read_text() == "5"
+    assert (tmp_path / "figures" / "seen.txt").read_text() == "own"
+    assert (tmp_path / "config.json").read_text() == text
     with pytest.raises(ValueError, match="learning_rate: 0.01 -> 0.5"):
-        _run.run(build, config(learning_rate=0.5), straight, **options)
+        _run.run(build, config(learning_rate=0.5), tmp_path, **options)
+    # With the run's own it is the run's evaluation again, in its place.
+    assert _run.run(build, config(train__num_steps=5), tmp_path, **options) == own
+    assert [x for x in lines(tmp_path) if x["kind"] == "eval"] == before[-1:]
 
 
 def test_a_start_that_fails_before_its_first_step_claims_nothing(tmp_path):

@@ -239,8 +239,8 @@ def test_samples_of_a_ladder_are_those_of_its_recursion():
 def test_bits_of_a_known_density_are_right(name):
     """Data of two levels uniform within [-1, 1], of which the model is N(0, 1/3) a
     pixel: no bits for the width of 1, and the cross-entropy of the two in bits, which
-    is log2(2 pi / 3) / 2 + 1 / (2 log 2); with pixels at their levels' middles, 1/8
-    less of x^2 and .27 bits less. Both errors are then of where in its level a pixel
+    is log2(2 pi / 3) / 2 + 1 / (2 log 2); with pixels at their levels' middles, 1/12
+    less of x^2 and .18 bits less. Both errors are then of where in its level a pixel
     is: of x^2, on [0, 1], the variance is 4 / 45, and its share in bits 3/2 / log 2."""
     config = score_based.get_config(f"digits,{name}").unlock()
     config.evaluation.update(num_likelihoods=200, num_probes=2, tolerance=1e-4)

@@ -119,7 +119,7 @@ def multi_scale_denoising_score_matching(
         `params["energy"]`.
       noise_scales: `[scales]`, standard deviations in units of x.
       weighting: Of a scale; its square if None, with which all scales weigh about the
-        same.
+        same. Scales, and so noised examples, are in float32 at least.
 
     Returns:
       A stateless `Objective`. Metrics: `residual`, the mean of `|s score + n|^2 / d`
@@ -185,7 +185,8 @@ def diffusion_score_matching(
         `params["energy"]`.
       diffusion: From `ebmjax.diffusions`.
       weighting: "noise" or "likelihood".
-      time_min: Above 0: at time 0 there is nothing to be learned from.
+      time_min: Above 0: at time 0 there is nothing to be learned from. Times, and so
+        noised examples, are in float32 at least.
 
     Returns:
       A stateless `Objective`. Metrics: `residual`, the mean of `|std score + n|^2 / d`

@@ -79,7 +79,7 @@ def test_a_trained_energy_is_loaded_scored_and_sampled(tmp_path, monkeypatch):
     )
     _run.run(short_run.build, config.lock(), "runs/digits")
     found = {}
-    exec(compile(block("_checkpoint.load"), "README.md", "exec"), found)
+    exec(compile(block("short_run.make_model"), "README.md", "exec"), found)
     assert found["images"].shape == (100, 8, 8, 1)
     assert np.abs(found["images"]).max() <= 1.0
     # The chain has moved from where it was scored.

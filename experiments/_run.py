@@ -259,35 +259,36 @@ def guard_config(
     workdir: pathlib.Path,
     *,
     may_differ: tuple[str, ...] = ("train.num_steps",),
-) -> None:
+) -> dict[str, Any]:
     """Refuses a workdir that holds another run.
 
     Args:
       config: Of this start.
       workdir: May be empty, or hold a run that has neither logged nor saved anything.
-      may_differ: How the names of options begin that are not compared, beside those of
-        a sweep.
+      may_differ: How the names of options begin that may differ, beside those of a
+        sweep.
+
+    Returns:
+      What may differ and does: dotted path -> the config's value.
 
     Raises:
       ValueError: With every difference, old -> new; if the config there is damaged.
     """
     if not _has_begun(workdir):
-        return  # whatever config it failed with
-    changed = [
-        f"  {key}: {old!r} -> {new!r}"
-        for key, (old, new) in _differences(config, workdir).items()
-        if not key.startswith((*may_differ, "sweep."))  # no run of its own reads it
-    ]
+        return {}  # whatever config it failed with
+    old, new = flat(read_config(workdir).to_dict()), flat(_plain(config))
+    missing, allowed, changed = "(absent)", {}, []
+    for key in sorted(set(old) | set(new)):
+        was, now = old.get(key, missing), new.get(key, missing)
+        if was == now:
+            continue
+        if key.startswith((*may_differ, "sweep.")):  # no run of its own reads it
+            allowed[key] = now
+        else:
+            changed.append(f"  {key}: {was!r} -> {now!r}")
     if changed:
         raise ValueError("\n".join([f"{workdir} holds another run:", *changed]))
-
-
-def _differences(config: ConfigDict, workdir: pathlib.Path) -> dict[str, tuple]:
-    """Dotted path -> what the run in the workdir has, and what the config has."""
-    old, new = flat(read_config(workdir).to_dict()), flat(_plain(config))
-    missing = "(absent)"
-    pairs = {k: (old.get(k, missing), new.get(k, missing)) for k in {*old, *new}}
-    return {k: pairs[k] for k in sorted(pairs) if pairs[k][0] != pairs[k][1]}
+    return allowed
 
 
 def _has_begun(workdir: pathlib.Path) -> bool:
@@ -554,11 +555,8 @@ def _run(build, config, workdir, evaluate_only, free, preemption) -> dict[str, f
         raise FileNotFoundError(f"{workdir} holds no run to evaluate")
     # An evaluation alone changes nothing of the run, and may be another one.
     extra = ("evaluation.", *free) if evaluate_only else ()
-    guard_config(config, workdir, may_differ=("train.num_steps", *extra))
-    other = {}
-    if evaluate_only and free:
-        found = _differences(config, workdir)
-        other = {k: new for k, (_, new) in found.items() if k.startswith(free)}
+    allowed = guard_config(config, workdir, may_differ=("train.num_steps", *extra))
+    other = {key: value for key, value in allowed.items() if key.startswith(free)}
     num_devices, ema_decay = jax.device_count(), config.ema_decay or None
     keys = make_keys(config.seed)
     experiment = build(config, keys)
@@ -604,14 +602,12 @@ def _run(build, config, workdir, evaluate_only, free, preemption) -> dict[str, f
                 directory = figures if is_first else pathlib.Path(elsewhere)
                 scalars = experiment.evaluate(on_host, key, directory)
             scalars = {name: float(value) for name, value in scalars.items()}
-            scalars_and_clock = scalars | {
-                "evaluation_seconds": time.perf_counter() - start
-            }
+            line = scalars | {"evaluation_seconds": time.perf_counter() - start}
             if other:
-                log.write("other_eval", step, scalars_and_clock, options=other)
+                log.write("other_eval", step, line, options=other)
             else:
                 log.replace_evaluation(step)
-                log.write("eval", step, scalars_and_clock)
+                log.write("eval", step, line)
             _check_sound(step, scalars)
             evaluated[step] = scalars
             return scalars

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 # Compiles in less time than a U-Net.
 DENSE_ENERGY = score_based.get_config("two_modes").network.to_dict()
 DENSE_ENERGY |= {"widths": (8,), "activation": "swish", "is_energy": True}
+DENSE_SCORE = DENSE_ENERGY | {"is_energy": False}
 
 
 def tiny(preset="digits", **changes):
@@ -512,8 +513,7 @@ def test_inpainting_puts_back_the_known_with_a_noise_of_its_own_at_every_level()
 @pytest.mark.parametrize("process", ["ladder", "variance_preserving"])
 def test_what_is_evaluated_is_the_average_in_draws_that_differ(process, monkeypatch):
     """Not the parameters it is the average of; and another chunk has other draws."""
-    network = DENSE_ENERGY | {"is_energy": False}
-    config = tiny(f"digits,{process}", network=network).unlock()
+    config = tiny(f"digits,{process}", network=DENSE_SCORE).unlock()
     config.evaluation.update(
         num_samples=0, num_shown=4, chunk_size=2, num_likelihoods=0, num_inpainted=0
     )
@@ -547,11 +547,11 @@ def test_what_is_evaluated_is_the_average_in_draws_that_differ(process, monkeypa
 
 @pytest.mark.parametrize("weighting", ["noise", "likelihood"])
 def test_the_objective_has_the_section_s_weighting(weighting):
-    network = DENSE_ENERGY | {"is_energy": False}
-    config = tiny("digits,variance_preserving", network=network)
-    config = config.unlock()
-    config.objective.weighting = weighting
-    config = config.lock()
+    config = tiny(
+        "digits,variance_preserving",
+        network=DENSE_SCORE,
+        objective__weighting=weighting,
+    )
     experiment = score_based.build(config, _run.make_keys(0))
     law = score_based._diffusion(config, None)
     _, _, score = score_based._model(config, (8, 8, 1))
@@ -564,11 +564,7 @@ def test_the_objective_has_the_section_s_weighting(weighting):
 
 
 def test_a_ladder_s_likelihood_is_of_all_scales_between_its_ends(monkeypatch):
-    config = tiny(
-        "digits,ladder",
-        network=DENSE_ENERGY | {"is_energy": False},
-        process__largest=7.0,
-    )
+    config = tiny("digits,ladder", network=DENSE_SCORE, process__largest=7.0)
     given = []
     monkeypatch.setattr(
         score_based,

@@ -25,8 +25,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ebmjax import energies, metrics, objectives, samplers, training
+from ebmjax.checks import check_count
 from ebmjax.objectives import Aux, Objective
-from ebmjax.samplers.base import check_count
 from ebmjax.types import Array, EnergyFn, Key, Params
 from experiments import _data, _run
 from experiments._data import tabular

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebmjax import energies, samplers
-from ebmjax.samplers.base import check_count
+from ebmjax.checks import check_count
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["NAMES", "Refined", "check", "refine"]

@@ -24,7 +24,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from ebmjax import training
-from ebmjax.samplers.base import check_count, check_number
+from ebmjax.checks import check_count, check_number
 from ebmjax.types import Array, Key
 from experiments._checkpoint import CONFIG, FOLDER, Checkpoints, read_config
 

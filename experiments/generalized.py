@@ -41,8 +41,8 @@ import optax
 from ml_collections import ConfigDict
 
 from ebmjax import networks, objectives, samplers, starts, targets, training
+from ebmjax.checks import check_number
 from ebmjax.objectives import generalized
-from ebmjax.samplers.base import check_number
 from ebmjax.types import Array
 from experiments import (
     _adversarial,

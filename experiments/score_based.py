@@ -51,7 +51,7 @@ from ebmjax import (
     targets,
     training,
 )
-from ebmjax.samplers.base import check_count
+from ebmjax.checks import check_count
 from ebmjax.types import Array, Network
 from experiments import (
     _classifier,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ebmjax import samplers
-from ebmjax.samplers import base
+from ebmjax.samplers.layout import BLOCK
 
 
 def energy(params, noise_scale, x):
@@ -91,7 +91,7 @@ def test_it_finds_the_weights_of_far_modes_where_plain_langevin_does_not():
 
 def test_numbers_do_not_depend_on_how_the_chains_are_laid_out():
     """Nor on the chains beside them; and one level is `sample_chains`."""
-    x = jax.random.normal(jax.random.key(2), (3 * base.BLOCK + 5, 2))
+    x = jax.random.normal(jax.random.key(2), (3 * BLOCK + 5, 2))
     run = partial(
         samplers.sample_annealed,
         langevin,

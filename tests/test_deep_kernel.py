@@ -16,7 +16,7 @@ from experiments._data import tabular
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-SCORE_MATCHING = sys.modules["ebmjax.objectives.score_matching"]
+SCORE_MATCHING = sys.modules["ebmjax.objectives.implicit_score_matching"]
 DIM, NUM = 3, 7
 SECTIONS = {
     name: {"name": name, **_deep_kernel.DEFAULTS.get(name, {})}

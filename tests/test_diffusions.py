@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ebmjax import diffusions, metrics, objectives, samplers
-from ebmjax.samplers import base, diffusion
+from ebmjax.samplers import diffusion
+from ebmjax.samplers.layout import BLOCK
 
 DIFFUSIONS = {
     "variance_preserving": diffusions.variance_preserving(),
@@ -472,7 +473,7 @@ def test_the_corrector_s_norms_are_of_all_devices_together():
     # Without a corrector chains know nothing of each other.
     run = functools.partial(run, num_corrections=0)
     np.testing.assert_allclose(run(x)[0][:7], run(x[:7])[0], rtol=1e-5, atol=1e-6)
-    assert base.BLOCK > 53
+    assert BLOCK > 53
 
 
 @every_diffusion

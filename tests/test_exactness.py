@@ -9,8 +9,8 @@ import pytest
 from laws import check_normal
 
 from ebmjax import energies, samplers
-from ebmjax.samplers.base import Sampler, metropolis, value_and_gradient
-from ebmjax.samplers.hmc import trajectory
+from ebmjax.samplers.hamiltonian import trajectory
+from ebmjax.samplers.sampler import Sampler, metropolis, value_and_gradient
 
 NUM_CHAINS, NUM_STEPS = 4_000, 25
 

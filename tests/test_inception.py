@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ebmjax import networks
-from ebmjax.networks.inception import Inception
+from ebmjax.networks.inception_v3 import Inception
 
 SIZE = 75  # the smallest image whose last map is not empty
 

@@ -15,21 +15,23 @@ EBMJAX = {
     "samplers",
     "objectives",
 }
-EBMJAX |= {"training", "metrics", "counter_prng", "diffusions"}
+EBMJAX |= {"training", "metrics", "counter_prng", "diffusions", "checks"}
 
 MAY_IMPORT = {
     "types": set(),
+    "checks": {"types"},
     "counter_prng": {"types"},
     "energies": {"types"},
     "networks": {"types"},
     "starts": {"types"},
-    "diffusions": {"types"},
-    "samplers": {"types", "diffusions"},
+    "diffusions": {"types", "checks"},
+    "samplers": {"types", "checks", "diffusions"},
     "training": {"types"},
     "targets": {"types", "energies"},
-    "metrics": {"types", "diffusions", "energies", "samplers"},
+    "metrics": {"types", "checks", "diffusions", "energies", "samplers"},
     "objectives": {
         "types",
+        "checks",
         "diffusions",
         "energies",
         "samplers",

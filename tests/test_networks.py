@@ -136,7 +136,7 @@ def derivatives(convolution, x, kernel, v, w):
 def spelling(request, monkeypatch):
     """So few channels and pixels would all be matrix products."""
     if request.param == "as a convolution":
-        module = sys.modules["ebmjax.networks.convolution"]
+        module = sys.modules["ebmjax.networks.convolutions"]
         monkeypatch.setattr(module, "FEW_CHANNELS", 0)
         monkeypatch.setattr(module, "FEW_PLACES", 0)
 
@@ -214,7 +214,7 @@ def test_in_a_loop_gradients_are_of_the_kind_that_is_fast_on_a_cpu():
 
 def test_large_images_are_no_products_and_empty_maps_are_lax_s():
     """25 windows of 256 x 256 x 16 elements would be 105 MB an example."""
-    module = sys.modules["ebmjax.networks.convolution"]
+    module = sys.modules["ebmjax.networks.convolutions"]
     same = ((2, 2), (2, 2))
     assert not module.is_product((1, 256, 256, 16), (5, 5, 16, 4), (1, 1), same)
     assert module.is_product((1, 32, 32, 3), (3, 3, 3, 4), (1, 1), ((1, 1), (1, 1)))

@@ -11,7 +11,8 @@ from cases import NOT_SAMPLERS, SAMPLERS, STANDARD
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ebmjax import energies, samplers
-from ebmjax.samplers import base
+from ebmjax.samplers.chains import _segment
+from ebmjax.samplers.layout import BLOCK, lay_out
 
 partial = functools.partial
 
@@ -444,7 +445,7 @@ def test_sample_chain_is_the_sampler_move_by_move():
 def test_numbers_depend_on_nothing_but_key_chain_and_move():
     """Fewer chains, thinning, burn-in and collecting change no number."""
     sampler, key = samplers.mala(step_size=0.9), jax.random.key(5)
-    x = jax.random.normal(jax.random.key(6), (3 * base.BLOCK + 5, 2))
+    x = jax.random.normal(jax.random.key(6), (3 * BLOCK + 5, 2))
     run = partial(samplers.sample_chains, sampler, STANDARD, key)
     collect = lambda state, info: state.position  # noqa: E731
     state, positions = run(x, 11, collect=collect)
@@ -469,9 +470,9 @@ def test_numbers_are_the_same_on_any_devices_and_in_any_blocks(num_chains):
     leave most devices with nothing but what fills them up."""
     sampler, key = samplers.mala(step_size=0.15), jax.random.key(7)
     x = jax.random.normal(jax.random.key(8), (num_chains, 100))
-    assert base.lay_out(x, (key, x)).num_blocks == (3 if num_chains == 3_001 else 1)
+    assert lay_out(x, (key, x)).num_blocks == (3 if num_chains == 3_001 else 1)
     matrix = jnp.zeros((64, 64))  # larger blocks, for products with it
-    layout = base.lay_out(x, (matrix, key, x))
+    layout = lay_out(x, (matrix, key, x))
     assert layout.num_blocks == (2 if num_chains == 3_001 else 1)
     run = partial(samplers.sample_chains, sampler, STANDARD, key)
     alone, info = run(jax.device_put(x, jax.devices()[5]), 6)
@@ -539,7 +540,7 @@ def test_segments_collect_every_kept_move_once(num_burn_in, thin):
         found = []
         for first in range(0, 30, every):
             end = min(first + every, 30)
-            parts = base._segment(first, end, num_burn_in, thin)
+            parts = _segment(first, end, num_burn_in, thin)
             place = first + parts.num_lead
             if parts.has_odd:
                 found.append(place)

@@ -13,7 +13,7 @@ from expectations import estimate, expected, normal_nodes
 
 from ebmjax import energies, objectives
 
-MODULE = sys.modules["ebmjax.objectives.score_matching"]
+MODULE = sys.modules["ebmjax.objectives.implicit_score_matching"]
 A = np.array([[2.0, 0.5], [0.5, 1.0]])
 DELTA = np.array([0.3, -0.4])
 

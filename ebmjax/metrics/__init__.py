@@ -1,6 +1,6 @@
 """Numbers that say how good draws are."""
 
-from ebmjax.metrics.anomaly import anomaly
+from ebmjax.metrics.anomaly_detection import anomaly
 from ebmjax.metrics.diagnostics import effective_sample_size, potential_scale_reduction
 from ebmjax.metrics.distances import (
     frechet_distance,
@@ -15,7 +15,7 @@ from ebmjax.metrics.log_partition import (
     quadrature,
     reverse_annealed_importance_sampling,
 )
-from ebmjax.metrics.modes import modes
+from ebmjax.metrics.mode_counts import modes
 from ebmjax.metrics.probability_flow import probability_flow_log_prob
 from ebmjax.metrics.stein import (
     SteinTest,

@@ -10,20 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebmjax import energies
-from ebmjax.samplers.base import (
-    Sampler,
-    as_pytree,
+from ebmjax.checks import check_chains, check_count, check_path, scalar_energy
+from ebmjax.samplers.chains import as_pytree
+from ebmjax.samplers.layout import (
     chain_keys,
-    check_chains,
-    check_count,
-    check_path,
     lay_out,
     over_blocks,
     over_devices,
     pad_chains,
-    scalar_energy,
-    value,
 )
+from ebmjax.samplers.sampler import Sampler, value
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = [

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from ebmjax.checks import check_number
 from ebmjax.diffusions import Diffusion
 from ebmjax.samplers import Flowed, probability_flow
-from ebmjax.samplers.base import check_number
 from ebmjax.types import Array, Key
 
 __all__ = ["probability_flow_log_prob"]

@@ -1,9 +1,10 @@
 """Flax networks behind `Network(init, apply)`: pure functions of one example."""
 
 from ebmjax.networks.base import from_module
-from ebmjax.networks.convolution import convolution, transposed_convolution
+from ebmjax.networks.convolutions import convolution, transposed_convolution
+from ebmjax.networks.dense import mlp, mlp_energy, mlp_statistics
 from ebmjax.networks.flow import Flow, masked_autoregressive, real_nvp
-from ebmjax.networks.inception import inception, inception_params
+from ebmjax.networks.inception_v3 import inception, inception_params
 from ebmjax.networks.max_entropy import (
     convnet_energy,
     convnet_generator,
@@ -12,7 +13,6 @@ from ebmjax.networks.max_entropy import (
     strided_generator,
     strided_statistics,
 )
-from ebmjax.networks.mlp import mlp, mlp_energy, mlp_statistics
 from ebmjax.networks.resnet import resnet_energy, wide_resnet_energy
 from ebmjax.networks.score import noise_mlp, unet
 from ebmjax.networks.short_run import short_run_energy

@@ -12,7 +12,7 @@ import math
 import flax.linen as nn
 import jax
 
-from ebmjax.networks.convolution import convolution, transposed_convolution
+from ebmjax.networks.convolutions import convolution, transposed_convolution
 from ebmjax.types import BATCH, DEVICE, Array
 
 __all__ = ["TransposedConv", "batch_norm", "conv", "dense", "initializers"]

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ebmjax.networks.base import check_sizes, from_module
-from ebmjax.networks.convolution import convolution
+from ebmjax.networks.convolutions import convolution
 from ebmjax.networks.layer import TransposedConv, batch_norm
 from ebmjax.types import Array, Network
 

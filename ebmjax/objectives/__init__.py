@@ -17,21 +17,21 @@ from ebmjax.objectives.denoising import (
     diffusion_score_matching,
     multi_scale_denoising_score_matching,
 )
-from ebmjax.objectives.kernel_stein import kernel_stein
-from ebmjax.objectives.minimum_velocity import minimum_velocity
-from ebmjax.objectives.noise_contrastive import (
-    NoiseDistribution,
-    conditional_noise_contrastive,
-    noise_contrastive,
-    self_contrastive,
-)
-from ebmjax.objectives.score_matching import (
+from ebmjax.objectives.implicit_score_matching import (
     finite_difference_score_matching,
     non_negative_score_matching,
     score_matching,
     sliced_score_matching,
 )
-from ebmjax.objectives.telescoping import telescoping, telescoping_energy
+from ebmjax.objectives.kernel_stein_discrepancy import kernel_stein
+from ebmjax.objectives.minimum_velocity_learning import minimum_velocity
+from ebmjax.objectives.noise_contrastive_estimation import (
+    NoiseDistribution,
+    conditional_noise_contrastive,
+    noise_contrastive,
+    self_contrastive,
+)
+from ebmjax.objectives.telescoping_ratios import telescoping, telescoping_energy
 from ebmjax.objectives.unbiased import unbiased_contrastive_divergence
 
 __all__ = [

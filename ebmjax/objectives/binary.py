@@ -7,8 +7,8 @@ the data's own distribution as their minimum, if the energy can be it.
 import jax
 import jax.numpy as jnp
 
+from ebmjax.checks import check_values
 from ebmjax.objectives.base import Objective, as_function, averaged
-from ebmjax.samplers.base import check_values
 from ebmjax.types import Array, Energy, Network
 
 __all__ = ["minimum_probability_flow", "ratio_matching"]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ebmjax.checks import check_number
 from ebmjax.diffusions import Diffusion
 from ebmjax.objectives.base import (
     Objective,
@@ -19,7 +20,6 @@ from ebmjax.objectives.base import (
     score_metrics,
     score_of,
 )
-from ebmjax.samplers.base import check_number
 from ebmjax.types import Array, Energy, Network
 
 __all__ = [

@@ -23,8 +23,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ebmjax.checks import check_count, check_number
 from ebmjax.objectives.base import Objective, as_function, averaged, dot
-from ebmjax.samplers.base import check_count, check_number
 from ebmjax.types import Array, Energy, Network, Params
 
 __all__ = [

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax.objectives.base import Objective, as_function, averaged
-from ebmjax.objectives.noise_contrastive import classify
+from ebmjax.objectives.noise_contrastive_estimation import classify
 from ebmjax.types import Array, Energy, Key, Network, Params
 
 __all__ = ["Flow", "energy_objective", "flow_objective"]

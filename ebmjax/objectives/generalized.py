@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ebmjax.checks import check_count, check_number
 from ebmjax.objectives.base import (
     Aux,
     Generator,
@@ -36,7 +37,6 @@ from ebmjax.objectives.base import (
     scalars_of,
     single_generator,
 )
-from ebmjax.samplers.base import check_count, check_number
 from ebmjax.types import Array, Energy, EnergyFn, Network, Params
 
 __all__ = [

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax import energies
+from ebmjax.checks import check_count, check_number
 from ebmjax.objectives.base import (
     Aux,
     Generator,
@@ -37,7 +38,8 @@ from ebmjax.objectives.base import (
     scalars_of,
     single_generator,
 )
-from ebmjax.samplers.base import Sampler, check_count, check_number, sample_chains
+from ebmjax.samplers.chains import sample_chains
+from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import Array, Energy, Key, Network, Params
 
 __all__ = ["energy_objective", "generator_objective"]

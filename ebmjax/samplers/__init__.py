@@ -1,8 +1,14 @@
 """Samplers: `(init, step)` pairs on one example, which `sample_chains` runs."""
 
+from ebmjax.diffusions import (
+    largest_distance,
+    noise_ladder,
+    noise_overlap,
+    relative_step_size,
+)
 from ebmjax.samplers.adaptation import Adapted, adapt
 from ebmjax.samplers.annealed import sample_annealed
-from ebmjax.samplers.base import Sampler, sample_chain, sample_chains
+from ebmjax.samplers.chains import sample_chain, sample_chains
 from ebmjax.samplers.coupled import (
     CoupledChains,
     coupled_chains,
@@ -10,28 +16,23 @@ from ebmjax.samplers.coupled import (
     unbiased_weights,
 )
 from ebmjax.samplers.diffusion import DiffusionInfo, sample_diffusion
-from ebmjax.samplers.hmc import HMCInfo, HMCState, hmc
-from ebmjax.samplers.independence import (
+from ebmjax.samplers.hamiltonian import HMCInfo, HMCState, hmc
+from ebmjax.samplers.independence_metropolis import (
     IndependenceInfo,
     IndependenceState,
     independence,
 )
 from ebmjax.samplers.inversion import chain_generator, invert_chain
-from ebmjax.samplers.ladder import (
-    largest_distance,
-    noise_ladder,
-    noise_overlap,
-    relative_step_size,
-)
-from ebmjax.samplers.langevin import LangevinInfo, LangevinState, langevin
-from ebmjax.samplers.mala import MALAInfo, MALAState, mala
-from ebmjax.samplers.probability_flow import Flowed, probability_flow
-from ebmjax.samplers.replica_exchange import (
+from ebmjax.samplers.metropolis_langevin import MALAInfo, MALAState, mala
+from ebmjax.samplers.parallel_tempering import (
     ReplicaExchangeInfo,
     ReplicaExchangeState,
     replica_exchange,
 )
-from ebmjax.samplers.underdamped import (
+from ebmjax.samplers.probability_flow_ode import Flowed, probability_flow
+from ebmjax.samplers.sampler import Sampler
+from ebmjax.samplers.unadjusted_langevin import LangevinInfo, LangevinState, langevin
+from ebmjax.samplers.underdamped_langevin import (
     UnderdampedInfo,
     UnderdampedState,
     underdamped,

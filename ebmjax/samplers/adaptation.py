@@ -8,18 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebmjax.samplers.base import (
-    Sampler,
-    as_pytree,
-    chain_keys,
-    check_chains,
-    check_count,
-    check_number,
-    lay_out,
-    over_devices,
-    pad_chains,
-    scalar_energy,
-)
+from ebmjax.checks import check_chains, check_count, check_number, scalar_energy
+from ebmjax.samplers.chains import as_pytree
+from ebmjax.samplers.layout import chain_keys, lay_out, over_devices, pad_chains
+from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import DEVICE, Array, EnergyFn, Key
 
 __all__ = ["Adapted", "adapt"]

@@ -7,21 +7,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ebmjax.samplers.base import (
-    Sampler,
-    Segment,
-    Walk,
-    as_pytree,
+from ebmjax.checks import check_chains, check_count, scalar_energy
+from ebmjax.samplers.chains import Segment, Walk, as_pytree, no_means
+from ebmjax.samplers.layout import (
     chain_keys,
-    check_chains,
-    check_count,
     lay_out,
-    no_means,
     over_blocks,
     over_devices,
     pad_chains,
-    scalar_energy,
 )
+from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["sample_annealed"]

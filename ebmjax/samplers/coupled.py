@@ -6,14 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ebmjax.samplers.base import (
-    check_count,
-    check_number,
-    check_values,
-    draw_uniform,
-    scalar_energy,
-    value,
-)
+from ebmjax.checks import check_count, check_number, check_values, scalar_energy
+from ebmjax.samplers.sampler import draw_uniform, value
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = [

@@ -8,18 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ebmjax.checks import check_chains, check_count, check_number, shaped_score
 from ebmjax.diffusions import Diffusion
-from ebmjax.samplers.base import (
-    as_pytree,
-    chain_keys,
-    check_chains,
-    check_count,
-    check_number,
-    lay_out,
-    over_devices,
-    pad_chains,
-    shaped_score,
-)
+from ebmjax.samplers.chains import as_pytree
+from ebmjax.samplers.layout import chain_keys, lay_out, over_devices, pad_chains
 from ebmjax.samplers.normal import draw_normal
 from ebmjax.types import DEVICE, Array, Key
 

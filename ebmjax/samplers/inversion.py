@@ -6,7 +6,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ebmjax.samplers.base import Sampler, check_number
+from ebmjax.checks import check_number
+from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["chain_generator", "invert_chain"]

@@ -4,7 +4,7 @@ import difflib
 import functools
 from collections.abc import Mapping
 
-from ebmjax.samplers.base import check_count
+from ebmjax.checks import check_count
 from experiments._data.arrays import (
     Images,
     dequantize,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ebmjax.samplers.base import check_count
+from ebmjax.checks import check_count
 
 __all__ = [
     "SMALL",

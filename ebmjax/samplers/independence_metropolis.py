@@ -6,7 +6,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ebmjax.samplers.base import Sampler, check_number, metropolis, value
+from ebmjax.checks import check_number
+from ebmjax.samplers.sampler import Sampler, metropolis, value
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["IndependenceInfo", "IndependenceState", "independence"]

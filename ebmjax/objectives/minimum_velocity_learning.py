@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from ebmjax.checks import check_number
 from ebmjax.objectives.base import Objective, as_function, averaged, dot
-from ebmjax.samplers.base import check_number
 from ebmjax.types import Energy, Network
 
 __all__ = ["minimum_velocity"]

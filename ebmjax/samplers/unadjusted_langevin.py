@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from ebmjax.samplers.base import Sampler, check_number, value_and_gradient
+from ebmjax.checks import check_number
 from ebmjax.samplers.normal import draw_normal
+from ebmjax.samplers.sampler import Sampler, value_and_gradient
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["LangevinInfo", "LangevinState", "langevin"]

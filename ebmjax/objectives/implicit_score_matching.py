@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax import energies
+from ebmjax.checks import check_count, check_number
 from ebmjax.objectives.base import (
     Objective,
     as_function,
@@ -25,7 +26,6 @@ from ebmjax.objectives.base import (
     score_metrics,
     score_of,
 )
-from ebmjax.samplers.base import check_count, check_number
 from ebmjax.types import Array, Energy, Key, Network
 
 __all__ = [

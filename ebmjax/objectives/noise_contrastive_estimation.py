@@ -5,12 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ebmjax.checks import check_count, check_number
 from ebmjax.objectives.base import (
     Objective,
     as_function,
     averaged,
 )
-from ebmjax.samplers.base import check_count, check_number
 from ebmjax.types import Array, Energy, Key, Network
 
 __all__ = [

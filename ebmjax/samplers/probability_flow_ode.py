@@ -7,14 +7,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ebmjax.checks import check_chains, check_count, check_number, shaped_score
 from ebmjax.diffusions import Diffusion
-from ebmjax.samplers.base import (
-    as_pytree,
-    check_chains,
-    check_count,
-    check_number,
-    shaped_score,
-)
+from ebmjax.samplers.chains import as_pytree
 from ebmjax.types import Array, Key
 
 __all__ = ["Flowed", "probability_flow"]

@@ -6,14 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebmjax.samplers.base import (
-    Sampler,
-    check_count,
-    check_number,
-    metropolis,
-    value_and_gradient,
-)
+from ebmjax.checks import check_count, check_number
 from ebmjax.samplers.normal import draw_normal
+from ebmjax.samplers.sampler import Sampler, metropolis, value_and_gradient
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["HMCInfo", "HMCState", "hmc"]

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ebmjax.checks import check_path
 from ebmjax.objectives.base import Objective, as_function, stateless
-from ebmjax.objectives.noise_contrastive import NoiseDistribution, classify
-from ebmjax.samplers.base import check_path
+from ebmjax.objectives.noise_contrastive_estimation import NoiseDistribution, classify
 from ebmjax.types import Energy, Network
 
 __all__ = ["telescoping", "telescoping_energy"]

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebmjax.samplers.base import Sampler, check_count, draw_uniform, value
+from ebmjax.checks import check_count
+from ebmjax.samplers.sampler import Sampler, draw_uniform, value
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["ReplicaExchangeInfo", "ReplicaExchangeState", "replica_exchange"]

@@ -1,12 +1,6 @@
-"""What a sampler is, and how to run one chain or many.
-
-A `Sampler` is a pair of functions on one chain. Its hyper-parameters are fixed when it
-is made; the energy is given at every call, because in training the energy changes at
-every update and the sampler does not.
-"""
+"""Runs one chain, or many independent chains, as one compiled program."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,110 +8,17 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
-from ebmjax.types import DEVICE, Array, EnergyFn, Key
-
-__all__ = ["Sampler", "sample_chain", "sample_chains"]
-
-BLOCK = 64
-"""Chains that share one folded key. Part of the random numbers: never change it."""
-
-CACHE_ELEMENTS, FEWEST_CHAINS = 2**15, 16
-MOST_CHAINS, MOST_CHAINS_OF_LARGE, LARGE_ELEMENTS = 128, 256, 2**12
-"""How many chains a CPU core walks together, so that what a move touches stays in its
-cache, and so that XLA does not divide small arrays among threads, each of which would
-wait for the other device's. Products with large matrices, those of so many elements,
-want more rows. Changes speed and no random number."""
-
-
-class Sampler(NamedTuple):
-    """One Markov chain's two functions.
-
-    Attributes:
-      init: `init(energy_fn, x) -> state` for a position `x: [*event]`. What the state
-        caches (energy, gradient) belongs to `state.position`.
-      step: `step(energy_fn, key, state) -> (state, info)`, one move. `info` is a
-        NamedTuple of scalars that only people and diagnostics read.
-    """
-
-    init: Callable[[EnergyFn, Array], Any]
-    step: Callable[[EnergyFn, Key, Any], tuple[Any, Any]]
-
-
-def check_number(name: str, value, *, positive: bool) -> None:
-    """Raises unless `value` is above 0 (or at least 0); traced values pass."""
-    if isinstance(value, jax.core.Tracer):
-        return
-    if positive and not value > 0:
-        raise ValueError(f"{name} must be positive, got {value}")
-    if not value >= 0:
-        raise ValueError(f"{name} must not be negative, got {value}")
-
-
-def check_path(name: str, values) -> np.ndarray:
-    """A way from 0, which is not on it, to 1, which is: `[n]`, increasing."""
-    found = np.asarray(values, float)
-    is_increasing = found.ndim == 1 and found.size and (np.diff(found) > 0).all()
-    if not is_increasing or not found[0] > 0 or found[-1] != 1:
-        raise ValueError(
-            f"{name} must increase from above 0 to 1, got {np.array2string(found)}"
-        )
-    return found
-
-
-def check_count(name: str, value, least: int) -> None:
-    """Raises unless `value` is a whole number of at least `least`."""
-    if not isinstance(value, int | np.integer) or value < least:
-        raise ValueError(
-            f"{name} must be a whole number of at least {least}, got {value!r}"
-        )
-
-
-def check_values(values, dtype) -> None:
-    """Raises unless they are two different numbers that this dtype can hold."""
-    found = tuple(values)
-    if len(found) != 2 or found[0] == found[1]:
-        raise ValueError(f"values must be two different numbers, got {found}")
-    for number in found:
-        if np.asarray(number).astype(dtype) != number:
-            raise ValueError(f"values must be {np.dtype(dtype)} as x is, got {found}")
-
-
-def value(function: EnergyFn, x: Array) -> Array:
-    """`function(x)`, in float32 at least: an energy may compute in bfloat16."""
-    result = jnp.asarray(function(x))
-    return result.astype(jnp.promote_types(result.dtype, jnp.float32))
-
-
-def value_and_gradient(energy_fn: EnergyFn, x: Array) -> tuple[Array, Array]:
-    """`energy_fn(x)` as `value` has it, and its gradient, of the type of `x`."""
-    return jax.value_and_grad(functools.partial(value, energy_fn))(x)
-
-
-def draw_uniform(key: Key, shape: tuple[int, ...], position: Array) -> Array:
-    """Uniform on (0, 1], of the position's type, whatever the energy's; never bfloat16,
-    which has too few. Never 0: its logarithm would accept the worst of proposals."""
-    dtype = jnp.promote_types(position.dtype, jnp.float32)
-    return 1 - jax.random.uniform(key, shape, dtype)
-
-
-def metropolis(
-    key: Key, log_ratio: Array, proposed: Any, state: Any
-) -> tuple[Any, Array, Array]:
-    """Takes the proposed state with probability `min(1, exp(log_ratio))`.
-
-    Returns the state, that probability, and whether it was taken. The whole state moves
-    or the whole state stays: a kept position is never paired with a refused gradient.
-    A NaN ratio refuses, and its probability is NaN.
-    """
-    uniform = draw_uniform(key, (), state.position)
-    is_accepted = jnp.log(uniform) <= log_ratio
-    state = jax.tree.map(
-        lambda new, old: jnp.where(is_accepted, new, old), proposed, state
-    )
-    return state, jnp.exp(jnp.minimum(log_ratio, 0.0)), is_accepted
+from ebmjax.checks import check_chains, check_count, scalar_energy
+from ebmjax.samplers.layout import (
+    chain_keys,
+    lay_out,
+    over_blocks,
+    over_devices,
+    pad_chains,
+)
+from ebmjax.samplers.sampler import Sampler
+from ebmjax.types import Array, EnergyFn, Key
 
 
 def sample_chain(
@@ -253,23 +154,6 @@ def sample_chains(
     return states, jax.tree.map(lambda *parts: jnp.concatenate(parts), *pieces)
 
 
-def check_chains(key: Key, x: Array) -> Array:
-    """Raises unless these are a typed key and `[chains, *event]`, which it returns."""
-    key_type = getattr(key, "dtype", type(key))
-    x = jnp.asarray(x)
-    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"x must be floating-point [chains, *event], got {x.dtype}{x.shape}"
-        )
-    if x.shape[0] == 0:
-        raise ValueError(f"x must have at least one chain, got shape {x.shape}")
-    if not jnp.issubdtype(key_type, jax.dtypes.prng_key):
-        raise ValueError(
-            f"key must be a typed key, as jax.random.key makes, got {key_type}"
-        )
-    return x
-
-
 def as_pytree(energy_fn: EnergyFn) -> jax.tree_util.Partial:
     """Bound arrays become arguments of the compiled program, all else stays static."""
     if not isinstance(energy_fn, functools.partial):  # which tree_util.Partial is too
@@ -304,182 +188,6 @@ class _Bound(NamedTuple):
         leaves = [next(arrays) if found else next(others) for found in self.is_array]
         args, keywords = jax.tree.unflatten(self.structure, leaves)
         return self.function(*args, *rest, **keywords)
-
-
-def scalar_energy(energy_fn: EnergyFn) -> EnergyFn:
-    """The same energy, which raises where it is no scalar."""
-
-    def checked(x):
-        energy = energy_fn(x)
-        if jnp.shape(energy) != ():
-            raise ValueError(
-                f"energy_fn must return a scalar for one example of shape {x.shape},"
-                f" got shape {jnp.shape(energy)}"
-            )
-        return energy
-
-    return checked
-
-
-def shaped_score(score_fn: Callable[[Array, Array], Array]):
-    """The same score of `(x, time)`, which raises where it has another shape than x."""
-
-    def checked(x, time):
-        score = score_fn(x, time)
-        if jnp.shape(score) != x.shape:
-            raise ValueError(
-                "score_fn must return an array of the example's shape"
-                f" {x.shape}, got {jnp.shape(score)}"
-            )
-        return score
-
-    return checked
-
-
-# --- how chains are laid out over devices and caches ---------------------------------
-
-
-class Layout(NamedTuple):
-    """Where chains run; changes speed and no random number.
-
-    Attributes:
-      devices: One device or more, among which the chains are divided; None where arrays
-        are traced, for the program that is being traced to decide.
-      num_blocks: Blocks of chains that each device walks one after the other.
-      block_size: Chains a block.
-    """
-
-    devices: tuple[Any, ...] | None
-    num_blocks: int
-    block_size: int
-
-    @property
-    def is_traced(self) -> bool:
-        return self.devices is None
-
-    @property
-    def num_chains(self) -> int:
-        """With those that only fill up the last block."""
-        return len(self.devices or (None,)) * self.num_blocks * self.block_size
-
-    @property
-    def mesh(self) -> Mesh:
-        return Mesh(np.array(self.devices), (DEVICE,))
-
-
-def lay_out(x: Array, arrays: Any) -> Layout:
-    """The layout of chains `x`; `arrays` are all that the program will be given."""
-    num_chains, *event_shape = x.shape
-    leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
-    # What a function closes over may be traced, which no argument shows: under a trace
-    # the simplest sum is.
-    probe = jnp.zeros(()) + 0
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in (*leaves, probe)):
-        return Layout(None, 1, num_chains)
-    devices = _devices([x, *leaves])
-    local = -(-num_chains // len(devices))
-    num_blocks = 1
-    # A CPU device that is not alone is one core's. One that is alone may have many
-    # threads, for which a small block is too little work.
-    if devices[0].platform == "cpu" and len(devices) > 1:
-        size = CACHE_ELEMENTS // max(1, math.prod(event_shape))
-        sizes = [np.size(leaf) for leaf in jax.tree.leaves(arrays) if leaf is not x]
-        is_large = max(sizes, default=0) >= LARGE_ELEMENTS
-        most = MOST_CHAINS_OF_LARGE if is_large else MOST_CHAINS
-        size = min(max(size, FEWEST_CHAINS), most)
-        num_blocks = max(1, -(-local // size))
-    return Layout(devices, num_blocks, -(-local // num_blocks))
-
-
-def _devices(leaves: list[Array]) -> tuple[Any, ...]:
-    """Those of the first array that was put somewhere on purpose, else all local."""
-    for leaf in leaves:
-        if leaf.committed:
-            if isinstance(leaf.sharding, NamedSharding):
-                return tuple(leaf.sharding.mesh.devices.flat)
-            return tuple(sorted(leaf.sharding.device_set, key=lambda d: d.id))
-    if jax.config.jax_default_device is not None:
-        return tuple(leaves[0].devices())
-    return tuple(jax.local_devices())
-
-
-def over_devices(function: Callable, layout: Layout, in_axes: Any, out_axes: Any):
-    """`function` of local chains, run by every device of the layout on its own.
-
-    The axes say where an argument's or a result's chains are: 0, 1, or None for what
-    every device has whole.
-    """
-    if layout.is_traced or len(layout.devices) == 1:
-        return function
-
-    def spec(axis):
-        return P() if axis is None else P(*[None] * axis, DEVICE)
-
-    def specs(axes):
-        return jax.tree.map(spec, axes, is_leaf=lambda axis: axis is None)
-
-    return jax.shard_map(
-        function,
-        mesh=layout.mesh,
-        in_specs=specs(in_axes),
-        out_specs=specs(out_axes),
-        check_vma=False,
-    )
-
-
-def over_blocks(function: Callable, layout: Layout, out_axes: tuple[int, ...]):
-    """`function(*chains)` of one block of chains, run on all blocks in turn.
-
-    Takes trees of `[chains, ...]` and returns a tuple of trees, each with its chains
-    at the axis that `out_axes` names.
-    """
-    num_blocks, size = layout.num_blocks, layout.block_size
-    if num_blocks == 1:
-        return function
-
-    def mapped(*trees):
-        def divide(leaf):
-            return leaf.reshape(num_blocks, size, *leaf.shape[1:])
-
-        def join(axis, leaf):
-            leaf = jnp.moveaxis(leaf, 0, axis)
-            shape = leaf.shape[:axis] + (num_blocks * size,) + leaf.shape[axis + 2 :]
-            return leaf.reshape(shape)
-
-        blocks = jax.tree.map(divide, trees)
-        results = jax.lax.map(lambda block: function(*block), blocks)
-        return tuple(
-            jax.tree.map(functools.partial(join, axis), result)
-            for axis, result in zip(out_axes, results)
-        )
-
-    return mapped
-
-
-def chain_keys(key: Key, num_chains: int) -> Key:
-    """One key a chain, `[num_chains]`.
-
-    Keyed by fixed blocks of chains and the place in the block, so that a chain draws
-    the same whatever the chains around it and the devices they are on.
-    """
-    blocks = jnp.arange(-(-num_chains // BLOCK))
-    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(blocks)
-    keys = jax.vmap(functools.partial(jax.random.split, num=BLOCK))(keys)
-    return keys.reshape(-1)[:num_chains]
-
-
-def pad_chains(tree: Any, num_chains: int) -> Any:
-    """Repeats the last chain until there are `num_chains`."""
-
-    def pad(leaf):
-        missing = num_chains - leaf.shape[0]
-        widths = [(0, missing), *[(0, 0)] * (leaf.ndim - 1)]
-        return jnp.pad(leaf, widths, "edge") if missing else leaf
-
-    return jax.tree.map(pad, tree)
-
-
-# --- the compiled program ------------------------------------------------------------
 
 
 class Segment(NamedTuple):

@@ -130,12 +130,12 @@ OBJECTIVES = {
     ),
     "multi_scale_denoising_score_matching": lambda: (
         objectives.multi_scale_denoising_score_matching(
-            energy=lambda params, x, scale: energies.gaussian(params, x) / (1 + scale),
+            lambda params, x, scale: energies.gaussian(params, x) / (1 + scale),
             noise_scales=(0.1, 1.0),
         )
     ),
     "diffusion_score_matching": lambda: objectives.diffusion_score_matching(
-        energy=lambda params, x, time: energies.gaussian(params, x) / (1 + time),
+        lambda params, x, time: energies.gaussian(params, x) / (1 + time),
         diffusion=diffusions.variance_preserving(),
     ),
     "kernel_stein": lambda: objectives.kernel_stein(energies.gaussian),

@@ -3,7 +3,8 @@
 import jax
 import numpy as np
 
-from experiments import _checkpoint, _run
+from experiments.run.checkpoint import read
+from experiments.run.loop import run
 
 
 def check_resumes(build, config, folder):
@@ -16,11 +17,11 @@ def check_resumes(build, config, folder):
 
     half = config.copy_and_resolve_references().unlock()
     half.train.num_steps //= 2
-    _run.run(unjudged, half.lock(), folder / "two")
-    _run.run(unjudged, config, folder / "two")
-    _run.run(unjudged, config, folder / "one")
-    one, two = (_checkpoint.read(folder / name) for name in ("one", "two"))
+    run(unjudged, half.lock(), folder / "two")
+    run(unjudged, config, folder / "two")
+    run(unjudged, config, folder / "one")
+    one, two = (read(folder / name) for name in ("one", "two"))
     jax.tree.map(np.testing.assert_array_equal, one, two)
-    scalars = _run.run(build, config, folder / "one", evaluate_only=True)
+    scalars = run(build, config, folder / "one", evaluate_only=True)
     assert all(np.isfinite(value) for value in scalars.values())
     return scalars

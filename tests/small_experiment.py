@@ -11,7 +11,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ebmjax import energies, objectives, samplers, starts, training
-from experiments import _run
+from experiments.run.cli import main
+from experiments.run.config import make_optimizer
+from experiments.run.experiment import Experiment, Keys
 
 
 def get_config(preset: str = "small") -> ConfigDict:
@@ -38,7 +40,7 @@ def get_config(preset: str = "small") -> ConfigDict:
     ).lock()
 
 
-def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
+def build(config: ConfigDict, keys: Keys) -> Experiment:
     objective = objectives.contrastive_divergence(
         energies.gaussian,
         sampler=samplers.langevin(step_size=0.1),
@@ -50,7 +52,7 @@ def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
             reinit_prob=0.1,
         ),
     )
-    optimizer = _run.make_optimizer(
+    optimizer = make_optimizer(
         {"name": "adam", "learning_rate": {"start": config.learning_rate}}
     )
     params = {"energy": {"mean": np.ones(2, np.float32), "precision": np.float32(1.0)}}
@@ -70,7 +72,7 @@ def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
         draw = config.sampler.factor * float(jax.random.normal(key))
         return {"precision": state.params["energy"]["precision"], "draw": draw}
 
-    return _run.Experiment(
+    return Experiment(
         players={"energy": training.Player(("energy",), objective, optimizer)},
         params=params,
         batch=batch,
@@ -79,4 +81,4 @@ def build(config: ConfigDict, keys: _run.Keys) -> _run.Experiment:
 
 
 if __name__ == "__main__":
-    _run.main(build, __file__)
+    main(build, __file__)

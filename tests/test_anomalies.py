@@ -10,7 +10,7 @@ import os
 import numpy as np
 import pytest
 
-from experiments._data import anomalies, stacked
+from experiments.data import anomalies, stacked
 
 # KDD Cup 99
 

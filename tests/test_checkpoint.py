@@ -11,7 +11,8 @@ from test_run import config, state_of, step_of
 
 from ebmjax import energies, objectives, samplers, starts, training
 from ebmjax.training import Player
-from experiments import _checkpoint, _run
+from experiments.run.checkpoint import Checkpoints, load_run
+from experiments.run.loop import run
 
 
 def make(num_devices, capacity=64, params=GAUSSIAN_PARAMS, seed=0, **options):
@@ -46,7 +47,7 @@ def host(state):
 
 
 def reopened(workdir):
-    return _checkpoint.Checkpoints(workdir)
+    return Checkpoints(workdir)
 
 
 def test_a_state_comes_back_bit_for_bit(tmp_path):
@@ -131,7 +132,7 @@ def test_nothing_that_is_not_finite_is_saved(tmp_path):
 @pytest.fixture
 def torn(tmp_path):
     """A run of 40 steps whose newest checkpoint is damaged; returns how."""
-    _run.run(build, config(), tmp_path)
+    run(build, config(), tmp_path)
     return tmp_path
 
 
@@ -158,39 +159,39 @@ def test_a_torn_checkpoint_is_never_read_and_the_run_goes_on(damage, torn):
     """The step before is taken, the torn one set aside, and the end is the same."""
     whole = state_of(torn)
     damage(torn / "checkpoints" / "40")
-    config_found, params, _ = _checkpoint.load(torn)
+    config_found, params, _ = load_run(torn)
     assert config_found == get_config()
     assert step_of(torn) == 35
-    _run.run(build, config(), torn)
+    run(build, config(), torn)
     assert (torn / "checkpoints" / "40.unreadable").is_dir()
     jax.tree.map(np.testing.assert_array_equal, state_of(torn), whole)
 
 
 def test_load_gives_the_config_and_the_parameters(tmp_path):
-    _run.run(build, config(train__num_steps=20), tmp_path)
-    found, params, model_state = _checkpoint.load(tmp_path)
+    run(build, config(train__num_steps=20), tmp_path)
+    found, params, model_state = load_run(tmp_path)
     assert found.data.std == 2.0 and model_state == {}
     state = state_of(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, params, state["params"])
-    _, average, _ = _checkpoint.load(tmp_path, ema=True)
+    _, average, _ = load_run(tmp_path, ema=True)
     jax.tree.map(np.testing.assert_array_equal, average, state["ema_params"])
     assert (average["energy"]["mean"] != params["energy"]["mean"]).any()
-    _, earlier, _ = _checkpoint.load(tmp_path, step=15)
+    _, earlier, _ = load_run(tmp_path, step=15)
     assert (earlier["energy"]["mean"] != params["energy"]["mean"]).any()
 
 
 def test_load_says_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        _checkpoint.load(tmp_path)
-    _run.run(build, config(train__num_steps=10, ema_decay=0.0), tmp_path)
+        load_run(tmp_path)
+    run(build, config(train__num_steps=10, ema_decay=0.0), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds steps \[5, 10\], not 7"):
-        _checkpoint.load(tmp_path, step=7)
+        load_run(tmp_path, step=7)
     with pytest.raises(ValueError, match="keeps no moving average"):
-        _checkpoint.load(tmp_path, ema=True)
+        load_run(tmp_path, ema=True)
     damage_empty(tmp_path / "checkpoints" / "10")
     damage_empty(tmp_path / "checkpoints" / "5")
     with pytest.raises(RuntimeError, match=r"none of \[10, 5\] can be read"):
-        _checkpoint.load(tmp_path)
+        load_run(tmp_path)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -4,10 +4,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments._classifier import Classifier
 
 from ebmjax import metrics
-from experiments import _classifier, _data
-from experiments._classifier import Classifier
+from experiments.data import dequantize, load_images, quantize
+from experiments.judge.classifier import _shift, accuracy, train_classifier
+from experiments.judge.judge import (
+    gaussian_draws,
+    make_judge,
+    reference_table,
+    sample_quality,
+)
 
 KEY = jax.random.key(0)
 
@@ -34,12 +41,12 @@ def bright_channel(num):
 
 @pytest.fixture(scope="module")
 def digits():
-    return _data.load("digits")
+    return load_images("digits")
 
 
 @pytest.fixture(scope="module")
 def trained(digits):
-    return _classifier.train(
+    return train_classifier(
         KEY,
         digits.train,
         digits.labels_train,
@@ -50,13 +57,13 @@ def trained(digits):
 
 @pytest.fixture(scope="module")
 def held_out(digits):
-    return _data.dequantize(jax.random.key(1), digits.held_out, digits.num_levels)
+    return dequantize(jax.random.key(1), digits.held_out, digits.num_levels)
 
 
 @pytest.mark.slow
 def test_held_out_digits_are_recognised(digits, trained, held_out):
     """0.994 on average over keys; 0.975 is four standard errors of 297 below that."""
-    found = _classifier.accuracy(trained, held_out, digits.labels_held_out)
+    found = accuracy(trained, held_out, digits.labels_held_out)
     assert found >= 0.975
 
 
@@ -77,8 +84,8 @@ def test_probabilities_on_held_out_digits_are_honest(digits, trained, held_out):
 @pytest.mark.slow
 def test_digits_gaussian_and_noise_are_told_apart(digits, trained, held_out):
     """Held-out digits as samples are as good as data; half-bright ones are not."""
-    data = _data.dequantize(KEY, digits.train[:900], digits.num_levels)
-    table = _classifier.reference_table(
+    data = dequantize(KEY, digits.train[:900], digits.num_levels)
+    table = reference_table(
         trained, KEY, data, {"held out": held_out, "dim": 0.5 * held_out - 0.5}
     )
     distance = {row["name"]: row["classifier_frechet_distance"] for row in table}
@@ -108,7 +115,7 @@ def test_an_example_is_seen_alike_in_every_batch(trained, held_out):
 @pytest.mark.slow
 def test_images_of_32_by_32_in_colour_can_be_learned():
     images, labels = bright_channel(600)
-    classifier = _classifier.train(
+    classifier = train_classifier(
         KEY,
         images[:500],
         labels[:500],
@@ -117,8 +124,8 @@ def test_images_of_32_by_32_in_colour_can_be_learned():
         num_steps=40,
         width=8,
     )
-    x = _data.dequantize(KEY, images[500:], 256)
-    assert _classifier.accuracy(classifier, x, labels[500:]) > 0.95
+    x = dequantize(KEY, images[500:], 256)
+    assert accuracy(classifier, x, labels[500:]) > 0.95
     assert classifier.features(x).shape == (100, 64)
 
 
@@ -126,11 +133,11 @@ def test_images_of_32_by_32_in_colour_can_be_learned():
 def test_a_data_set_has_one_judge(digits):
     """Whoever asks gets the same examples and rows, and each example is its image."""
     samples = {"samples": np.full((20, 8, 8, 1), -0.9, np.float32)}
-    one, two = (_classifier.judge(digits, 30, 2) for _ in range(2))
+    one, two = (make_judge(digits, 30, 2) for _ in range(2))
     for name, images in (("train", digits.train), ("held_out", digits.held_out)):
         found = getattr(one, name)
         np.testing.assert_array_equal(found, getattr(two, name))
-        levels = _data.quantize(found, digits.num_levels)
+        levels = quantize(found, digits.num_levels)
         np.testing.assert_array_equal(levels, images[:30])
     # The noise within the levels is drawn for each set.
     noise = [
@@ -142,19 +149,19 @@ def test_a_data_set_has_one_judge(digits):
     assert one.table(samples) == two.table(samples)
     assert one.accuracy() == two.accuracy()
     # Labels are those of the images: by a classifier that has learned.
-    judge = _classifier.judge(digits, 100, 150)
+    judge = make_judge(digits, 100, 150)
     assert judge.accuracy() > 0.8
 
 
 def test_shifts_move_whole_images_and_repeat_their_edge():
     """Of a ramp: each image is the ramp moved by -1, 0 or 1, cut to its range."""
     ramp = jnp.tile(jnp.arange(8.0)[:, None, None], (400, 1, 8, 1))
-    moved = np.asarray(_classifier._shift(KEY, ramp, 1))
+    moved = np.asarray(_shift(KEY, ramp, 1))
     np.testing.assert_array_equal(moved, np.broadcast_to(moved[:, :, :1], moved.shape))
     kinds = {tuple(image[:, 0, 0]) for image in moved}
     expected = {tuple(np.clip(np.arange(8.0) + move, 0, 7)) for move in (-1, 0, 1)}
     assert kinds == expected
-    across = np.asarray(_classifier._shift(KEY, ramp.swapaxes(1, 2), 1))
+    across = np.asarray(_shift(KEY, ramp.swapaxes(1, 2), 1))
     assert {tuple(image[0, :, 0]) for image in across} == expected
     # A third each, with five standard errors.
     still = np.mean(moved[:, 0, 0, 0] == moved[:, 1, 0, 0])
@@ -169,7 +176,7 @@ def test_quality_is_these_numbers():
     first = np.array([-0.5, -0.22, -0.21, 0.1, 0.9])
     samples = np.stack([first, np.linspace(-1, 1, 5)], 1).reshape(5, 1, 2, 1)
     data = np.random.RandomState(0).normal(size=(50, 1, 2, 1))
-    quality = _classifier.sample_quality(PIXELS, samples, data)
+    quality = sample_quality(PIXELS, samples, data)
     assert quality == {
         "classifier_frechet_distance": metrics.frechet_distance(
             samples.reshape(5, 2), data.reshape(50, 2)
@@ -187,7 +194,7 @@ def test_the_gaussian_reference_has_the_mean_and_covariance_of_the_data(num_exam
     data = random.normal(size=(num_examples, 80)) @ random.normal(size=(80, 80)) + 5.0
     data = data.reshape(num_examples, 8, 10, 1)
     num = 20_000
-    draws = _classifier.gaussian_draws(KEY, data, num).reshape(num, 80)
+    draws = gaussian_draws(KEY, data, num).reshape(num, 80)
     flat = data.reshape(num_examples, 80)
     cov, variance = np.cov(flat.T), flat.var(0)
     # Standard errors: sqrt(S_ii / n), and at most sqrt(2 S_ii S_jj / n); five of them,
@@ -209,7 +216,7 @@ def test_references_stay_in_the_range_of_the_data_and_are_compared_in_equal_numb
 
     spy = Classifier(features, PIXELS.log_probs)
     samples = {"model": np.zeros((30, 1, 2, 1)), "other": np.ones((40, 1, 2, 1))}
-    table = _classifier.reference_table(spy, KEY, data, samples)
+    table = reference_table(spy, KEY, data, samples)
     assert [row["num_samples"] for row in table] == [30] * 5
     assert {x.shape for x in seen} == {(30, 1, 2, 1)}
     # Two calls a row: the samples, and the data that they are compared with.
@@ -222,21 +229,21 @@ def test_references_stay_in_the_range_of_the_data_and_are_compared_in_equal_numb
     for x in (gaussian, uniform):
         assert data.min() <= x.min() and x.max() <= data.max()
     assert gaussian.max() == data.max()  # and was clamped there
-    assert len(_classifier.reference_table(PIXELS, KEY, data)) == 3
+    assert len(reference_table(PIXELS, KEY, data)) == 3
 
 
 def test_bad_arguments_are_named(digits):
     labels = digits.labels_train
     options = dict(num_levels=17, num_steps=1)
     with pytest.raises(ValueError, match="labels must be from 0 to 8, got 0 to 9"):
-        _classifier.train(KEY, digits.train, labels, num_classes=9, **options)
+        train_classifier(KEY, digits.train, labels, num_classes=9, **options)
     with pytest.raises(ValueError, match=r"\(1500, 8, 8, 1\) and \(3,\)"):
-        _classifier.train(KEY, digits.train, labels[:3], num_classes=10, **options)
+        train_classifier(KEY, digits.train, labels[:3], num_classes=10, **options)
     with pytest.raises(ValueError, match="width must be at least 4 for images"):
         big = np.zeros((1, 28, 28, 1), np.uint8)
-        _classifier.train(KEY, big, labels[:1], num_classes=10, width=3, **options)
+        train_classifier(KEY, big, labels[:1], num_classes=10, width=3, **options)
     x = np.zeros((4, 1, 2, 1))
     with pytest.raises(ValueError, match=r"one shape, got \(1, 2, 1\) and \(2, 1, 1\)"):
-        _classifier.sample_quality(PIXELS, x, x.reshape(4, 2, 1, 1))
+        sample_quality(PIXELS, x, x.reshape(4, 2, 1, 1))
     with pytest.raises(ValueError, match=r"names of references, got \['data'\]"):
-        _classifier.reference_table(PIXELS, KEY, x, {"data": x})
+        reference_table(PIXELS, KEY, x, {"data": x})

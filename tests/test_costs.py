@@ -73,7 +73,7 @@ CASES = {
     ),
     "multi_scale_denoising_score_matching": Case(
         lambda e: objectives.multi_scale_denoising_score_matching(
-            energy=lambda params, x, scale: e.apply(params, x) / scale,
+            lambda params, x, scale: e.apply(params, x) / scale,
             noise_scales=[0.1, 1.0],
         ),
         2,

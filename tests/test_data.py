@@ -20,8 +20,16 @@ import pytest
 from PIL import Image
 
 from ebmjax import targets
-from experiments import _data
-from experiments._data import images
+from experiments.data import (
+    dequantize,
+    epoch_rows,
+    image_batches,
+    images,
+    load_images,
+    quantize,
+    read_split,
+    target_batches,
+)
 
 KEY = jax.random.key(0)
 
@@ -46,7 +54,7 @@ def as_process(monkeypatch, index, count):
     ids=["divides", "straddles", "coprime", "whole", "larger_than_the_data"],
 )
 def test_every_example_comes_exactly_once_an_epoch(num_examples, size):
-    rows = _data.epoch_rows(KEY, num_examples, size)
+    rows = epoch_rows(KEY, num_examples, size)
     num_epochs = 2 * size  # so that a whole number of batches makes them up
     stream = np.concatenate([rows(s) for s in range(2 * num_examples)])
     epochs = stream.reshape(num_epochs, num_examples)
@@ -57,8 +65,8 @@ def test_every_example_comes_exactly_once_an_epoch(num_examples, size):
 
 def test_epochs_have_orders_of_their_own_that_depend_on_the_key():
     """Two permutations of 50 agree in one place on average, and in 10 with 1e-7."""
-    first, second = (_data.epoch_rows(KEY, 50, 50)(epoch) for epoch in (0, 1))
-    other = _data.epoch_rows(jax.random.key(1), 50, 50)(0)
+    first, second = (epoch_rows(KEY, 50, 50)(epoch) for epoch in (0, 1))
+    other = epoch_rows(jax.random.key(1), 50, 50)(0)
     assert np.sum(first == second) < 10
     assert np.sum(first == other) < 10
     assert np.sum(first == np.arange(50)) < 10
@@ -68,9 +76,9 @@ def test_a_step_gives_the_same_batch_whatever_came_before():
     """What resuming needs: steps out of order, from a function newly made."""
     x = numbered(10)
     options = dict(size=4, num_levels=256, noise_scale=0.1)
-    straight = _data.image_batches(KEY, x, **options)
+    straight = image_batches(KEY, x, **options)
     batches = [straight(step) for step in range(9)]
-    resumed = _data.image_batches(KEY, x, **options)
+    resumed = image_batches(KEY, x, **options)
     for step in (7, 3, 8, 0):
         np.testing.assert_array_equal(resumed(step), batches[step])
     np.testing.assert_array_equal(resumed(jnp.int32(3)), batches[3])
@@ -81,7 +89,7 @@ def test_far_steps_do_not_overflow():
     step = 2**33
     epoch, offset = divmod(step, 7)
     expected = jax.random.permutation(jax.random.fold_in(KEY, epoch), 7)[offset]
-    assert _data.epoch_rows(KEY, 7, 1)(step) == expected
+    assert epoch_rows(KEY, 7, 1)(step) == expected
 
 
 def test_the_rows_of_two_processes_are_the_batch_of_one(monkeypatch):
@@ -89,9 +97,9 @@ def test_the_rows_of_two_processes_are_the_batch_of_one(monkeypatch):
     x[:, :, 1] += 7  # so that a mirror image is another
 
     def draw():
-        make = _data.image_batches
+        make = image_batches
         plain = make(KEY, x, 6, num_levels=256, noise_scale=0.1, is_mirrored=True)
-        toys = _data.target_batches(KEY, target, 6)
+        toys = target_batches(KEY, target, 6)
         return [np.asarray(f(step)) for f in (plain, toys) for step in (0, 1, 5)]
 
     whole = draw()
@@ -107,23 +115,23 @@ def test_the_rows_of_two_processes_are_the_batch_of_one(monkeypatch):
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
     as_process(monkeypatch, 0, 4)
     with pytest.raises(ValueError, match="multiple of the 4 processes, got 6"):
-        _data.image_batches(KEY, numbered(10), 6, num_levels=256)
+        image_batches(KEY, numbered(10), 6, num_levels=256)
 
 
 def test_bad_arguments_of_batches_are_named():
     with pytest.raises(ValueError, match="num_examples must be at least 1, got 0"):
-        _data.epoch_rows(KEY, 0, 4)
+        epoch_rows(KEY, 0, 4)
     with pytest.raises(ValueError, match="size must be at least 1, got -4"):
-        _data.epoch_rows(KEY, 10, -4)
+        epoch_rows(KEY, 10, -4)
     with pytest.raises(ValueError, match="step must not be negative, got -1"):
-        _data.epoch_rows(KEY, 10, 4)(-1)
+        epoch_rows(KEY, 10, 4)(-1)
     with pytest.raises(ValueError, match="noise_scale must not be negative, got -0.1"):
-        _data.image_batches(KEY, numbered(4), 2, num_levels=256, noise_scale=-0.1)
+        image_batches(KEY, numbered(4), 2, num_levels=256, noise_scale=-0.1)
 
 
 def test_targets_are_drawn_from_the_key_of_the_step():
     target = targets.rings()
-    batch = _data.target_batches(KEY, target, 5)
+    batch = target_batches(KEY, target, 5)
     expected = target.sample(jax.random.fold_in(KEY, 3), 5)
     np.testing.assert_allclose(batch(3), expected, rtol=1e-6, atol=1e-6)
 
@@ -136,7 +144,7 @@ def test_dequantised_values_are_uniform_on_their_cells(num_levels):
     """Level k: mean (2 k + 1) / L - 1 and variance (2 / L)^2 / 12, for every k."""
     num = 4000
     levels = np.arange(num_levels, dtype=np.uint8)
-    x = _data.dequantize(KEY, np.tile(levels, (num, 1)), num_levels)
+    x = dequantize(KEY, np.tile(levels, (num, 1)), num_levels)
     assert x.dtype == jnp.float32
     width = 2 / num_levels
     centred = (np.asarray(x, np.float64) - ((levels + 0.5) * width - 1)) / width
@@ -157,15 +165,15 @@ def test_quantising_gives_back_the_very_integers(num_levels):
     top = np.arange(max(0, num_levels - 4), num_levels, dtype=np.uint8)
     bottom = np.arange(min(4, num_levels), dtype=np.uint8)
     levels = np.tile(np.concatenate([bottom, top]), (1000, 2_000_000 // 8000))
-    x = np.asarray(_data.dequantize(KEY, levels, num_levels))
+    x = np.asarray(dequantize(KEY, levels, num_levels))
     assert -1 < x.min() and x.max() < 1
-    np.testing.assert_array_equal(_data.quantize(x, num_levels), levels)
+    np.testing.assert_array_equal(quantize(x, num_levels), levels)
 
 
 def test_the_edges_of_cells_quantise_up_and_what_is_outside_is_clipped():
     x = np.array([-7.0, -1.0, -0.5001, -0.5, 0.0, 0.4999, 0.5, 1.0, 9.0])
     np.testing.assert_array_equal(
-        _data.quantize(x, 4), np.array([0, 0, 0, 1, 2, 2, 3, 3, 3], np.uint8)
+        quantize(x, 4), np.array([0, 0, 0, 1, 2, 2, 3, 3, 3], np.uint8)
     )
 
 
@@ -175,10 +183,10 @@ def test_dequantisation_and_data_noise_are_drawn_anew_for_every_pixel_and_step()
     About (1024^2 / 2) / 2^14 = 32 pairs of values agree; 512 if rows or steps repeated.
     """
     black = np.zeros((2, 16, 16, 1), np.uint8)
-    batch = _data.image_batches(KEY, black, 2, num_levels=256)
+    batch = image_batches(KEY, black, 2, num_levels=256)
     values = np.concatenate([np.ravel(batch(step)) for step in (0, 1)])
     assert len(values) - len(np.unique(values)) < 100
-    noisy = _data.image_batches(KEY, black, 2, num_levels=256, noise_scale=0.3)
+    noisy = image_batches(KEY, black, 2, num_levels=256, noise_scale=0.3)
     noise = np.concatenate([np.ravel(noisy(step)) for step in (0, 1)]) - values
     assert len(noise) - len(np.unique(noise)) < 100
 
@@ -190,11 +198,11 @@ def test_mirrored_images_are_turned_left_to_right_half_of_the_times():
     image[0] = 128
     images = np.stack([image] * 100)
     options = dict(size=100, num_levels=256)
-    straight = _data.image_batches(KEY, images, **options)
-    batch = _data.image_batches(KEY, images, is_mirrored=True, **options)
+    straight = image_batches(KEY, images, **options)
+    batch = image_batches(KEY, images, is_mirrored=True, **options)
     is_turned = []
     for step in range(10):
-        levels = _data.quantize(batch(step), 256)
+        levels = quantize(batch(step), 256)
         # The noise is turned too: nothing else of the batch is new.
         plain, found = np.asarray(straight(step)), np.asarray(batch(step))
         turned = levels[:, 1, 0, 0] == 255
@@ -209,8 +217,8 @@ def test_mirrored_images_are_turned_left_to_right_half_of_the_times():
 def test_data_noise_has_the_standard_deviation_asked():
     black = np.zeros((100, 16, 16, 1), np.uint8)
     options = dict(size=100, num_levels=256)
-    quiet = _data.image_batches(KEY, black, **options)(3)
-    noise = _data.image_batches(KEY, black, noise_scale=0.3, **options)(3) - quiet
+    quiet = image_batches(KEY, black, **options)(3)
+    noise = image_batches(KEY, black, noise_scale=0.3, **options)(3) - quiet
     num = noise.size
     assert abs(noise.mean()) < 5 * 0.3 / num**0.5
     np.testing.assert_allclose(noise.std(), 0.3, rtol=5 * (1 / (2 * num)) ** 0.5)
@@ -218,9 +226,9 @@ def test_data_noise_has_the_standard_deviation_asked():
 
 def test_bad_arguments_of_dequantisation_are_named():
     with pytest.raises(ValueError, match="num_levels must be from 1 to 256, got 257"):
-        _data.dequantize(KEY, numbered(2), 257)
+        dequantize(KEY, numbered(2), 257)
     with pytest.raises(TypeError, match="images must be integers, got float32"):
-        _data.dequantize(KEY, np.zeros((1, 2), np.float32), 256)
+        dequantize(KEY, np.zeros((1, 2), np.float32), 256)
 
 
 # Digits and names
@@ -229,7 +237,7 @@ def test_bad_arguments_of_dequantisation_are_named():
 def test_digits_are_split_once_for_all_and_no_image_is_lost():
     from sklearn import datasets
 
-    digits, bunch = _data.load("digits"), datasets.load_digits()
+    digits, bunch = load_images("digits"), datasets.load_digits()
     assert digits.train.shape == (1500, *digits.image_shape)
     assert digits.held_out.shape == (297, 8, 8, 1)
     assert digits.num_classes == 10
@@ -255,9 +263,9 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all():
     with pytest.raises(
         ValueError, match="'minst' is not one of .*did you mean 'mnist'"
     ):
-        _data.load("minst")
+        load_images("minst")
     with pytest.raises(ValueError, match="'minst' is not one of .*'mnist'"):
-        _data.read_split("minst", "test")
+        read_split("minst", "test")
 
 
 # Images from files
@@ -281,7 +289,7 @@ def mnist_files(tmp_path):
 
 
 def test_files_as_published_are_read_pixel_by_pixel(mnist_files):
-    data = _data.load("mnist", data_dir=mnist_files)
+    data = load_images("mnist", data_dir=mnist_files)
     for x, labels, num in (
         (data.train, data.labels_train, 6),
         (data.held_out, data.labels_held_out, 4),
@@ -364,15 +372,15 @@ def test_the_npz_files_of_the_command_stand_for_the_data_set(
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     for name in names:
         (elsewhere / name).write_bytes((mnist_files / name).read_bytes())
-    original = _data.load("mnist", data_dir=mnist_files)
-    carried = _data.load("mnist", data_dir=elsewhere)
+    original = load_images("mnist", data_dir=mnist_files)
+    carried = load_images("mnist", data_dir=elsewhere)
     for a, b in zip(original, carried, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_the_module_is_a_program_without_warnings(mnist_files):
     """runpy warns where a package has already imported the module that it runs."""
-    command = [sys.executable, "-W", "error", "-m", "experiments._data.images"]
+    command = [sys.executable, "-W", "error", "-m", "experiments.data.images"]
     arguments = ["--name", "mnist", "--splits", "test", "--data_dir", mnist_files]
     root = pathlib.Path(__file__).parent.parent
     subprocess.run([*command, *arguments], check=True, cwd=root)
@@ -411,12 +419,12 @@ def test_an_npz_of_another_size_is_refused(tmp_path):
 def test_without_tfds_the_error_says_what_to_install_or_bring(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(ImportError) as caught:
-        _data.load("cifar10", data_dir=tmp_path)
+        load_images("cifar10", data_dir=tmp_path)
     for part in (
         f"cifar10, split 'train', is not in {tmp_path}",
         "cifar10-train-32.npz",
         "pip install tensorflow-datasets pillow",
-        "python -m experiments._data.images --name cifar10 --data_dir",
+        "python -m experiments.data.images --name cifar10 --data_dir",
     ):
         assert part in str(caught.value)
 
@@ -426,7 +434,7 @@ def test_without_tfds_an_npz_is_enough(tmp_path, monkeypatch):
     x = np.random.RandomState(0).randint(0, 256, (3, 32, 32, 3), np.uint8)
     for split in ("train", "test"):
         np.savez(tmp_path / f"cifar10-{split}-32.npz", images=x)
-    data = _data.load("cifar10", data_dir=tmp_path)
+    data = load_images("cifar10", data_dir=tmp_path)
     np.testing.assert_array_equal(data.train, x)
     assert data.labels_train is None
     with pytest.raises(ValueError, match="no labels"):
@@ -436,10 +444,10 @@ def test_without_tfds_an_npz_is_enough(tmp_path, monkeypatch):
 def test_data_that_are_not_prepared_are_asked_for_by_name_and_place(tmp_path):
     pytest.importorskip("tensorflow_datasets")
     with pytest.raises(FileNotFoundError) as caught:
-        _data.load("cifar10", data_dir=tmp_path)
+        load_images("cifar10", data_dir=tmp_path)
     for part in (
         f"cifar10, split 'train', is not in {tmp_path}",
-        "python -m experiments._data.images --name cifar10 --data_dir",
+        "python -m experiments.data.images --name cifar10 --data_dir",
     ):
         assert part in str(caught.value)
     assert not list(tmp_path.iterdir())  # nothing was half made
@@ -457,11 +465,11 @@ def test_nothing_is_downloaded_unless_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(tfds, "data_source", data_source)
     monkeypatch.setattr(images.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(FileNotFoundError, match="let download=True do so"):
-        _data.load("cifar10", data_dir=tmp_path)
+        load_images("cifar10", data_dir=tmp_path)
     array_record = {"file_format": "array_record"}
     assert asked == [(False, array_record)]
     with pytest.raises(FileNotFoundError, match="could not download and prepare it"):
-        _data.load("cifar10", data_dir=tmp_path, download=True)
+        load_images("cifar10", data_dir=tmp_path, download=True)
     assert asked[1:] == [(False, array_record), (True, array_record)]
 
 
@@ -509,7 +517,7 @@ needs_tfds = pytest.mark.skipif(
     [("mnist", 0.1307, 0.3081), ("fashion_mnist", 0.2860, 0.3530)],
 )
 def test_real_training_images_have_the_published_moments(name, mean, std):
-    data = _data.load(name, data_dir=os.environ["EBMJAX_DATA"])
+    data = load_images(name, data_dir=os.environ["EBMJAX_DATA"])
     assert data.train.shape == (60_000, 28, 28, 1)
     assert data.held_out.shape == (10_000, 28, 28, 1)
     # Published to four digits.

@@ -11,16 +11,19 @@ import pytest
 from ml_collections import ConfigDict
 
 from ebmjax import metrics, objectives
-from experiments import _checkpoint, _deep_kernel, _run
-from experiments._data import tabular
+from experiments.data import tabular
+from experiments.run.checkpoint import read
+from experiments.run.loop import run
+from experiments.run.workdir import read_lines
+from experiments.tutorial import deep_kernel
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SCORE_MATCHING = sys.modules["ebmjax.objectives.implicit_score_matching"]
 DIM, NUM = 3, 7
 SECTIONS = {
-    name: {"name": name, **_deep_kernel.DEFAULTS.get(name, {})}
-    for name in _deep_kernel.OBJECTIVES
+    name: {"name": name, **deep_kernel.DEFAULTS.get(name, {})}
+    for name in deep_kernel.OBJECTIVES
 }
 SECTIONS["projected"] = {"name": "sliced_score_matching", "variance_reduced": False}
 
@@ -34,7 +37,7 @@ def float64():
 def small_params(dim=DIM, num=NUM, **options):
     """With a mixture that is not even and widths that differ."""
     inducing = 1.5 * jax.random.normal(jax.random.key(1), (num, dim))
-    params = _deep_kernel.init_params(
+    params = deep_kernel.init_params(
         jax.random.key(0), inducing, width=5, **{"log_widths": (0.0, 0.5), **options}
     )
     return params | {"mixture": jnp.array([0.3, -0.4])}
@@ -49,7 +52,7 @@ def rows(num, dim=DIM, key=2):
 
 def test_the_energy_is_this_sum(float64):
     """One inducing point, one layer that matters: written out by hand."""
-    params = _deep_kernel.init_params(
+    params = deep_kernel.init_params(
         jax.random.key(0), jnp.array([[1.0, -2.0]]), width=2, log_widths=(0.5,)
     )
     # Layers of zero weights add constants, which distances do not see: the features
@@ -65,7 +68,7 @@ def test_the_energy_is_this_sum(float64):
     expected = 2 * math.exp(-square / (2 * 10**0.5))
     log_reference = -(0.25 + 1) / 8 - 2 * math.log(2 * math.sqrt(2 * math.pi))
     np.testing.assert_allclose(
-        _deep_kernel.energy(params, x), -log_reference - expected, rtol=1e-12
+        deep_kernel.energy(params, x), -log_reference - expected, rtol=1e-12
     )
     # A first layer of weight 1 and a second and third of 1: softplus of softplus.
     ones = jnp.ones((1, 2, 2)) / 2
@@ -74,7 +77,7 @@ def test_the_energy_is_this_sum(float64):
     feature = lambda t: math.log1p(math.exp(math.log1p(math.exp(t))))  # noqa: E731
     square = 2 * (feature(-0.25) - feature(-0.5)) ** 2
     np.testing.assert_allclose(
-        _deep_kernel.kernels(deep, x)[0],
+        deep_kernel.kernels(deep, x)[0],
         math.exp(-square / (2 * 10**0.5)),
         rtol=1e-12,
     )
@@ -82,14 +85,14 @@ def test_the_energy_is_this_sum(float64):
 
 def test_kernels_are_mixed_by_their_weights_and_one_at_the_point_itself(float64):
     params = small_params()
-    at_points = jax.vmap(lambda x: _deep_kernel.kernels(params, x))(params["inducing"])
+    at_points = jax.vmap(lambda x: deep_kernel.kernels(params, x))(params["inducing"])
     np.testing.assert_allclose(np.diag(at_points), 1.0, rtol=1e-12)
     np.testing.assert_allclose(at_points, at_points.T, rtol=1e-10)
     one = params | {"mixture": jnp.array([50.0, 0.0])}
     other = params | {"mixture": jnp.array([0.0, 50.0])}
     share = math.exp(0.3) / (math.exp(0.3) + math.exp(-0.4))
     x = rows(1)[0]
-    mixed, *pure = (_deep_kernel.kernels(p, x) for p in (params, one, other))
+    mixed, *pure = (deep_kernel.kernels(p, x) for p in (params, one, other))
     np.testing.assert_allclose(
         mixed, share * pure[0] + (1 - share) * pure[1], rtol=1e-12
     )
@@ -97,12 +100,12 @@ def test_kernels_are_mixed_by_their_weights_and_one_at_the_point_itself(float64)
 
 def test_bound_to_its_parameters_it_is_the_same_energy(float64):
     params = small_params() | {"alpha": rows(NUM, 1)[:, 0]}
-    energy_fn = _deep_kernel.bind(params)
+    energy_fn = deep_kernel.bind(params)
     for x in rows(3):
-        expected = _deep_kernel.energy(params, x)
+        expected = deep_kernel.energy(params, x)
         np.testing.assert_allclose(energy_fn(x), expected, rtol=1e-12)
-        slope = -jax.grad(_deep_kernel.energy, 1)(params, x)
-        np.testing.assert_allclose(_deep_kernel.score(params, x), slope, rtol=1e-10)
+        slope = -jax.grad(deep_kernel.energy, 1)(params, x)
+        np.testing.assert_allclose(deep_kernel.score(params, x), slope, rtol=1e-10)
 
 
 # The weights
@@ -113,7 +116,7 @@ def test_a_loss_is_its_quadratic_and_the_weights_are_its_least(section, float64)
     """At any weights, in the same draws: the loss of weights of zero, slope and matrix
     are all there is. At the weights of least loss the gradient of the loss and the
     ridge is zero, to rounding times a condition number below 1e5."""
-    loss, params, batch = _deep_kernel.make_loss(section), small_params(), rows(6)
+    loss, params, batch = deep_kernel.make_loss(section), small_params(), rows(6)
     key = jax.random.key(3)
     quadratic = loss.of_batch(params, key, batch)
 
@@ -129,7 +132,7 @@ def test_a_loss_is_its_quadratic_and_the_weights_are_its_least(section, float64)
         # Finite differences divide terms by the step's square, 0.01.
         expected = at(alpha)[0] - constant
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
-    alpha, left = _deep_kernel.solve(quadratic, params["log_ridge"])
+    alpha, left = deep_kernel.solve(quadratic, params["log_ridge"])
     assert jnp.abs(alpha).max() > 0.01 and left < 1e-10
     np.testing.assert_allclose(at(alpha)[1] + 10**-2.0 * alpha, 0.0, atol=1e-8)
 
@@ -139,11 +142,11 @@ def test_matrix_and_slope_are_the_published_formulas(float64):
     with each row's derivatives by central differences: their errors are of order
     h^2 = 1e-6 for h = 1e-3, and rounding of 1e-16 / h^2."""
     params, batch = small_params(), rows(4)
-    loss = _deep_kernel.make_loss(SECTIONS["score_matching"])
+    loss = deep_kernel.make_loss(SECTIONS["score_matching"])
     matrix, slope = loss.of_batch(params, jax.random.key(0), batch)
     step = 1e-3 * jnp.eye(DIM)
     points = jnp.concatenate([jnp.zeros((1, DIM)), step, -step])
-    kernels = jax.vmap(functools.partial(_deep_kernel.kernels, params))
+    kernels = jax.vmap(functools.partial(deep_kernel.kernels, params))
     values = jax.jit(kernels)((batch[:, None] + points[None]).reshape(-1, DIM))
     values = np.asarray(values).reshape(4, 7, NUM)
     here, ahead, behind = values[:, :1], values[:, 1:4], values[:, 4:]
@@ -163,15 +166,13 @@ def test_sliced_matrices_are_projections_along_the_very_directions(
     v = jnp.array([1.0, -1.0, 1.0])
     monkeypatch.setattr(SCORE_MATCHING, "draw_directions", lambda *_: v[None])
     params, batch = small_params(), rows(4)
-    kernels = functools.partial(_deep_kernel.kernels, params)
+    kernels = functools.partial(deep_kernel.kernels, params)
     gradients = jax.jit(jax.vmap(jax.jacrev(kernels)))(batch)  # [rows, inducing, d]
     second = jax.jacfwd(jax.jacrev(kernels))
     bends = jax.jit(jax.vmap(lambda x: second(x) @ v @ v))(batch)
     along, base = gradients @ v, -batch / 4
     reduced, projected = (
-        _deep_kernel.make_loss(SECTIONS[name]).of_batch(
-            params, jax.random.key(0), batch
-        )
+        deep_kernel.make_loss(SECTIONS[name]).of_batch(params, jax.random.key(0), batch)
         for name in ("sliced_score_matching", "projected")
     )
     whole = np.einsum("nid,njd->ij", gradients, gradients) / 4
@@ -187,8 +188,8 @@ def test_in_float32_a_singular_system_is_solved_all_the_same():
     """Twice the same point, and no ridge to speak of: pivots of rounding's size. The
     weights are large and equal; what is left over is a thousand roundings."""
     vector = jnp.array([[1.0, 1.0, 0.5]])
-    quadratic = _deep_kernel.Quadratic(vector.T @ vector, jnp.array([1.0, 1.0, 0.5]))
-    alpha, left = _deep_kernel.solve(quadratic, jnp.float32(-20.0))
+    quadratic = deep_kernel.Quadratic(vector.T @ vector, jnp.array([1.0, 1.0, 0.5]))
+    alpha, left = deep_kernel.solve(quadratic, jnp.float32(-20.0))
     np.testing.assert_allclose(alpha, -vector[0] / 2.25, rtol=0.2)
     assert left < 1e-3
 
@@ -200,7 +201,7 @@ def test_in_float32_a_singular_system_is_solved_all_the_same():
 def test_the_loss_s_derivative_is_that_of_central_differences(name, float64):
     """Through the weights too: along a random direction of each parameter. The error is
     of order h^2 = 1e-8 times a third derivative, and 1e-16 / h of rounding."""
-    objective = _deep_kernel.half_and_half(_deep_kernel.make_loss(SECTIONS[name]))
+    objective = deep_kernel.half_and_half(deep_kernel.make_loss(SECTIONS[name]))
     params, batch, key = small_params(log_ridge=-1.0), rows(12), jax.random.key(4)
 
     @jax.jit
@@ -228,16 +229,16 @@ def test_the_loss_s_derivative_is_that_of_central_differences(name, float64):
 def test_each_half_has_its_part():
     """The weights suit the first and are judged on the second, to a condition number
     of 1e3 times float32's rounding; a batch without two halves is refused."""
-    loss = _deep_kernel.make_loss(SECTIONS["score_matching"])
-    objective = _deep_kernel.half_and_half(loss)
+    loss = deep_kernel.make_loss(SECTIONS["score_matching"])
+    objective = deep_kernel.half_and_half(loss)
     params, key = small_params(), jax.random.key(0)
     first, second = rows(6), rows(6, key=9)
     both = jnp.vstack([first, second])
     value, _ = jax.jit(objective.loss)({"energy": params}, key, both, ())
     quadratic = loss.of_batch(params, key, first)  # score matching draws nothing
-    alpha, _ = _deep_kernel.solve(quadratic, params["log_ridge"])
+    alpha, _ = deep_kernel.solve(quadratic, params["log_ridge"])
     fitted = {"energy": params | {"alpha": alpha}}
-    exact = objectives.score_matching(_deep_kernel.energy)
+    exact = objectives.score_matching(deep_kernel.energy)
     expected, _ = jax.jit(exact.loss)(fitted, key, second, ())
     np.testing.assert_allclose(value, expected, rtol=1e-4)
     with pytest.raises(ValueError, match="two equal halves, got 5 rows"):
@@ -247,9 +248,9 @@ def test_each_half_has_its_part():
 @pytest.mark.parametrize("name", ["noise_contrastive", "contrastive_divergence"])
 def test_losses_that_are_not_quadratic_are_refused(name):
     with pytest.raises(ValueError, match="name must be one of.*'score_matching'"):
-        _deep_kernel.make_loss({"name": name})
+        deep_kernel.make_loss({"name": name})
     with pytest.raises(ValueError, match="closed form for .*got 'noise"):
-        _deep_kernel.default_config("red_wine", "noise_contrastive")
+        deep_kernel.default_config("red_wine", "noise_contrastive")
 
 
 # Stopping
@@ -259,7 +260,7 @@ def run_stopped(losses, **options):
     """The memory after updates whose validation losses are given, one a parameter."""
     inner = objectives.stateless(lambda params, key, batch: (jnp.zeros(()), {}))
     table = jnp.asarray(losses)
-    objective = _deep_kernel.stopping_early(
+    objective = deep_kernel.stopping_early(
         inner, lambda params: table[params], jnp.int32(0), **options
     )
     best = objective.init(jax.random.key(0))
@@ -285,10 +286,10 @@ def test_the_last_ridge_is_the_one_that_suits_the_validation_set(float64, monkey
     """No other ridge within a decade has a lower validation loss, and the weights are
     those of all the training rows, in chunks of unequal sizes."""
     monkeypatch.setattr(_deep_kernel, "CHUNK", 16)
-    loss = _deep_kernel.make_loss(SECTIONS["score_matching"])
+    loss = deep_kernel.make_loss(SECTIONS["score_matching"])
     params = small_params()
     train, validation = rows(40), rows(16, key=8)
-    found = _deep_kernel.finalize(
+    found = deep_kernel.finalize(
         loss, params, jax.random.key(0), np.asarray(train), np.asarray(validation)
     )
     fit, judge = (
@@ -296,14 +297,14 @@ def test_the_last_ridge_is_the_one_that_suits_the_validation_set(float64, monkey
     )
 
     def validation_loss(log_ridge):
-        alpha, _ = _deep_kernel.solve(fit, log_ridge)
+        alpha, _ = deep_kernel.solve(fit, log_ridge)
         return 0.5 * alpha @ judge.matrix @ alpha + judge.slope @ alpha
 
     log_ridge = float(found["log_ridge"])
     losses = [validation_loss(other) for other in np.linspace(-3.0, -1.0, 11)]
     # Stored in float32.
     assert validation_loss(log_ridge) <= min(losses) + 1e-6 < max(losses) - 1e-3
-    alpha, _ = _deep_kernel.solve(fit, log_ridge)
+    alpha, _ = deep_kernel.solve(fit, log_ridge)
     np.testing.assert_allclose(found["alpha"], alpha, rtol=1e-5, atol=1e-5)
 
 
@@ -332,8 +333,8 @@ def one_device():
 def test_with_weights_of_zero_the_density_is_the_reference(one_device):
     """Every weight is 1: all estimates are 0, and all draws effective, to rounding of
     energies of size 10 in 60 steps."""
-    energy_fn = _deep_kernel.bind(small_params() | {"alpha": jnp.zeros(NUM)})
-    found = _deep_kernel.log_partitions(
+    energy_fn = deep_kernel.bind(small_params() | {"alpha": jnp.zeros(NUM)})
+    found = deep_kernel.log_partitions(
         energy_fn, jax.random.key(0), np.asarray(rows(50)), OPTIONS
     )
     for name in ("log_partition", "log_partition_reverse", "importance_log_partition"):
@@ -342,7 +343,7 @@ def test_with_weights_of_zero_the_density_is_the_reference(one_device):
     np.testing.assert_allclose(
         found["importance_effective_sample_size"], 100_000, rtol=1e-4
     )
-    truth = metrics.quadrature(_deep_kernel.reference_energy, [(-16, 16)] * 2, 200)
+    truth = metrics.quadrature(deep_kernel.reference_energy, [(-16, 16)] * 2, 200)
     assert abs(truth) < 1e-5
 
 
@@ -354,10 +355,10 @@ def ring():
     angle = 2 * math.pi * jax.random.uniform(key, (600,))
     x = 2 * jnp.stack([jnp.cos(angle), jnp.sin(angle)], 1)
     x = x + 0.3 * jax.random.normal(jax.random.fold_in(key, 1), x.shape)
-    loss = _deep_kernel.make_loss(SECTIONS["score_matching"])
-    params = _deep_kernel.init_params(jax.random.key(1), x[:60])
+    loss = deep_kernel.make_loss(SECTIONS["score_matching"])
+    params = deep_kernel.init_params(jax.random.key(1), x[:60])
     x = np.asarray(x)
-    return _deep_kernel.finalize(loss, params, key, x[60:400], x[400:]), x
+    return deep_kernel.finalize(loss, params, key, x[60:400], x[400:]), x
 
 
 @pytest.mark.slow
@@ -365,10 +366,10 @@ def test_the_bracket_holds_the_value_of_quadrature(ring, one_device):
     """Each estimate within five of its own standard errors, those of a mean of weights
     with the effective sample size found; and mean log weights on their sides."""
     params, x = ring
-    energy_fn = _deep_kernel.bind(params)
+    energy_fn = deep_kernel.bind(params)
     truth = float(metrics.quadrature(energy_fn, [(-16, 16)] * 2, 400))
     assert abs(truth) > 0.5  # the weights do something
-    found = _deep_kernel.log_partitions(energy_fn, jax.random.key(3), x, OPTIONS)
+    found = deep_kernel.log_partitions(energy_fn, jax.random.key(3), x, OPTIONS)
     size = found["ais_effective_sample_size"]
     error = 5 * (1 / size - 1 / 400) ** 0.5 + 1e-3
     assert error < 0.2
@@ -397,7 +398,7 @@ def data_dir(tmp_path):
 
 
 def tiny(data_dir, sections=None, **changes):
-    config = ConfigDict(_deep_kernel.default_config("red_wine") | (sections or {}))
+    config = ConfigDict(deep_kernel.default_config("red_wine") | (sections or {}))
     config.data.update(data_dir=str(data_dir), batch_size=32)
     config.network.update(num_inducing=6, width=4)
     config.validation.update(every=2, num_examples=20, num_draws=2)
@@ -422,15 +423,15 @@ def test_a_run_stopped_half_way_ends_bitwise_as_one_that_was_not(
     changes = {"objective": {"name": "finite_difference_score_matching", "step": 0.1}}
     config = tiny(data_dir, changes)
     half = tiny(data_dir, changes, train__num_steps=2)
-    _run.run(_deep_kernel.build, half, tmp_path / "two")
-    resumed = _run.run(_deep_kernel.build, config, tmp_path / "two")
-    scalars = _run.run(_deep_kernel.build, config, tmp_path / "one")
-    one, two = (_checkpoint.read(tmp_path / name) for name in ("one", "two"))
+    run(deep_kernel.build, half, tmp_path / "two")
+    resumed = run(deep_kernel.build, config, tmp_path / "two")
+    scalars = run(deep_kernel.build, config, tmp_path / "one")
+    one, two = (read(tmp_path / name) for name in ("one", "two"))
     jax.tree.map(np.testing.assert_array_equal, one, two)
     assert resumed == scalars
     assert scalars["best_step"] in (0, 2)
     assert scalars["test_log_likelihood"] < 0
-    lines = [x for x in _run.read_lines(tmp_path / "one") if x["kind"] == "train"]
+    lines = [x for x in read_lines(tmp_path / "one") if x["kind"] == "train"]
     assert [line["energy/best_step"] for line in lines][0] == 0
     assert lines[-1]["energy/validation_loss"] == pytest.approx(
         scalars["validation_loss"]
@@ -449,15 +450,15 @@ def test_a_run_stopped_half_way_ends_bitwise_as_one_that_was_not(
 )
 def test_a_config_that_makes_no_sense_is_refused(data_dir, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        _run.run(_deep_kernel.build, tiny(data_dir, **changes), tmp_path / "run")
+        run(deep_kernel.build, tiny(data_dir, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_every_table_and_objective_has_a_config():
     for name in tabular.SMALL:
-        for objective in _deep_kernel.OBJECTIVES:
-            config = _deep_kernel.default_config(name, objective)
+        for objective in deep_kernel.OBJECTIVES:
+            config = deep_kernel.default_config(name, objective)
             assert config["data"]["name"] == name
-            _deep_kernel.make_loss(config["objective"])
+            deep_kernel.make_loss(config["objective"])
     with pytest.raises(ValueError, match="data must be one of .*got 'rose_wine'"):
-        _deep_kernel.default_config("rose_wine")
+        deep_kernel.default_config("rose_wine")

@@ -663,7 +663,9 @@ def test_the_loss_of_the_exact_score_is_what_cannot_be_known(name, weighting):
     of the noise given x_t. A score of 0 leaves 1 / 2."""
     process = DIFFUSIONS[name]
     objective = objectives.diffusion_score_matching(
-        lambda params, x, time: params * normal_score(process, 0.7, x, time),
+        score_network=lambda params, x, time: (
+            params * normal_score(process, 0.7, x, time)
+        ),
         diffusion=process,
         weighting=weighting,
     )

@@ -8,16 +8,15 @@ import pytest
 from resuming import check_resumes
 from sklearn.decomposition import PCA
 
-from experiments import (
-    _checkpoint,
-    _detection,
-    _evaluation,
-    _plane,
-    _run,
-    _sweep,
-    short_run,
-)
-from experiments._data import images
+from experiments import short_run
+from experiments.data import images
+from experiments.judge.detection import area_under_roc, foreign_images
+from experiments.judge.plane import kl_divergence, make_plane, total_variation
+from experiments.run.checkpoint import read_config
+from experiments.run.config import make_optimizer, schedule
+from experiments.run.experiment import make_keys
+from experiments.run.loop import run
+from experiments.run.sweep import over_seeds, run_sweep
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -137,7 +136,7 @@ def test_images_without_labels_are_trained_on_from_arrays_without_tfds(
     data_dir, tmp_path
 ):
     config = tiny("celeb_a", data_dir, train__num_steps=2)
-    scalars = _run.run(short_run.build, config, tmp_path)
+    scalars = run(short_run.build, config, tmp_path)
     assert 0.0 <= scalars["auroc_uniform"] <= 1.0
     assert "samples_confident_share" not in scalars
     assert FIGURES <= names(tmp_path / "figures")
@@ -146,7 +145,7 @@ def test_images_without_labels_are_trained_on_from_arrays_without_tfds(
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", IMAGES)
 def test_a_preset_on_images_has_an_energy_of_them(preset, data_dir):
-    experiment = short_run.build(tiny(preset, data_dir), _run.make_keys(0))
+    experiment = short_run.build(tiny(preset, data_dir), make_keys(0))
     _, size, channels = IMAGES[preset]
     batch = np.asarray(experiment.batch(0))
     assert batch.shape == (16, size, size, channels)
@@ -166,23 +165,19 @@ def test_a_foreign_data_set_that_is_not_there_is_left_out_and_named(data_dir, ca
     train = np.zeros((4, 28, 28, 1), np.float32)
     names = "uniform", "omniglot", "kmnist"
     with caplog.at_level("WARNING"):
-        found = _detection.foreign_images(
-            jax.random.key(0), names, train, data_dir=data_dir
-        )
+        found = foreign_images(jax.random.key(0), names, train, data_dir=data_dir)
     assert list(found) == ["uniform", "kmnist"]
     assert "no out-of-distribution score on omniglot" in caplog.text
     with pytest.raises(ValueError, match="'kmnst' is not one of"):
-        _detection.foreign_images(jax.random.key(0), ["kmnst"], train)
+        foreign_images(jax.random.key(0), ["kmnst"], train)
     with pytest.raises(ValueError, match=r"'kmnist' are \(28, 28, 1\), the model's"):
         colour = np.zeros((4, 28, 28, 3), np.float32)
-        _detection.foreign_images(
-            jax.random.key(0), ["kmnist"], colour, data_dir=data_dir
-        )
+        foreign_images(jax.random.key(0), ["kmnist"], colour, data_dir=data_dir)
 
 
 def test_the_area_under_the_curve_is_the_share_of_ordered_pairs():
     """Known 1, 3 and foreign 2, 4: three of the four pairs are in order."""
-    found = _detection.area_under_roc(
+    found = area_under_roc(
         lambda x: x, np.array([1.0, 3.0]), {"x": np.array([2.0, 4.0])}
     )
     assert found == {"auroc_x": 0.75}
@@ -202,7 +197,7 @@ def test_a_resnet_with_autodiff_inversion_and_replay_runs_too(tmp_path):
     }
     config.evaluation.jacobian = "autodiff"
     config.objective.last_step_gradient = True
-    scalars = _run.run(short_run.build, config.lock(), tmp_path)
+    scalars = run(short_run.build, config.lock(), tmp_path)
     assert np.isfinite(scalars["reconstruction_mse"])
 
 
@@ -227,7 +222,7 @@ def test_the_papers_scale_is_the_papers():
     assert config.optimizer.learning_rate.start == 1e-4
     assert short_run.get_config("celeb_a").network.width == 64
     for section in (config.data_noise, config.optimizer.learning_rate):
-        value = _run.schedule(**section)
+        value = schedule(**section)
         assert value(0) == value(200_000) > value(225_000) > value(250_000)
 
 
@@ -254,7 +249,7 @@ def test_a_config_that_makes_no_sense_is_refused_before_work(
     changes, message, tmp_path
 ):
     with pytest.raises((ValueError, TypeError), match=message):
-        _run.run(short_run.build, tiny("digits", **changes), tmp_path / "run")
+        run(short_run.build, tiny("digits", **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -262,11 +257,11 @@ def test_a_section_that_does_not_fit_its_constructor_is_named(tmp_path):
     config = tiny("digits").unlock()
     config.sampler.friction = 1.0
     with pytest.raises(ValueError, match="section 'langevin' does not fit.*friction"):
-        _run.run(short_run.build, config.lock(), tmp_path / "run")
+        run(short_run.build, config.lock(), tmp_path / "run")
 
 
 def test_schedules_are_these_numbers():
-    rate = _run.schedule(
+    rate = schedule(
         start=1.0, final=0.1, warmup_steps=4, decay_start=10, decay_steps=20
     )
     np.testing.assert_allclose(rate(0), 0.2)
@@ -275,17 +270,17 @@ def test_schedules_are_these_numbers():
     np.testing.assert_allclose(rate(20), 0.55, rtol=1e-6)  # half-way down a cosine
     np.testing.assert_allclose(rate(30), 0.1, rtol=1e-6)
     np.testing.assert_allclose(rate(1000), 0.1, rtol=1e-6)
-    line = _run.schedule(start=0.0, final=4.0, decay="linear", decay_steps=4)
+    line = schedule(start=0.0, final=4.0, decay="linear", decay_steps=4)
     np.testing.assert_allclose([line(k) for k in range(6)], [0, 1, 2, 3, 4, 4])
-    power = _run.schedule(start=1.0, final=0.01, decay="exponential", decay_steps=2)
+    power = schedule(start=1.0, final=0.01, decay="exponential", decay_steps=2)
     np.testing.assert_allclose(
         [power(k) for k in range(3)], [1.0, 0.1, 0.01], rtol=1e-5
     )
-    assert _run.schedule(start=0.5)(10**6) == 0.5
+    assert schedule(start=0.5)(10**6) == 0.5
 
 
 def test_the_optimizer_clips_the_global_norm():
-    optimizer = _run.make_optimizer(
+    optimizer = make_optimizer(
         {"name": "sgd", "learning_rate": {"start": 1.0}, "gradient_clip": 1.0}
     )
     gradient = {"a": np.float32(3.0), "b": np.float32(4.0)}
@@ -326,7 +321,7 @@ def test_pca_errors_of_few_large_images_are_those_of_scikit_learn():
 
 
 def test_densities_on_the_plane_are_these_numbers():
-    grid = _plane.plane(2.0, 4)
+    grid = make_plane(2.0, 4)
     flat = grid.binned(grid.probabilities(lambda x: 0.0 * x.sum()))
     np.testing.assert_allclose(flat, np.full((4, 4), 1 / 16))
     # A point in the bin of [0, 1] x [-2, -1], one outside of the grid.
@@ -336,10 +331,10 @@ def test_densities_on_the_plane_are_these_numbers():
     np.testing.assert_array_equal(counted, expected)
     # Half of the mass is outside: |1/16 - 1/2| + 15/16, plus the missing half.
     expected = 0.5 * (7 / 16 + 15 / 16 + 0.5)
-    np.testing.assert_allclose(_plane.total_variation(counted, flat), expected)
+    np.testing.assert_allclose(total_variation(counted, flat), expected)
     p, q = np.array([0.5, 0.5, 0.0]), np.array([0.25, 0.25, 0.5])
-    np.testing.assert_allclose(_plane.kl_divergence(p, q), np.log(2))
-    assert _plane.kl_divergence(q, p) == np.inf
+    np.testing.assert_allclose(kl_divergence(p, q), np.log(2))
+    assert kl_divergence(q, p) == np.inf
 
 
 def test_a_table_over_seeds_has_every_cell_and_no_column_that_is_nobody_s():
@@ -354,14 +349,14 @@ def test_a_table_over_seeds_has_every_cell_and_no_column_that_is_nobody_s():
         {"cell": "b", "x": "7", "y": "-", "seeds": "1"},
         {"cell": "c", "x": "-", "y": "-", "seeds": "0"},
     ]
-    assert _sweep.over_seeds(found) == rows
+    assert over_seeds(found) == rows
     only = [{k: v for k, v in row.items() if k != "y"} for row in rows]
-    assert _sweep.over_seeds(found, ["x"]) == only
+    assert over_seeds(found, ["x"]) == only
     with pytest.raises(
         ValueError, match=r"no cell has \['z'\]; they have \['x', 'y'\]"
     ):
-        _sweep.over_seeds(found, ["x", "z"])
-    assert _sweep.over_seeds({"c": []}, ["z"])[0]["z"] == "-"
+        over_seeds(found, ["x", "z"])
+    assert over_seeds({"c": []}, ["z"])[0]["z"] == "-"
 
 
 @pytest.mark.slow
@@ -375,7 +370,7 @@ def test_a_sweep_tabulates_its_cells_and_repeats_none(tmp_path, capsys):
     config = tiny("toy_nonconvergent", train__num_steps=2)
 
     def run():
-        return _sweep.sweep(short_run.build, config, tmp_path, cells, columns)
+        return run_sweep(short_run.build, config, tmp_path, cells, columns)
 
     table = run()
     assert (tmp_path / "table.md").read_text() == table
@@ -383,12 +378,12 @@ def test_a_sweep_tabulates_its_cells_and_repeats_none(tmp_path, capsys):
     assert names(tmp_path / "cells") == {"narrow", "K=2"}
     rows = [row.split("|")[2:] for row in table.splitlines()[2:]]
     assert len(rows) == 3 and rows[1] == rows[2]
-    found = _checkpoint.read_config(tmp_path / "cells" / "K=2")
+    found = read_config(tmp_path / "cells" / "K=2")
     assert found.objective.num_steps == 2 and tuple(found.network.widths) == (4,)
     capsys.readouterr()
     assert run() == table
     assert "cell 1/3" not in capsys.readouterr().out  # nothing ran again
     with pytest.raises(ValueError, match=r"config has no \['network.depth'\]"):
-        _sweep.sweep(
+        run_sweep(
             short_run.build, config, tmp_path, {"x": {"network.depth": 1}}, columns
         )

@@ -11,8 +11,13 @@ import pytest
 import scipy.special
 from resuming import check_resumes
 
-from experiments import _latent, _run, _sweep, generalized
-from experiments._data import images
+from experiments import generalized
+from experiments.data import images
+from experiments.generalized.latents import SAMPLERS, Refined
+from experiments.run.config import adam_section
+from experiments.run.experiment import make_keys
+from experiments.run.loop import run
+from experiments.run.sweep import CELLS, FAILURE
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -106,7 +111,7 @@ def test_the_paper_s_scale_runs(data_dir, tmp_path):
         evaluation__sampling__samplers=("underdamped", "transport"),
         evaluation__sampling__chain_lengths=(2,),
     )
-    scalars = _run.run(generalized.build, config, tmp_path)
+    scalars = run(generalized.build, config, tmp_path)
     assert all(np.isfinite(value) for value in scalars.values())
     assert {"relative_underdamped_0.5_2", "relative_transport_1_2"} <= set(scalars)
 
@@ -115,9 +120,9 @@ def test_the_paper_s_scale_runs(data_dir, tmp_path):
 @pytest.mark.parametrize("method", ["likelihood", "contrastive_divergence"])
 def test_baselines_of_tables_train_one_flow(method, data_dir, tmp_path):
     config = tiny(f"red_wine,{method}", data_dir, train__num_steps=2)
-    scalars = _run.run(generalized.build, config, tmp_path)
+    scalars = run(generalized.build, config, tmp_path)
     assert set(scalars) == {"train_nll", "validation_nll", "test_nll"}
-    experiment = generalized.build(config, _run.make_keys(0))
+    experiment = generalized.build(config, make_keys(0))
     assert set(experiment.params) == {"energy"}
 
 
@@ -129,13 +134,13 @@ def test_presets_and_methods_have_names(data_dir):
     for preset in generalized.PRESETS:
         assert generalized.get_config(preset).objective.name == "kale"
     with pytest.raises(ValueError, match="data.data_dir must be the folder"):
-        generalized.build(tiny("red_wine", ""), _run.make_keys(0))
+        generalized.build(tiny("red_wine", ""), make_keys(0))
     with pytest.raises(ValueError, match="samplers must be of .*got ..gibbs"):
         generalized.build(
-            tiny("digits", evaluation__sampling__samplers=("gibbs",)), _run.make_keys(0)
+            tiny("digits", evaluation__sampling__samplers=("gibbs",)), make_keys(0)
         )
     with pytest.raises(ValueError, match="objective.name must be one of"):
-        generalized.build(tiny("circle", objective__name="hinge"), _run.make_keys(0))
+        generalized.build(tiny("circle", objective__name="hinge"), make_keys(0))
 
 
 # --- players
@@ -148,7 +153,7 @@ def test_the_energy_has_more_turns_now_and_then_and_the_last_alone(data_dir):
         players__extra_every=3,
         train__num_joint_steps=5,
     )
-    experiment = generalized.build(config, _run.make_keys(0))
+    experiment = generalized.build(config, make_keys(0))
     phases = [experiment.phase(step) for step in range(7)]
     assert phases == ["extra", "extra", "", "extra", "", "tuning", "tuning"]
     assert experiment.phases["extra"]["energy"].num_updates == 2 + 7
@@ -157,7 +162,7 @@ def test_the_energy_has_more_turns_now_and_then_and_the_last_alone(data_dir):
     sizes = [len(experiment.batch(step)) // 16 for step in range(7)]
     assert sizes == [10, 10, 3, 10, 3, 2, 2]
     # On the curve, where it has competitors, the base alone rests.
-    experiment = generalized.build(tiny("curve"), _run.make_keys(0))
+    experiment = generalized.build(tiny("curve"), make_keys(0))
     rests = set(experiment.players) - set(experiment.phases["tuning"])
     assert rests == {"base"}
 
@@ -202,7 +207,7 @@ def test_options_that_would_fail_after_training_are_refused_before_it(
 ):
     config = tiny(preset, data_dir, **{option: value})
     with pytest.raises(ValueError, match=message):
-        generalized.build(config, _run.make_keys(0))
+        generalized.build(config, make_keys(0))
 
 
 def test_a_table_without_a_line_of_names_is_refused(data_dir, tmp_path):
@@ -210,13 +215,13 @@ def test_a_table_without_a_line_of_names_is_refused(data_dir, tmp_path):
     (tmp_path / "winequality-red.csv").write_text("\n".join(lines[1:]) + "\n")
     config = tiny("red_wine", tmp_path)
     with pytest.raises(ValueError, match="winequality-red.csv.* names"):
-        generalized.build(config, _run.make_keys(0))
+        generalized.build(config, make_keys(0))
 
 
 def test_a_sharp_von_mises_law_does_not_overflow(tmp_path):
     """At k = 800 the entropy of the angle is that of N(0, 1 / k), to 1 / k."""
     config = tiny("circle", data__concentration=800.0, train__num_steps=1)
-    found = _run.run(generalized.build, config, tmp_path)
+    found = run(generalized.build, config, tmp_path)
     exact = math.log(2 * math.pi) - 0.5 * math.log(2 * math.pi * math.e / 800)
     np.testing.assert_allclose(found["kale_exact"], exact, atol=2 / 800)
     np.testing.assert_allclose(found["mean_exact"], 1 - 0.5 / 800, rtol=1e-5)
@@ -224,7 +229,7 @@ def test_a_sharp_von_mises_law_does_not_overflow(tmp_path):
 
 def sgd(**rate):
     """Moves that are minus the gradient, at first."""
-    section = _run.adam_section(1.0, b1=0.0, b2=0.0)
+    section = adam_section(1.0, b1=0.0, b2=0.0)
     kept = {name: section[name] for name in ("gradient_clip", "learning_rate")}
     kept["learning_rate"] |= rate
     return {"name": "sgd", **kept}
@@ -269,7 +274,7 @@ def test_at_first_both_flows_are_normal_and_the_constant_is_exact(
     """T10, T18. All rows are white, so their mean likelihood under N(0, I) is that of
     11 / 2 log(2 pi e); the energy's is its exactly, the constant being -s."""
     config = tiny("red_wine", data_dir, network__name=flow)
-    experiment = generalized.build(config, _run.make_keys(0))
+    experiment = generalized.build(config, make_keys(0))
     state = _state(experiment)
     found = experiment.evaluate(state, jax.random.key(0), tmp_path)
     sizes = {"train": 243, "validation": 27, "test": 30}
@@ -291,7 +296,7 @@ def test_at_first_both_flows_are_normal_and_the_constant_is_exact(
     assert wrong["test_nll"] == found["test_nll"]
     # Donsker and Varadhan's has none to be wrong.
     config = tiny("red_wine,donsker_varadhan", data_dir)
-    experiment = generalized.build(config, _run.make_keys(0))
+    experiment = generalized.build(config, make_keys(0))
     assert experiment.players["energy"].trains == ("energy",)
     found = experiment.evaluate(_state(experiment), jax.random.key(0), tmp_path)
     assert found["log_partition"] == found["log_partition_of_draws"]
@@ -315,7 +320,7 @@ def test_a_sweep_chooses_by_validation(data_dir, tmp_path, monkeypatch, capsys):
             method, seed = name.split(",")
             assert (cell.objective.name, str(cell.seed)) == (method, seed)
             places[method] = place
-            folder = workdir / _sweep.CELLS / name
+            folder = workdir / CELLS / name
             folder.mkdir(parents=True)
             lines = [
                 {"step": 0, "validation_nll": 3.0, "test_nll": 1.0},
@@ -377,7 +382,7 @@ def test_a_sweep_over_seeds_has_a_measure_a_line(tmp_path, monkeypatch):
     def runs(build, cells, workdir, report, **options):
         assert list(cells) == ["kale,3", "kale,4"]
         for name, value in zip(cells, (1.0, 2.0)):
-            folder = workdir / _sweep.CELLS / name
+            folder = workdir / CELLS / name
             folder.mkdir(parents=True)
             line = f'{{"kind": "eval", "step": 4, "relative_mala_1_2": {value}}}'
             (folder / "metrics.jsonl").write_text(line + "\n")
@@ -405,7 +410,7 @@ def test_a_run_that_has_not_ended_is_in_no_table(tmp_path):
     )
     assert generalized._chosen(tmp_path, 4) == (None, False)
     assert generalized._chosen(tmp_path, 3) == ({"validation_nll": 1.0}, True)
-    (tmp_path / _sweep.FAILURE).write_text("step 4: diverged")
+    (tmp_path / FAILURE).write_text("step 4: diverged")
     assert generalized._chosen(tmp_path, 4) == ({"validation_nll": 1.0}, False)
     (tmp_path / "metrics.jsonl").write_text(
         '{"kind": "eval", "step": 1, "a": 1.0}\n{"kind": "eval", "step": 2, "a": 2.0}\n'
@@ -443,7 +448,7 @@ def test_on_the_circle_the_energy_is_von_mises_s(tmp_path):
     config = generalized.get_config("circle").unlock()
     config.train.num_steps = 400
     config.optimizer.learning_rate.decay_steps = 400
-    found = _run.run(generalized.build, config.lock(), tmp_path)
+    found = run(generalized.build, config.lock(), tmp_path)
     np.testing.assert_allclose(found["kale"], found["kale_exact"], atol=0.01)
     assert found["kale"] <= found["kale_exact"] and found["kl_of_refined"] < 0.01
     np.testing.assert_allclose(
@@ -455,7 +460,7 @@ def test_on_the_circle_the_energy_is_von_mises_s(tmp_path):
         found["mean_exact"],
         atol=(2 * found["kl_of_refined"]) ** 0.5,
     )
-    for name in _latent.SAMPLERS:
+    for name in SAMPLERS:
         # A deviation of .41 of cos t under von Mises's law of 2; and of Langevin the
         # bias of a step of .1.
         np.testing.assert_allclose(
@@ -467,7 +472,7 @@ def test_on_the_circle_the_energy_is_von_mises_s(tmp_path):
 
 def test_on_the_circle_there_is_no_constant_that_was_not_learned(tmp_path):
     config = tiny("circle,donsker_varadhan", train__num_steps=1)
-    found = _run.run(generalized.build, config, tmp_path)
+    found = run(generalized.build, config, tmp_path)
     assert "log_partition_learned" not in found and "log_partition" in found
 
 
@@ -486,7 +491,7 @@ def test_images_are_judged_by_temperature_and_length_in_percent_of_the_base_s(
         seen.append((name, options["temperature"], lowest))
         x = np.asarray(jax.vmap(generator_fn)(latents))
         return {
-            length: _latent.Refined(
+            length: Refined(
                 latents,
                 x * (1 - length / 10),
                 length / 10 if name == "mala" else math.nan,
@@ -505,7 +510,7 @@ def test_images_are_judged_by_temperature_and_length_in_percent_of_the_base_s(
         evaluation__sampling__samplers=("mala", "transport"),
         evaluation__sampling__temperatures=(1.0, 0.1),
     )
-    experiment = generalized.build(config, _run.make_keys(0))
+    experiment = generalized.build(config, make_keys(0))
     state = _state(experiment)
     state.params["energy"]["Dense_0"]["bias"] -= 1e6  # of the last layer
     found = experiment.evaluate(state, jax.random.key(0), tmp_path)
@@ -538,7 +543,7 @@ def test_images_are_judged_by_temperature_and_length_in_percent_of_the_base_s(
 def test_the_ridge_is_a_density_of_the_plane():
     """Its likelihood, one point at a time, integrates to 1 over [-1, 1] x R."""
     config = tiny("curve")
-    experiment = generalized.build(config, _run.make_keys(3))
+    experiment = generalized.build(config, make_keys(3))
     objective = experiment.players["ridge"].objective
     first = (np.arange(200) + 0.5) / 100 - 1
     second = (np.arange(400) + 0.5) / 100 - 2

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ebmjax import energies, samplers
-from experiments._data import digits
+from experiments.data import digits
 
 NATURAL = pathlib.Path(os.environ.get("EBMJAX_DATA", ""), "cifar10/cifar10_batch_0.png")
 OFFICIAL = {  # largest scale, scales, dimensions, moves a level, step; smallest .01

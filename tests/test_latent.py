@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _latent
+from experiments.generalized.latents import (
+    SAMPLER_NAMES,
+    SAMPLERS,
+    check_sampling,
+    refine,
+)
 
 SECTION = {
     "step_size": 0.1,
@@ -27,7 +32,7 @@ def identity(z):
 
 def refined(name, energy_fn, latents, chain_lengths, temperature=1.0, **section):
     """What `refine` has at the last length, of images that are their latents."""
-    found = _latent.refine(
+    found = refine(
         name,
         SECTION | section,
         energy_fn,
@@ -41,7 +46,7 @@ def refined(name, energy_fn, latents, chain_lengths, temperature=1.0, **section)
 
 
 @pytest.mark.parametrize("temperature", [2.0])
-@pytest.mark.parametrize("name", list(_latent.SAMPLERS))
+@pytest.mark.parametrize("name", list(SAMPLERS))
 def test_every_sampler_has_the_posterior_of_its_temperature(name, temperature):
     """E = 2 |x|^2 of x = z: precision 1 + 4 / T, images the latents."""
     latents = jax.random.normal(jax.random.key(0), (4_000, 2))
@@ -57,7 +62,7 @@ def test_every_sampler_has_the_posterior_of_its_temperature(name, temperature):
     assert np.isnan(found.acceptance_rate) == (name in ("langevin", "underdamped"))
 
 
-@pytest.mark.parametrize("name", list(_latent.SAMPLERS))
+@pytest.mark.parametrize("name", list(SAMPLERS))
 def test_what_is_looked_at_does_not_change_the_law(name):
     """From the posterior N(0, .2), and measured every ten moves: it is still there.
     With a momentum that began at 0 each time its variance would be .172."""
@@ -112,7 +117,7 @@ def test_momentum_is_zero_at_the_start():
 def test_images_are_the_generator_s_and_lengths_go_on_from_each_other():
     """At step 0 nothing moves; the images at every length are of its latents."""
     latents = jax.random.normal(jax.random.key(0), (10, 2))
-    found = _latent.refine(
+    found = refine(
         "langevin",
         SECTION | {"decay_every": 20},
         quadratic,
@@ -139,7 +144,7 @@ def test_steps_are_a_tenth_after_every_two_hundred_moves(monkeypatch):
         return move
 
     monkeypatch.setattr(_latent, "_chains", recorded)
-    found = _latent.refine(
+    found = refine(
         "mala",
         SECTION | {"decay_every": 200},
         quadratic,
@@ -158,7 +163,7 @@ def test_steps_are_a_tenth_after_every_two_hundred_moves(monkeypatch):
 @pytest.mark.parametrize("name", ["langevin", "transport"])
 def test_a_step_that_has_decayed_to_nothing_moves_nothing(name):
     latents = jax.random.normal(jax.random.key(0), (10, 2))
-    found = _latent.refine(
+    found = refine(
         name,
         SECTION | {"decay_every": 10, "decay": 1e-14, "transport_step_size": 0.005},
         quadratic,
@@ -174,7 +179,7 @@ def test_a_step_that_has_decayed_to_nothing_moves_nothing(name):
 
 def test_transport_needs_a_slope():
     with pytest.raises(FloatingPointError, match="whose largest is 0.0 among 500"):
-        _latent.refine(
+        refine(
             "transport",
             SECTION,
             lambda x: 0 * jnp.sum(x),
@@ -188,7 +193,7 @@ def test_transport_needs_a_slope():
 def test_acceptance_rates_are_means_over_all_moves():
     latents = jax.random.normal(jax.random.key(0), (500, 2))
     keys = jax.random.key(1)
-    found = _latent.refine(
+    found = refine(
         "independence",
         SECTION,
         lambda x: 0 * jnp.sum(x),
@@ -207,7 +212,7 @@ def test_transport_descends_as_on_paper():
     (.001, .001), 1 / sqrt 2 each way; of the sum g the part (g . z) z / sqrt 2 goes."""
     slope = jnp.array([3.0, 4.0])
     latents = jnp.array([[1.0, 2.0], [-0.5, 0.3]])
-    found = _latent.refine(
+    found = refine(
         "transport",
         SECTION,
         lambda x: jnp.sum(slope * x),
@@ -234,7 +239,7 @@ def test_transport_descends_as_on_paper():
 )
 def test_what_makes_no_sense_is_refused(name, lengths, message):
     with pytest.raises(ValueError, match=message):
-        _latent.refine(
+        refine(
             name,
             SECTION,
             quadratic,
@@ -260,10 +265,10 @@ def test_what_makes_no_sense_is_refused(name, lengths, message):
 )
 def test_a_section_that_makes_no_sense_is_refused(change, message):
     section = SECTION | {
-        "samplers": _latent.NAMES,
+        "samplers": SAMPLER_NAMES,
         "chain_lengths": (10, 50),
         "temperatures": (1.0,),
     }
-    _latent.check(section)
+    check_sampling(section)
     with pytest.raises(ValueError, match=message):
-        _latent.check(section | change)
+        check_sampling(section | change)

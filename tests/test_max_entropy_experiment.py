@@ -15,15 +15,15 @@ from resuming import check_resumes
 from ebmjax import networks, targets, training
 from ebmjax.networks.layer import batch_norm
 from ebmjax.types import Network
-from experiments import (
-    _adversarial,
-    _anomaly,
-    _inception,
-    _run,
-    _sweep,
-    max_entropy,
-)
-from experiments._data import anomalies, images
+from experiments import max_entropy
+from experiments.data import anomalies, images
+from experiments.judge import generators
+from experiments.judge.inception import Inception
+from experiments.max_entropy.scores import score_evaluation
+from experiments.run.experiment import make_keys
+from experiments.run.loop import run
+from experiments.run.sweep import mean_and_spread
+from experiments.run.workdir import finite_evaluations, read_lines
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -123,7 +123,7 @@ def test_a_preset_runs_stops_and_resumes(preset, data_dir, tmp_path):
     assert figures == FIGURES[preset]
     players = {
         key.split("/")[0]
-        for line in _run.read_lines(tmp_path / "one")
+        for line in read_lines(tmp_path / "one")
         for key in line
         if "/" in key
     }
@@ -138,7 +138,7 @@ def test_a_preset_runs_stops_and_resumes(preset, data_dir, tmp_path):
 )
 def test_a_preset_at_the_paper_s_scale_runs(preset, data_dir, tmp_path):
     config = tiny(preset, data_dir, train__num_steps=1)
-    scalars = _run.run(max_entropy.build, config, tmp_path)
+    scalars = run(max_entropy.build, config, tmp_path)
     assert all(np.isfinite(value) for value in scalars.values())
     if "stacked" in preset:
         assert 1 <= scalars["num_modes"] <= 100
@@ -154,7 +154,7 @@ def test_presets_and_methods_have_names():
         ("gan", ("generator",)),
         ("max_entropy", ("generator", "statistics")),
     ):
-        experiment = max_entropy.build(tiny(f"toy,{method}", None), _run.make_keys(0))
+        experiment = max_entropy.build(tiny(f"toy,{method}", None), make_keys(0))
         assert experiment.players["generator"].trains == trains
         assert set(experiment.params) == {*trains, "energy"}
         assert experiment.players["energy"].num_updates == 5
@@ -162,7 +162,7 @@ def test_presets_and_methods_have_names():
 
 def test_kdd_has_the_published_order_and_chains_can_make_negatives(data_dir):
     config = tiny("kdd99", data_dir, negatives__num_steps=2)
-    experiment = max_entropy.build(config, _run.make_keys(0))
+    experiment = max_entropy.build(config, make_keys(0))
     assert list(experiment.players) == ["energy", "generator"]
     state = training.init_state(
         experiment.players, experiment.params, jax.random.key(0), 1
@@ -177,15 +177,13 @@ def test_kdd_has_the_published_order_and_chains_can_make_negatives(data_dir):
     _, scalars = jax.jit(update)(state, batch)
     assert 0 < scalars["energy/chain_acceptance_rate"] <= 1
     with pytest.raises(ValueError, match="players.first must be"):
-        max_entropy.build(
-            tiny("kdd99", data_dir, players__first="both"), _run.make_keys(0)
-        )
+        max_entropy.build(tiny("kdd99", data_dir, players__first="both"), make_keys(0))
 
 
 def test_a_classifier_that_is_wrong_too_often_ends_it_before_training(data_dir):
     config = tiny("stacked_mnist_2", data_dir, evaluation__min_accuracy=0.994)
     with pytest.raises(ValueError, match="right on 0.* below evaluation.min_accuracy"):
-        max_entropy.build(config, _run.make_keys(0))
+        max_entropy.build(config, make_keys(0))
 
 
 # --- judges
@@ -217,7 +215,7 @@ def test_exact_draws_cover_every_mode():
 def test_the_plane_s_judge_knows_an_exact_model(tmp_path):
     """The energy is the target's and the generator draws from it."""
     config = tiny("toy", None, evaluation__num_bins=125, evaluation__num_samples=20_000)
-    keys = _run.make_keys(0)
+    keys = make_keys(0)
     problem = max_entropy._in_plane(config, keys)
     target = targets.twenty_five_gaussians()
 
@@ -309,7 +307,7 @@ def test_scores_are_the_energy_and_the_norm_of_its_slope(tmp_path):
     data = anomalies.Anomalies(x[:1], x, np.array([True, False, False, False]))
     section = max_entropy.get_config("tabular").evaluation.unlock()
     section.chunk_size = 3
-    evaluate = _anomaly.evaluation(
+    evaluate = score_evaluation(
         section, lambda params, x: params * jnp.sum(x**2) / 2, data
     )
     state = training.TrainState(0, None, {"energy": 2.0}, {}, None, {}, {})
@@ -333,7 +331,7 @@ def test_a_digit_is_held_out_as_the_config_says(data_dir, monkeypatch):
     for leaks in (False, True):
         config = tiny("mnist_anomaly", data_dir, data__leaks=leaks, data__label=3)
         assert config.players.first == "energy"
-        problem = max_entropy._of_held_out_class(config, _run.make_keys(0))
+        problem = max_entropy._of_held_out_class(config, make_keys(0))
         nets = max_entropy.Networks(*[_network(None)] * 3)
         _, _, data, convert = problem.evaluation(nets)
         train, test = (set(map(bytes, images)) for images in (data.train, data.test))
@@ -349,7 +347,7 @@ def test_a_digit_is_held_out_as_the_config_says(data_dir, monkeypatch):
 def test_a_quantile_out_of_range_is_refused_before_training(data_dir):
     config = tiny("kdd99", data_dir, evaluation__quantile=80.0)
     with pytest.raises(ValueError, match="evaluation.quantile must be above 0"):
-        max_entropy.build(config, _run.make_keys(0))
+        max_entropy.build(config, make_keys(0))
 
 
 def test_without_labels_there_are_scores_and_nothing_to_judge(data_dir, tmp_path):
@@ -368,7 +366,7 @@ def test_without_labels_there_are_scores_and_nothing_to_judge(data_dir, tmp_path
         data__score_csv=str(plain),
         train__num_steps=1,
     )
-    scalars = _run.run(max_entropy.build, config, tmp_path / "run")
+    scalars = run(max_entropy.build, config, tmp_path / "run")
     assert set(scalars) == {"energy_mean", "score_norm_mean"}
     figures = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
     assert figures == {"scores.csv"}
@@ -376,13 +374,11 @@ def test_without_labels_there_are_scores_and_nothing_to_judge(data_dir, tmp_path
 
 def test_wrong_tables_are_refused_before_training(data_dir, tmp_path):
     with pytest.raises(ValueError, match="data.csv must be the path"):
-        max_entropy.build(tiny("tabular", data_dir, data__csv=""), _run.make_keys(0))
+        max_entropy.build(tiny("tabular", data_dir, data__csv=""), make_keys(0))
     bad = tmp_path / "bad.csv"
     bad.write_text("a,b,bad\n1,2,0\n1,x,0\n")
     with pytest.raises(ValueError, match="bad.csv, line 3, column 'b'"):
-        max_entropy.build(
-            tiny("tabular", data_dir, data__csv=str(bad)), _run.make_keys(0)
-        )
+        max_entropy.build(tiny("tabular", data_dir, data__csv=str(bad)), make_keys(0))
 
 
 # --- baselines
@@ -390,7 +386,7 @@ def test_wrong_tables_are_refused_before_training(data_dir, tmp_path):
 
 def test_a_gan_s_losses_on_paper():
     """E = a x^2 / 2 and draws g z: mean softplus of both signs, by the batch's own."""
-    objective = _adversarial.gan_energy(
+    objective = generators.gan_energy(
         lambda a, x: a * jnp.sum(x**2) / 2, lambda g, z: g * z, latent_dim=1
     )
     params = {"energy": 0.7, "generator": 0.0}  # every draw is 0, with energy 0
@@ -423,7 +419,7 @@ def test_a_gan_s_generator_wants_to_be_taken_for_data():
 def test_wgan_gp_s_penalty_is_between_data_and_draws():
     """E = x^2 / 2 has the slope |x|, between 0 and 2 at 2 u: mean (2 u - 1)^2 = 1/3,
     where at the data it would be 1 and at the draws as well."""
-    objective = _adversarial.wgan_gp_energy(
+    objective = generators.wgan_gp_energy(
         lambda a, x: a * jnp.sum(x**2) / 2,
         lambda place, z: jnp.full(1, place),
         latent_dim=1,
@@ -438,7 +434,7 @@ def test_wgan_gp_s_penalty_is_between_data_and_draws():
 def test_wgan_gp_s_penalty_wants_a_slope_of_one():
     """E = a . x has the slope |a| everywhere: 10 (|a| - 1)^2."""
     slope = jnp.array([3.0, 4.0])
-    objective = _adversarial.wgan_gp_energy(
+    objective = generators.wgan_gp_energy(
         lambda a, x: jnp.sum(a * x),
         lambda g, z: g * z,
         latent_dim=2,
@@ -464,14 +460,14 @@ def test_a_generator_is_bound_by_its_running_statistics():
     params, state = network.init(jax.random.key(0))
     norm = state["batch_stats"]["BatchNorm_0"]
     norm |= {"mean": jnp.full(2, 3.0), "var": jnp.full(2, 4.0 - 1e-5)}
-    generator_fn = _adversarial.bind(network, params, state)
+    generator_fn = generators.bind(network, params, state)
     np.testing.assert_allclose(generator_fn(jnp.array([5.0, 3.0])), [1, 0], atol=1e-6)
-    plain = _adversarial.bind(_network(lambda g, z: g * z), 2.0, None)
+    plain = generators.bind(_network(lambda g, z: g * z), 2.0, None)
     assert plain(3.0) == 6
 
 
 def test_draws_in_chunks_are_all_different():
-    x = _adversarial.draw(
+    x = generators.draw(
         lambda z: 2 * z, jax.random.key(0), 5_000, latent_dim=2, chunk_size=700
     )
     assert x.shape == (5_000, 2) and len(np.unique(x)) > 9_990
@@ -493,7 +489,7 @@ def test_chains_and_their_control(temperature, prior, visible_temperature):
         visible_step_size=0.02,
         visible_temperature=visible_temperature,
     )
-    found = _adversarial.sample(
+    found = generators.sample(
         section,
         lambda x: 2 * jnp.sum(x**2),
         lambda z: z,
@@ -554,11 +550,9 @@ def test_a_table_of_kdd_is_of_the_last_evaluations(data_dir, tmp_path):
     )
     max_entropy.sweep(max_entropy.build, config, tmp_path)
     folder = tmp_path / "cells" / "scaling=none,0"
-    found = _run.finite_evaluations(_run.read_lines(folder))
+    found = finite_evaluations(read_lines(folder))
     mean = (found[2]["energy_auprc"] + found[3]["energy_auprc"]) / 2
-    assert (
-        f"| {_sweep.mean_and_spread([mean])} |" in (tmp_path / "table.md").read_text()
-    )
+    assert f"| {mean_and_spread([mean])} |" in (tmp_path / "table.md").read_text()
 
 
 def test_a_run_that_has_not_ended_is_in_no_table(tmp_path):
@@ -608,15 +602,15 @@ def test_a_sweep_that_is_not_there_is_refused(data_dir, tmp_path):
 
 def test_weights_come_from_a_file_and_are_checked_before_training(tmp_path, data_dir):
     with pytest.raises(FileNotFoundError, match="evaluation.inception_weights"):
-        _inception.Inception(tmp_path / "none.pth")
+        Inception(tmp_path / "none.pth")
     damaged = tmp_path / "damaged.npz"
     damaged.write_bytes(b"PK not a zip")
     with pytest.raises(ValueError, match="damaged.npz cannot be read"):
-        _inception.Inception(damaged)
+        Inception(damaged)
     other = tmp_path / "other.npz"
     np.savez(other, a=np.zeros(3))
     with pytest.raises(ValueError, match="must have 'fc.bias'"):
         max_entropy.build(
             tiny("cifar10", data_dir, evaluation__inception_weights=str(other)),
-            _run.make_keys(0),
+            make_keys(0),
         )

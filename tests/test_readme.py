@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ebmjax import metrics
-from experiments import _run, score_based, short_run
+from experiments import score_based, short_run
+from experiments.run.loop import run
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -77,7 +78,7 @@ def test_a_trained_energy_is_loaded_scored_and_sampled(tmp_path, monkeypatch):
         long_run_steps=0,
         classifier_steps=0,
     )
-    _run.run(short_run.build, config.lock(), "runs/digits")
+    run(short_run.build, config.lock(), "runs/digits")
     found = {}
     exec(compile(block("short_run.make_model"), "README.md", "exec"), found)
     assert found["images"].shape == (100, 8, 8, 1)
@@ -99,7 +100,7 @@ def test_a_trained_score_is_loaded_sampled_and_has_likelihoods(tmp_path, monkeyp
     config.evaluation.update(
         num_samples=0, num_shown=2, chunk_size=2, num_likelihoods=0, num_inpainted=0
     )
-    _run.run(score_based.build, config.lock(), "runs/scores")
+    run(score_based.build, config.lock(), "runs/scores")
     found = {}
     exec(compile(block("make_model(config, _data"), "README.md", "exec"), found)
     assert found["images"].shape == (100, 8, 8, 1)

@@ -17,7 +17,9 @@ import small_experiment
 from ml_collections import ConfigDict
 from small_experiment import build, get_config
 
-from experiments import _checkpoint, _run
+from experiments.run.checkpoint import read
+from experiments.run.loop import run
+from experiments.run.workdir import METRICS, guard_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -31,7 +33,7 @@ def config(**changes):
 
 
 def lines(workdir, *, without_clock=True):
-    found = [json.loads(x) for x in (workdir / _run.METRICS).read_text().splitlines()]
+    found = [json.loads(x) for x in (workdir / METRICS).read_text().splitlines()]
     if without_clock:
         clock = ("seconds", "_per_second")
         found = [{k: v for k, v in x.items() if not k.endswith(clock)} for x in found]
@@ -40,7 +42,7 @@ def lines(workdir, *, without_clock=True):
 
 def state_of(workdir):
     """All arrays of the newest checkpoint, by item and name."""
-    return _checkpoint.read(workdir)
+    return read(workdir)
 
 
 def step_of(workdir):
@@ -56,7 +58,7 @@ def assert_same_run(one, other):
 def straight(tmp_path_factory):
     """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("straight")
-    _run.run(build, config(), workdir)
+    run(build, config(), workdir)
     return workdir
 
 
@@ -81,14 +83,14 @@ def test_the_newest_checkpoints_are_kept_and_the_best(straight):
 def test_the_best_checkpoint_outlives_newer_ones(tmp_path):
     """Learning backwards from the data's precision: the first evaluation is best."""
     settings = config(data__std=0.2, train__num_steps=60)  # precision grows
-    _run.run(build, settings, tmp_path)
+    run(build, settings, tmp_path)
     assert {int(p.name) for p in (tmp_path / "checkpoints").iterdir()} == {20, 55, 60}
 
 
 def test_a_stopped_run_goes_on_where_it_was_bitwise(straight, tmp_path):
     """Stopped after 15 steps by its length, which alone may change."""
-    _run.run(build, config(train__num_steps=15), tmp_path)
-    _run.run(build, config(), tmp_path)
+    run(build, config(train__num_steps=15), tmp_path)
+    run(build, config(), tmp_path)
     jax.tree.map(np.testing.assert_array_equal, state_of(straight), state_of(tmp_path))
     kept = [x for x in lines(tmp_path) if (x["kind"], x["step"]) != ("eval", 15)]
     assert kept == lines(straight)
@@ -96,28 +98,28 @@ def test_a_stopped_run_goes_on_where_it_was_bitwise(straight, tmp_path):
 
 def test_a_finished_run_trains_nothing_and_evaluates_again(straight):
     before = lines(straight), state_of(straight)
-    scalars = _run.run(build, config(), straight)
+    scalars = run(build, config(), straight)
     assert scalars["draw"] == before[0][-1]["draw"]
     assert lines(straight) == before[0]
     jax.tree.map(np.testing.assert_array_equal, before[1], state_of(straight))
-    again = _run.run(build, config(), straight, evaluate_only=True)
+    again = run(build, config(), straight, evaluate_only=True)
     assert again == scalars
 
 
 def test_an_evaluation_that_was_missed_is_made_up_for(straight, tmp_path):
     """Killed between the checkpoint of step 20 and its evaluation."""
-    _run.run(build, config(train__num_steps=20), tmp_path)
-    path = tmp_path / _run.METRICS
+    run(build, config(train__num_steps=20), tmp_path)
+    path = tmp_path / METRICS
     kept = [x for x in path.read_text().splitlines() if '"eval"' not in x]
     path.write_text("\n".join([*kept, '{"kind": "eval", "st']))  # and a torn line
-    _run.run(build, config(), tmp_path)
+    run(build, config(), tmp_path)
     assert_same_run(straight, tmp_path)
 
 
 def test_another_config_is_refused_with_every_difference(straight):
     before = (straight / "config.json").read_text()
     with pytest.raises(ValueError, match="holds another run") as error:
-        _run.run(build, config(learning_rate=0.5, data__std=3.0), straight)
+        run(build, config(learning_rate=0.5, data__std=3.0), straight)
     assert "learning_rate: 0.01 -> 0.5" in str(error.value)
     assert "data.std: 2.0 -> 3.0" in str(error.value)
     assert (straight / "config.json").read_text() == before
@@ -127,18 +129,18 @@ def test_what_only_a_sweep_reads_is_not_compared(straight):
     """A sweep's cells have no such section; alone they are evaluated with one."""
     settings = config().unlock()
     settings.sweep = ConfigDict({"num_seeds": 3})
-    _run.guard_config(settings.lock(), straight)
+    guard_config(settings.lock(), straight)
 
 
 def test_a_nan_stops_the_run_by_name_and_keeps_the_last_good_checkpoint(tmp_path):
     with pytest.raises(FloatingPointError, match="step 15: energy/.* is nan"):
-        _run.run(build, config(nan_at=12), tmp_path)
+        run(build, config(nan_at=12), tmp_path)
     last = lines(tmp_path)[-1]
     assert last["step"] == 15 and np.isnan(last["energy/loss"])
     assert step_of(tmp_path) == 10
     # The same command stops again, and overwrites nothing.
     with pytest.raises(FloatingPointError, match="step 15"):
-        _run.run(build, config(nan_at=12), tmp_path)
+        run(build, config(nan_at=12), tmp_path)
     assert step_of(tmp_path) == 10
 
 
@@ -146,7 +148,7 @@ def test_a_nan_between_logs_is_not_saved(tmp_path):
     """Checkpoints come every step here, logs never."""
     settings = config(nan_at=7, train__log_every=0, train__checkpoint_every=1)
     with pytest.raises(FloatingPointError, match="step 8: energy/.* is nan"):
-        _run.run(build, settings, tmp_path)
+        run(build, settings, tmp_path)
     assert step_of(tmp_path) == 7
 
 
@@ -154,7 +156,7 @@ def test_a_run_that_diverges_stops_by_name(tmp_path):
     """Energies of data of size 1e4 are far above the limit of 1e3."""
     settings = config(data__std=1e4, train__abort_above=1e3)
     with pytest.raises(FloatingPointError, match="above train.abort_above = 1000.0"):
-        _run.run(build, settings, tmp_path)
+        run(build, settings, tmp_path)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
@@ -171,10 +173,10 @@ def nan_at_20(config, keys):
 def test_a_nan_in_an_evaluation_stops_every_start_and_is_never_the_best(tmp_path):
     for _ in range(2):
         with pytest.raises(FloatingPointError, match="step 20: precision is nan"):
-            _run.run(nan_at_20, config(), tmp_path)
+            run(nan_at_20, config(), tmp_path)
         assert step_of(tmp_path) == 20
     # Mended, the same command goes on, and the evaluation is repeated.
-    _run.run(build, config(), tmp_path)
+    run(build, config(), tmp_path)
     evaluations = [x for x in lines(tmp_path) if x["kind"] == "eval"]
     assert [x["step"] for x in evaluations] == [20, 40]
     assert all(np.isfinite(x["precision"]) for x in evaluations)
@@ -182,12 +184,12 @@ def test_a_nan_in_an_evaluation_stops_every_start_and_is_never_the_best(tmp_path
 
 def test_an_evaluation_alone_changes_nothing_of_the_run(tmp_path):
     with pytest.raises(FloatingPointError):
-        _run.run(build, config(nan_at=12), tmp_path)
+        run(build, config(nan_at=12), tmp_path)
     unfinished = tmp_path / "checkpoints" / "11.orbax-checkpoint-tmp-5"
     unfinished.mkdir()
     before = (tmp_path / "config.json").read_text(), lines(tmp_path)
     settings = config(nan_at=12, train__num_steps=7)
-    _run.run(build, settings, tmp_path, evaluate_only=True)
+    run(build, settings, tmp_path, evaluate_only=True)
     after = (tmp_path / "config.json").read_text(), lines(tmp_path)
     assert before[0] == after[0]
     # The record of why it stopped is still there; NaN is not equal to itself.
@@ -198,15 +200,15 @@ def test_an_evaluation_alone_changes_nothing_of_the_run(tmp_path):
 
 def test_what_training_does_not_read_may_be_another_in_an_evaluation_alone(tmp_path):
     """And is told from the run's own evaluation, which stays as it is."""
-    own = _run.run(build, config(train__num_steps=5), tmp_path)
+    own = run(build, config(train__num_steps=5), tmp_path)
     before, text = lines(tmp_path), (tmp_path / "config.json").read_text()
     settings = config(train__num_steps=5, sampler__factor=3.0)
     options = {"evaluate_only": True, "untrained": ("sampler",)}
     for refused in ({"evaluate_only": True}, {"untrained": ("sampler",)}):
         with pytest.raises(ValueError, match="sampler.factor: 1.0 -> 3.0"):
-            _run.run(build, settings, tmp_path, **refused)
+            run(build, settings, tmp_path, **refused)
     (tmp_path / "figures" / "seen.txt").write_text("own")
-    found = _run.run(build, settings, tmp_path, **options)
+    found = run(build, settings, tmp_path, **options)
     assert found["draw"] == 3 * own["draw"]
     assert lines(tmp_path)[:-1] == before
     last = lines(tmp_path)[-1]
@@ -216,35 +218,35 @@ def test_what_training_does_not_read_may_be_another_in_an_evaluation_alone(tmp_p
     assert (tmp_path / "figures" / "seen.txt").read_text() == "own"
     assert (tmp_path / "config.json").read_text() == text
     with pytest.raises(ValueError, match="learning_rate: 0.01 -> 0.5"):
-        _run.run(build, config(learning_rate=0.5), tmp_path, **options)
+        run(build, config(learning_rate=0.5), tmp_path, **options)
     # With the run's own it is the run's evaluation again, in its place.
-    assert _run.run(build, config(train__num_steps=5), tmp_path, **options) == own
+    assert run(build, config(train__num_steps=5), tmp_path, **options) == own
     assert [x for x in lines(tmp_path) if x["kind"] == "eval"] == before[-1:]
 
 
 def test_a_start_that_fails_before_its_first_step_claims_nothing(tmp_path):
     """A replay smaller than the batch is found when the update is traced."""
     with pytest.raises(ValueError, match="exceeds replay capacity"):
-        _run.run(build, config(capacity=8), tmp_path)
+        run(build, config(capacity=8), tmp_path)
     with pytest.raises(ValueError, match="ema_decay"):
-        _run.run(build, config(ema_decay=1.5), tmp_path)
-    _run.run(build, config(), tmp_path)
+        run(build, config(ema_decay=1.5), tmp_path)
+    run(build, config(), tmp_path)
     assert step_of(tmp_path) == 40
 
 
 @pytest.mark.parametrize("text", ["", '{"seed": 0,', "[]"])
 def test_a_damaged_config_is_named(text, tmp_path):
-    _run.run(build, config(train__num_steps=2), tmp_path)
+    run(build, config(train__num_steps=2), tmp_path)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match="config.json is damaged"):
-        _run.run(build, config(), tmp_path)
+        run(build, config(), tmp_path)
 
 
 def test_damaged_metrics_are_passed_over(tmp_path):
-    _run.run(build, config(train__num_steps=10), tmp_path)
-    path = tmp_path / _run.METRICS
+    run(build, config(train__num_steps=10), tmp_path)
+    path = tmp_path / METRICS
     path.write_bytes(path.read_bytes() + b'12\n{}\n\xff\xfe\n{"kind": "tr')
-    _run.run(build, config(train__num_steps=15), tmp_path)
+    run(build, config(train__num_steps=15), tmp_path)
     assert [x["step"] for x in lines(tmp_path) if x["kind"] == "train"] == [5, 10, 15]
 
 
@@ -252,7 +254,7 @@ def test_cadences_of_zero_mean_never_but_for_the_end(tmp_path):
     settings = config(
         train__log_every=0, train__eval_every=0, train__checkpoint_every=0
     )
-    _run.run(build, settings, tmp_path)
+    run(build, settings, tmp_path)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["40"]
     assert [(x["kind"], x["step"]) for x in lines(tmp_path)] == [
         ("train", 40),
@@ -275,13 +277,13 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_made(
     changes, message, tmp_path
 ):
     with pytest.raises(ValueError, match=message):
-        _run.run(build, config(**changes), tmp_path / "run")
+        run(build, config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_evaluating_nothing_is_refused_and_makes_nothing(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
-        _run.run(build, config(), tmp_path / "run", evaluate_only=True)
+        run(build, config(), tmp_path / "run", evaluate_only=True)
     assert not (tmp_path / "run").exists()
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import _contest, _peers
 from experiments import sampler_throughput as throughput
+from experiments.throughput import contest, peers
 
 
 def test_every_preset_has_cells_of_every_workload_and_sampler():
@@ -18,7 +18,7 @@ def test_every_preset_has_cells_of_every_workload_and_sampler():
         # The gradient with which a run begins is little of it.
         assert cell.num_steps >= (4 if cell.num_chains > 64 else 40)
         assert (cell.num_leapfrog > 0) == (cell.sampler == "hmc")
-        assert _contest.starts(cell._replace(num_chains=3)).shape[0] == 3
+        assert contest.starts(cell._replace(num_chains=3)).shape[0] == 3
     assert max(cell.num_chains for cell in cells) == 100_000
     with pytest.raises(ValueError, match="preset must be.*'tiny'"):
         throughput.get_config("tiny")
@@ -99,7 +99,7 @@ def test_ratios_are_taken_within_rounds(monkeypatch):
     monkeypatch.setattr(_contest, "Process", Clock)
     Clock.turns = []
     names = ["ebmjax", PLAIN, "blackjax", "tfp"]
-    cell = _contest.Cell("mlp", "hmc", 0.1, 10, 500, 2, 32)
+    cell = contest.Cell("mlp", "hmc", 0.1, 10, 500, 2, 32)
     with throughput.Contest(names) as contest:
         ours, plain, peer, absent = contest.rows(cell, names, 3)
     assert absent["skipped"] == "ImportError: torch" and "ratio" not in absent
@@ -122,7 +122,7 @@ def test_ratios_are_taken_within_rounds(monkeypatch):
 
 def test_draws_that_are_not_finite_stop_the_benchmark(monkeypatch):
     monkeypatch.setattr(_contest, "Process", Clock)
-    cell = _contest.Cell("mlp", "hmc", 0.1, 10, 500, 2, 32)
+    cell = contest.Cell("mlp", "hmc", 0.1, 10, 500, 2, 32)
     with throughput.Contest(["numpyro"]) as contest:
         with pytest.raises(RuntimeError, match="numpyro: draws of .* are not finite"):
             contest.rows(cell, ["numpyro"], 1)
@@ -154,14 +154,14 @@ def test_the_largest_number_of_chains_is_the_last_that_fits(monkeypatch, tmp_pat
 def test_floors_count_operations():
     """Of the MLP 2 (2 128 + 128^2 + 128) in products, twice for the gradient, and a few
     for every unit; of 4x4 convolutions and their like, by hand, too."""
-    cell = _contest.Cell("mlp", "langevin", 1e-3, 0, 64, 2, 4)
-    found = _contest.measure("threefry2x32", cell)
+    cell = contest.Cell("mlp", "langevin", 1e-3, 0, 64, 2, 4)
+    found = contest.measure("threefry2x32", cell)
     products = 2 * 64 * 2 * (2 * 128 + 128**2 + 128)
     assert products < found["gradient_flops"] < 1.2 * products
     # Width 4, 28x28x1: 3x3 to 4 channels; 4x4, halving, to 8, 16, 32; 3x3x32 to one.
     cell = cell._replace(workload="conv 28x28x1")
     products = 784 * 9 * 4 + 196 * 64 * 8 + 49 * 128 * 16 + 9 * 256 * 32 + 9 * 32
-    counted = _contest.gradient_flops(cell)
+    counted = contest.gradient_flops(cell)
     # Less at the borders, where windows meet zeros; more for biases and slopes.
     assert 0.7 < counted / (2 * 2 * products) < 1.2
     assert 1e8 < found["matmul_flops_per_second"] < 1e15
@@ -170,7 +170,7 @@ def test_floors_count_operations():
 @pytest.mark.slow
 def test_the_latent_space_is_that_of_the_papers_size():
     """4,568,961 and 4,305,409 parameters of the paper's networks for 28x28x1."""
-    workload = _contest.workload("latent", 32)
+    workload = contest.workload("latent", 32)
     sizes = {
         name: sum(leaf.size for leaf in jax.tree.leaves(params))
         for name, params in workload.params.items()
@@ -182,10 +182,10 @@ def test_the_latent_space_is_that_of_the_papers_size():
     np.testing.assert_allclose(workload.energy(workload.params, z), 6_400, atol=10)
 
 
-@pytest.mark.parametrize("name", _contest.OURS)
+@pytest.mark.parametrize("name", contest.OURS)
 @pytest.mark.parametrize("kernel", ["langevin", "mala", "hmc"])
 def test_ours_are_verified_like_the_peers(name, kernel):
-    _peers.verify(name, kernel, _contest.OURS[name])
+    peers.verify(name, kernel, contest.OURS[name])
 
 
 def test_a_wrong_sampler_is_not_timed():
@@ -193,11 +193,11 @@ def test_a_wrong_sampler_is_not_timed():
 
     def shy(workload, kernel, x0, num_steps):
         half = kernel._replace(step_size=0.5 * kernel.step_size)
-        return _contest.OURS["ebmjax"](workload, half, x0, num_steps)
+        return contest.OURS["ebmjax"](workload, half, x0, num_steps)
 
     for kernel in ("langevin", "mala", "hmc"):
         with pytest.raises(AssertionError, match=f"shy, {kernel}"):
-            _peers.verify("shy", kernel, shy)
+            peers.verify("shy", kernel, shy)
 
 
 @pytest.mark.slow
@@ -217,8 +217,8 @@ def test_it_runs_in_processes_and_writes_what_it_says(tmp_path):
 
 
 def test_a_process_that_fails_says_what_and_why():
-    process = _contest.Process("ebmjax")
-    cell = _contest.Cell("mlp", "mala", -1.0, 0, 4, 2, 4)
+    process = contest.Process("ebmjax")
+    cell = contest.Cell("mlp", "mala", -1.0, 0, 4, 2, 4)
     with pytest.raises(RuntimeError, match="ebmjax: build failed: .*step_size must be"):
         process.ask("build", cell=cell)
     process._process.kill()

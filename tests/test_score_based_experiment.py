@@ -12,8 +12,12 @@ from ml_collections import ConfigDict
 from resuming import check_resumes
 
 from ebmjax import diffusions, energies, objectives, samplers, training
-from experiments import _classifier, _evaluation, _run, score_based
-from experiments._data import digits, images
+from experiments import score_based
+from experiments.data import digits, images
+from experiments.judge.inverse import upper_half
+from experiments.judge.judge import make_judge
+from experiments.run.experiment import make_keys
+from experiments.run.loop import run
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -164,7 +168,7 @@ def test_presets_at_the_papers_scale_are_built_from_files(preset, tmp_path):
             )
         config.data.update(data_dir=str(tmp_path), download=False, batch_size=40)
         config.network.widths = tuple(width // 32 for width in config.network.widths)
-    experiment = score_based.build(config.lock(), _run.make_keys(0))
+    experiment = score_based.build(config.lock(), make_keys(0))
     (name,) = experiment.params
     loss = experiment.players[name].objective.loss
     value, _ = jax.eval_shape(
@@ -199,7 +203,7 @@ def test_samples_of_an_exact_score_are_the_data_s(process):
     # The corrector widens by 1 + .16^2 at most.
     np.testing.assert_allclose(x.var(), 0.3, rtol=error + 0.05)
     # And what is given comes back, with the rest as it was: pixels are independent.
-    is_known = _evaluation.upper_half((4, 4, 1))
+    is_known = upper_half((4, 4, 1))
     given = np.full_like(x, -0.7)
     y = np.asarray(inpaint(exact_params(), jax.random.key(1), given, is_known))
     np.testing.assert_array_equal(y[:, is_known], given[:, is_known])
@@ -316,7 +320,7 @@ def test_energies_tell_what_is_further_from_the_data_s_mean():
     rng = np.random.default_rng(0)
     grey = rng.integers(5, 12, (800, 8, 8, 1), np.uint8)
     data = digits.load()._replace(train=grey[:400], held_out=grey[400:])
-    judge = _classifier.judge(data, 400, 2)
+    judge = make_judge(data, 400, 2)
 
     def energy(params, x, noise_scale):
         # No number but at a tenth of the range.
@@ -405,7 +409,7 @@ def test_a_ladder_s_section_gives_the_papers_numbers():
 )
 def test_what_does_not_fit_is_refused_before_training(preset, changes, message):
     with pytest.raises(ValueError, match=message):
-        score_based.build(tiny(preset, **changes), _run.make_keys(0))
+        score_based.build(tiny(preset, **changes), make_keys(0))
 
 
 def test_a_sweep_of_the_plane_is_refused(tmp_path):
@@ -433,7 +437,7 @@ def test_an_energy_is_trained_on_the_score_that_is_sampled(process):
         expected = sampled(exact_params(), x, jnp.float32(time))
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     network, name, score = score_based._model(config, (8, 8, 1))
-    experiment = score_based.build(config, _run.make_keys(0))
+    experiment = score_based.build(config, make_keys(0))
     assert name == "energy" and set(experiment.params) == {"energy"}
     rng = np.random.default_rng(0)
     params = jax.tree.map(
@@ -442,7 +446,7 @@ def test_an_energy_is_trained_on_the_score_that_is_sampled(process):
     )
     law = score_based._diffusion(config, lambda: 8.0)
     free = objectives.diffusion_score_matching(
-        diffusions.with_time(score, law), diffusion=law
+        score_network=diffusions.with_time(score, law), diffusion=law
     )
     batch = experiment.batch(0)
     if process != "variance_exploding":  # whose scale is the data's largest distance
@@ -460,7 +464,7 @@ def test_a_network_that_has_learned_nothing_is_evaluated(tmp_path):
     config = tiny("digits", evaluation__num_likelihoods=0).unlock()
     config.train.num_steps = 0
     config.evaluation.classifier_steps = 0
-    scalars = _run.run(score_based.build, config.lock(), tmp_path)
+    scalars = run(score_based.build, config.lock(), tmp_path)
     assert scalars["asymmetry_1"] == 0 and np.isfinite(scalars["samples_abs_max"])
 
 
@@ -502,7 +506,7 @@ def test_inpainting_puts_back_the_known_with_a_noise_of_its_own_at_every_level()
 
     ladder = score_based._ladder(config, None, 64)
     inpaint = score_based._annealed_inpainting(config, score, ladder, (8, 8, 1))
-    is_known = _evaluation.upper_half((8, 8, 1))
+    is_known = upper_half((8, 8, 1))
     x = np.zeros((500, 8, 8, 1), np.float32)
     found = np.asarray(inpaint(jnp.float32(1), jax.random.key(0), x, is_known))
     # Start 4, moves 2 h s^2 of 8 and 2, and 4 and 2^2 of the known.
@@ -517,7 +521,7 @@ def test_what_is_evaluated_is_the_average_in_draws_that_differ(process, monkeypa
     config.evaluation.update(
         num_samples=0, num_shown=4, chunk_size=2, num_likelihoods=0, num_inpainted=0
     )
-    experiment = score_based.build(config.lock(), _run.make_keys(0))
+    experiment = score_based.build(config.lock(), make_keys(0))
     ones = jax.tree.map(jnp.ones_like, experiment.params)
 
     def drawn(params, ema_params):
@@ -552,11 +556,13 @@ def test_the_objective_has_the_section_s_weighting(weighting):
         network=DENSE_SCORE,
         objective__weighting=weighting,
     )
-    experiment = score_based.build(config, _run.make_keys(0))
+    experiment = score_based.build(config, make_keys(0))
     law = score_based._diffusion(config, None)
     _, _, score = score_based._model(config, (8, 8, 1))
     expected = objectives.diffusion_score_matching(
-        diffusions.with_time(score, law), diffusion=law, weighting=weighting
+        score_network=diffusions.with_time(score, law),
+        diffusion=law,
+        weighting=weighting,
     )
     arguments = experiment.params, jax.random.key(0), experiment.batch(0), ()
     found, _ = jax.jit(experiment.players["score"].objective.loss)(*arguments)
@@ -571,7 +577,7 @@ def test_a_ladder_s_likelihood_is_of_all_scales_between_its_ends(monkeypatch):
         "_likelihood",
         lambda config, score, process, data: given.append(process),
     )
-    score_based.build(config, _run.make_keys(0))
+    score_based.build(config, make_keys(0))
     (process,) = given
     assert process.prior_std == pytest.approx(7.0)
     np.testing.assert_allclose(process.std(1.0), 7.0, rtol=1e-6)

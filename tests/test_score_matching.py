@@ -1,5 +1,6 @@
 """Score matching: closed forms on normal data, and estimators of one quantity agree."""
 
+import functools
 import itertools
 import sys
 
@@ -11,7 +12,7 @@ import scipy.special
 from cases import GAUSSIAN_PARAMS, OBJECTIVES
 from expectations import estimate, expected, normal_nodes
 
-from ebmjax import energies, objectives
+from ebmjax import diffusions, energies, objectives
 
 MODULE = sys.modules["ebmjax.objectives.implicit_score_matching"]
 A = np.array([[2.0, 0.5], [0.5, 1.0]])
@@ -343,7 +344,7 @@ def test_many_scales_are_weighted_and_each_has_its_own_score(weighting):
     |s score + n|^2 is d S / (S + s^2); scales are drawn with equal shares."""
     scales, variance, dim = (0.5, 2.0), 1.5, 3
     objective = objectives.multi_scale_denoising_score_matching(
-        lambda params, x, scale: -params * x / (variance + scale**2),
+        score_network=lambda params, x, scale: -params * x / (variance + scale**2),
         noise_scales=scales,
         weighting=weighting,
     )
@@ -364,7 +365,7 @@ def test_scales_are_not_rounded_to_the_type_of_the_examples():
     the noise, 1 / 2 a dimension."""
     for scale in (348.0, 1e-4):
         objective = objectives.multi_scale_denoising_score_matching(
-            lambda params, x, scale: params * x, noise_scales=[scale]
+            score_network=lambda params, x, scale: params * x, noise_scales=[scale]
         )
         x = jnp.zeros((4_000, 3), jnp.float16)
         value = loss(objective, {"score": jnp.float16(0.0)}, x)
@@ -372,18 +373,37 @@ def test_scales_are_not_rounded_to_the_type_of_the_examples():
         np.testing.assert_allclose(value, 1.5, atol=error)
 
 
-def test_an_energy_with_a_scale_is_denoised_like_its_score():
-    energy = lambda p, x, scale: p * jnp.sum(x**4) / (1 + scale)  # noqa: E731
-    score = lambda p, x, scale: -4 * p * x**3 / (1 + scale)  # noqa: E731
+DENOISING = {
+    "one scale": functools.partial(
+        objectives.denoising_score_matching, noise_scale=0.3
+    ),
+    "many scales": functools.partial(
+        objectives.multi_scale_denoising_score_matching, noise_scales=[0.1, 1.0]
+    ),
+    "a diffusion": functools.partial(
+        objectives.diffusion_score_matching,
+        diffusion=diffusions.variance_exploding(noise_min=0.1, noise_max=3.0),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DENOISING)
+def test_an_energy_given_first_is_denoised_like_its_score(name):
+    """The whole family takes the energy as its first argument; with the hand-written
+    score of that energy, or the one of `energies.score`, the loss is the same."""
+
+    def energy(params, x, *level):  # a noise scale or a time, except with one scale
+        return params * jnp.sum(x**4) / (1 + sum(level))
+
+    def by_hand(params, x, *level):
+        return -4 * params * x**3 / (1 + sum(level))
+
+    make = DENOISING[name]
     batch = jax.random.normal(jax.random.key(0), (5, 3))
-    make = objectives.multi_scale_denoising_score_matching
-    of_energy = make(energy=energy, noise_scales=[0.1, 1.0])
-    of_score = make(score, noise_scales=[0.1, 1.0])
-    np.testing.assert_allclose(
-        loss(of_energy, {"energy": 0.5}, batch),
-        loss(of_score, {"score": 0.5}, batch),
-        rtol=1e-12,
-    )
+    expected = loss(make(energy), {"energy": 0.5}, batch)
+    for score in (by_hand, energies.score(energy)):
+        found = loss(make(score_network=score), {"score": 0.5}, batch)
+        np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 # --- non-negative
@@ -506,11 +526,11 @@ def test_exactly_one_of_energy_and_score_network_is_asked_for():
         objectives.sliced_score_matching(quartic, score_network=quartic_score)
     with pytest.raises(ValueError, match="noise_scales must be positive.*-1"):
         objectives.multi_scale_denoising_score_matching(
-            quartic_score, noise_scales=[1.0, -1.0]
+            score_network=quartic_score, noise_scales=[1.0, -1.0]
         )
     with pytest.raises(ValueError, match="noise_scales must be positive.*inf"):
         objectives.multi_scale_denoising_score_matching(
-            quartic_score, noise_scales=[1.0, np.inf]
+            score_network=quartic_score, noise_scales=[1.0, np.inf]
         )
     scalar = objectives.score_matching(score_network=lambda params, x: params * 1.0)
     with pytest.raises(ValueError, match=r"of the example's shape \(3,\), got \(\)"):

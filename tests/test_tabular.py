@@ -10,7 +10,7 @@ import os
 import numpy as np
 import pytest
 
-from experiments._data import tabular
+from experiments.data import tabular
 
 WINE = ";".join([f'"c{index}"' for index in range(11)] + ['"quality"'])
 PARKINSONS = ",".join(["subject#", "age", "sex", *(f"c{i}" for i in range(19))])

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from ebmjax import energies, objectives, training
-from experiments import _run, _sweep, tutorial
+from experiments import tutorial
+from experiments.run.config import flat
+from experiments.run.experiment import make_keys
+from experiments.run.loop import run
+from experiments.run.sweep import overridden
+from experiments.run.workdir import read_lines
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -23,7 +28,7 @@ def small(preset, **overrides):
         "evaluation.num_examples": 200,
     }
     config = tutorial.get_config(preset)
-    known = _run.flat(config.to_dict())
+    known = flat(config.to_dict())
     for name, value in (
         ("objective.capacity", 64),
         ("objective.num_updates", 2),
@@ -36,7 +41,7 @@ def small(preset, **overrides):
         if name in known:
             values[name] = value
     values |= {name.replace("__", "."): value for name, value in overrides.items()}
-    return _sweep.overridden(config, values)
+    return overridden(config, values)
 
 
 def state_of(params):
@@ -59,9 +64,9 @@ def one_target_each():
 @pytest.mark.slow
 @pytest.mark.parametrize("name, target", one_target_each())
 def test_every_method_trains_and_is_evaluated(tmp_path, name, target):
-    scalars = _run.run(tutorial.build, small(f"{name},{target}"), tmp_path)
+    scalars = run(tutorial.build, small(f"{name},{target}"), tmp_path)
     assert scalars["kl"] > 0  # of a model that has barely begun
-    lines = _run.read_lines(tmp_path)
+    lines = read_lines(tmp_path)
     players = {key.split("/")[0] for key in lines[0] if "/" in key}
     assert "energy" in players
     learns = {"noise_contrastive", "noise_contrastive_flow", "flow_contrastive"}
@@ -80,7 +85,7 @@ def test_every_objective_has_a_method_or_data_of_another_kind():
 
 def test_where_the_model_is_the_target_all_divergences_are_zero(tmp_path):
     config = small("noise_contrastive,rings", evaluation__num_points=400)
-    keys = _run.make_keys(0)
+    keys = make_keys(0)
     problem, target = tutorial.make_problem(config, keys)
 
     def shifted(params, x):
@@ -101,7 +106,7 @@ def test_where_the_model_is_the_target_all_divergences_are_zero(tmp_path):
 def test_a_model_off_the_grid_is_as_far_from_the_data_as_it_is_off(tmp_path):
     """Half of its mass 9 to the right: log 2, and none of it within modes."""
     config = small("noise_contrastive,two_moons", evaluation__num_points=400)
-    problem, target = tutorial.make_problem(config, _run.make_keys(0))
+    problem, target = tutorial.make_problem(config, make_keys(0))
 
     def halved(params, x):
         away = target.energy_fn(x - jnp.array([9.0, 0.0]))
@@ -120,7 +125,7 @@ def test_wrong_weights_of_modes_are_a_divergence_between_and_not_within(tmp_path
     config = small(
         "noise_contrastive,eight_gaussians", data__std=0.1, evaluation__num_points=800
     )
-    problem, target = tutorial.make_problem(config, _run.make_keys(0))
+    problem, target = tutorial.make_problem(config, make_keys(0))
     weights = np.arange(1.0, 9.0) / 36
     angles = np.arange(8) * (math.pi / 4)
     params = {
@@ -141,7 +146,7 @@ def test_wrong_weights_of_modes_are_a_divergence_between_and_not_within(tmp_path
 
 def test_divergences_of_the_exact_models_are_zero_at_the_truth_and_this_elsewhere():
     config = small("sliced_score_matching,ica_10", evaluation__num_examples=20_000)
-    problem, target = tutorial.make_problem(config, _run.make_keys(0))
+    problem, target = tutorial.make_problem(config, make_keys(0))
     evaluate = tutorial.by_draws(config, problem, target)
     mixing = tutorial.ica_mixing(dim=10, matrix_seed=0)
     unmixing = jnp.asarray(np.linalg.inv(mixing), jnp.float32)
@@ -172,7 +177,7 @@ def test_divergences_of_the_exact_models_are_zero_at_the_truth_and_this_elsewher
 def test_a_model_s_exact_draws_have_its_density(target):
     """The mean score of draws is 0, and score times position minus one, by parts."""
     config = small(f"maximum_likelihood,{target}")
-    problem, _ = tutorial.make_problem(config, _run.make_keys(0))
+    problem, _ = tutorial.make_problem(config, make_keys(0))
     params = problem.model.init(jax.random.key(1))
     keys = jax.random.split(jax.random.key(2), 20_000)
     x = jax.vmap(problem.model.sample, (None, 0))(params, keys)
@@ -267,7 +272,7 @@ def test_what_a_sweep_would_not_pass_on_is_refused(tmp_path):
     with pytest.raises(ValueError, match="put train.num_steps=7 into sweep"):
         tutorial.sweep(tutorial.build, config, tmp_path)
     with pytest.raises(ValueError, match="is a table of runs: add --sweep"):
-        tutorial.build(tutorial.get_config("all,rings"), _run.make_keys(0))
+        tutorial.build(tutorial.get_config("all,rings"), make_keys(0))
 
 
 @pytest.mark.parametrize(

@@ -101,9 +101,9 @@ def denoising_score_matching(
 
 
 def multi_scale_denoising_score_matching(
-    score_network: Callable[..., Array] | Network | None = None,
-    *,
     energy: Energy | Network | None = None,
+    *,
+    score_network: Callable[..., Array] | Network | None = None,
     noise_scales: Sequence[float] | Array,
     weighting: Callable[[Array], Array] | None = None,
 ) -> Objective:
@@ -156,9 +156,9 @@ def multi_scale_denoising_score_matching(
 
 
 def diffusion_score_matching(
-    score_network: Callable[..., Array] | Network | None = None,
-    *,
     energy: Energy | Network | None = None,
+    *,
+    score_network: Callable[..., Array] | Network | None = None,
     diffusion: Diffusion,
     weighting: str = "noise",
     time_min: float = 1e-5,

@@ -1,0 +1,30 @@
+"""inverse"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+
+class InverseProblem(NamedTuple):
+    """What is seen of an image, and how to show and to judge what was not.
+
+    Attributes:
+      observe: `observe(x)`, what is seen of one image.
+      show: `show(x)`, the same as an image.
+      is_judged: Pixels whose error counts.
+      scale: Of the descent's step; 1 where a pixel is seen as it is.
+    """
+
+    observe: Callable[[jax.Array], jax.Array]
+    show: Callable[[np.ndarray], np.ndarray]
+    is_judged: np.ndarray
+    scale: float = 1.0
+
+
+def upper_half(shape: tuple[int, int, int]) -> np.ndarray:
+    """Which pixels inpainting is given, `[*shape]`: the lower half is filled in."""
+    is_known = np.zeros(shape, bool)
+    is_known[: shape[0] // 2] = True
+    return is_known

@@ -1,0 +1,327 @@
+"""The training loop, which knows no method.
+
+The same command starts, resumes and evaluates: see `run`.
+"""
+
+import contextlib
+import pathlib
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from ebmjax import training
+from ebmjax.checks import check_number
+from experiments.run.checkpoint import CONFIG, Checkpoints
+from experiments.run.config import check_counts
+from experiments.run.experiment import Experiment, Keys, make_keys
+from experiments.run.workdir import (
+    _check_sound,
+    _fetch,
+    _is_sound,
+    _Log,
+    claim,
+    finite_evaluations,
+    guard_config,
+    read_lines,
+)
+
+
+def _is_due(step: int, every: int, num_steps: int) -> bool:
+    return step == num_steps or (every > 0 and step % every == 0)
+
+
+def _check(config: ConfigDict) -> None:
+    """What no constructor would find before work is lost."""
+    lengths = ("num_steps", "log_every", "eval_every", "checkpoint_every")
+    check_counts("train", config.train, keep=1, **dict.fromkeys(lengths, 0))
+    check_number("train.abort_above", config.train.abort_above, positive=False)
+    size, num_devices = config.data.batch_size, jax.device_count()
+    if size < 1 or size % num_devices:
+        raise ValueError(
+            f"data.batch_size must be a positive multiple of the {num_devices} devices,"
+            f" got {size}"
+        )
+
+
+def _lay_out(batch, num_local: int, num_microbatches: int):
+    """`[rows, *event]` to `[devices, microbatches, size, *event]`."""
+    size = batch.shape[0] // (num_local * num_microbatches)
+    batch = batch.reshape(num_microbatches, num_local, size, *batch.shape[1:])
+    return batch.swapaxes(0, 1)
+
+
+class _Preemption:
+    """Notice that the machine is about to be taken away.
+
+    SIGTERM lets the current step finish and be saved. While nothing is unsaved, before
+    training and in evaluations, it ends the process at once. Either way it exits 0.
+    """
+
+    def __init__(self):
+        self._is_requested = False
+        self._may_leave = True
+
+    @contextlib.contextmanager
+    def watching(self):
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or jax.process_count() > 1:
+            yield
+            return
+        previous = signal.signal(signal.SIGTERM, self._notice)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _notice(self, number, frame):
+        self._is_requested = True
+        if self._may_leave:
+            sys.exit(0)
+
+    @contextlib.contextmanager
+    def _leaving(self, may_leave: bool):
+        before, self._may_leave = self._may_leave, may_leave
+        try:
+            yield
+        finally:
+            self._may_leave = before
+
+    def holding_unsaved_work(self):
+        return self._leaving(False)
+
+    def leaving_at_once(self):
+        """Within `holding_unsaved_work`, while all is saved."""
+        return self._leaving(True)
+
+    def must_stop(self, step: int) -> bool:
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            # All processes must stop at the same step, which only JAX can arrange.
+            return multihost_utils.reached_preemption_sync_point(step)
+        return self._is_requested
+
+
+def run(
+    build: Callable[[ConfigDict, Keys], Experiment],
+    config: ConfigDict,
+    workdir: str | pathlib.Path,
+    *,
+    evaluate_only: bool = False,
+    untrained: tuple[str, ...] = (),
+) -> dict[str, float]:
+    """Starts, resumes, or (when all is trained) only evaluates a run.
+
+    Randomness and data are functions of the step, so that a run that was stopped
+    anywhere and started again ends bitwise where it would have ended.
+
+    Args:
+      build: Makes the `Experiment`; called once.
+      config: With `seed`, `data.batch_size` (of all devices), `ema_decay` and `train`:
+        `num_steps`, `log_every`, `eval_every`, `checkpoint_every` (in steps; 0 for
+        never, the last step saves and evaluates all the same), `keep` (newest
+        checkpoints), `best` (the evaluation's scalar whose lowest checkpoint is kept
+        too; "" for none), `abort_above` (a training metric of larger size stops the run
+        as one that is not finite does: training that diverges; 0 for no limit).
+      workdir: Made if missing. Holds one run.
+      evaluate_only: Trains nothing; evaluates the newest checkpoint, and changes
+        nothing of the run but its figures and this evaluation's line. The section
+        `evaluation` may then differ from the run's.
+      untrained: Other sections of the config that training does not read, and that may
+        differ then too. Where they do it is another model's evaluation: its line has
+        the kind "other_eval", and the `options` that differ, beside the run's own, and
+        its figures go to `figures_other`.
+
+    Returns:
+      The scalars of the last evaluation; empty if the run was preempted.
+
+    Raises:
+      ValueError: If `workdir` holds another run or the config cannot work.
+      FloatingPointError: When a metric is not finite, or a training metric is above
+        `abort_above`, after it is written.
+      FileNotFoundError: If there is nothing to evaluate.
+    """
+    preemption = _Preemption()
+    with preemption.watching():
+        free = tuple(f"{section}." for section in untrained)
+        workdir = pathlib.Path(workdir)
+        return _run(build, config, workdir, evaluate_only, free, preemption)
+
+
+def _run(build, config, workdir, evaluate_only, free, preemption) -> dict[str, float]:
+    _check(config)
+    if evaluate_only and not (workdir / CONFIG).is_file():
+        raise FileNotFoundError(f"{workdir} holds no run to evaluate")
+    # An evaluation alone changes nothing of the run, and may be another one.
+    extra = ("evaluation.", *free) if evaluate_only else ()
+    allowed = guard_config(config, workdir, may_differ=("train.num_steps", *extra))
+    other = {key: value for key, value in allowed.items() if key.startswith(free)}
+    num_devices, ema_decay = jax.device_count(), config.ema_decay or None
+    keys = make_keys(config.seed)
+    experiment = build(config, keys)
+    state = training.init_state(
+        experiment.players,
+        experiment.params,
+        keys.train,
+        num_devices,
+        model_state=experiment.model_state,
+        ema_decay=ema_decay,
+    )
+    updates = {
+        name: training.pmap_update(players, ema_decay=ema_decay)
+        for name, players in _all_phases(experiment).items()
+    }
+    figures = workdir / ("figures_other" if other else "figures")
+    figures.mkdir(exist_ok=True, parents=True)
+    checkpoints = Checkpoints(
+        workdir, keep=config.train.keep, is_read_only=evaluate_only
+    )
+    log = _Log(workdir, config.train.num_steps)
+    try:
+        restored = checkpoints.restore(state, num_devices)
+        if evaluate_only and restored is None:
+            raise FileNotFoundError(f"{workdir} holds no checkpoint to evaluate")
+        state = state if restored is None else restored
+        step = int(state.step)
+        evaluated = finite_evaluations(
+            [line for line in read_lines(workdir) if line["step"] <= step]
+        )
+        if not evaluate_only:
+            claim(config, workdir)
+            log.rewind(step)
+
+        def evaluate(step, state):
+            start = time.perf_counter()
+            key = jax.random.fold_in(keys.evaluation, step)
+            on_host = jax.device_get(state._replace(key=None))
+            # Every process evaluates, so that none waits long in a collective; the
+            # first one's figures are kept.
+            with tempfile.TemporaryDirectory() as elsewhere:
+                is_first = jax.process_index() == 0
+                directory = figures if is_first else pathlib.Path(elsewhere)
+                scalars = experiment.evaluate(on_host, key, directory)
+            scalars = {name: float(value) for name, value in scalars.items()}
+            line = scalars | {"evaluation_seconds": time.perf_counter() - start}
+            if other:
+                log.write("other_eval", step, line, options=other)
+            else:
+                log.replace_evaluation(step)
+                log.write("eval", step, line)
+            _check_sound(step, scalars)
+            evaluated[step] = scalars
+            return scalars
+
+        def best():
+            name = config.train.best
+            known = {k: v[name] for k, v in evaluated.items() if name in v}
+            if name and evaluated and not known:
+                logging.warning("train.best is %r, which no evaluation has", name)
+            return min(known, key=known.get) if known else None
+
+        if evaluate_only or step >= config.train.num_steps:
+            return evaluate(step, state)
+        is_due = _is_due(step, config.train.eval_every, config.train.num_steps)
+        if 0 < step and is_due and step not in evaluated:
+            evaluate(step, state)  # stopped between the checkpoint and this
+        with preemption.holding_unsaved_work():
+            return _train(
+                experiment,
+                config,
+                updates,
+                state,
+                checkpoints,
+                log,
+                evaluate,
+                best,
+                preemption,
+            )
+    finally:
+        log.close()
+        checkpoints.close()
+
+
+def _all_phases(experiment: Experiment) -> dict[str, Mapping[str, training.Player]]:
+    """Name -> players; "" is the usual one."""
+    return {"": experiment.players, **experiment.phases}
+
+
+def _train(
+    experiment, config, updates, state, checkpoints, log, evaluate, best, preemption
+) -> dict[str, float]:
+    train = config.train
+    num_microbatches = {
+        name: sum(player.num_updates for player in players.values())
+        for name, players in _all_phases(experiment).items()
+    }
+    is_cpu = jax.default_backend() == "cpu"
+
+    def fetch_batch(step):
+        batch, num = experiment.batch(step), num_microbatches[experiment.phase(step)]
+        rows = config.data.batch_size // jax.process_count() * num
+        if batch.shape[0] != rows:
+            raise ValueError(
+                f"batch({step}) must have {rows} rows, got {batch.shape[0]}"
+            )
+        return _lay_out(batch, jax.local_device_count(), num)
+
+    step = int(state.step)
+    batch = fetch_batch(step)
+    last_time, last_step, result = None, step, {}
+    while step < train.num_steps:
+        phase = experiment.phase(step)
+        state, scalars = updates[phase](state, batch)
+        step += 1
+        if step < train.num_steps:
+            batch = fetch_batch(step)  # while the devices work
+        if is_cpu or last_time is None:
+            # Forced host devices deadlock when steps are issued without waiting.
+            jax.block_until_ready(state.step)
+        if last_time is None:  # the first step compiles, and is not timed
+            last_time, last_step = time.perf_counter(), step
+        stops = preemption.must_stop(step)
+        is_evaluating = _is_due(step, train.eval_every, train.num_steps)
+        is_saving = (
+            stops
+            or is_evaluating  # so that an evaluation has nothing to lose
+            or _is_due(step, train.checkpoint_every, train.num_steps)
+        )
+        is_logging = _is_due(step, train.log_every, train.num_steps)
+        if is_saving or is_logging:
+            values = _fetch(scalars)
+            limit = train.abort_above
+            if is_logging or not all(_is_sound(x, limit) for x in values.values()):
+                now = time.perf_counter()
+                clock = {}
+                if step > last_step:
+                    rate = (step - last_step) / (now - last_time)
+                    size = config.data.batch_size * num_microbatches[phase]
+                    clock = {
+                        "steps_per_second": rate,
+                        "examples_per_second": rate * size,
+                    }
+                log.write("train", step, values | clock)
+                log.progress(step, values | clock)
+                last_time, last_step = now, step
+            _check_sound(step, values, limit)
+        if is_saving:
+            checkpoints.save(step, state)
+        if stops:
+            checkpoints.wait()
+            logging.warning("preempted: saved step %d; the same command goes on", step)
+            return {}
+        if is_evaluating:
+            checkpoints.wait()
+            with preemption.leaving_at_once():
+                result = evaluate(step, state)
+            last_time, last_step = time.perf_counter(), step  # not training time
+        if is_saving:
+            checkpoints.prune(best())
+    checkpoints.wait()
+    return result

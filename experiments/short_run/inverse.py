@@ -1,0 +1,257 @@
+"""inverse"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ebmjax import samplers
+from experiments.data import in_chunks
+from experiments.judge import plots
+from experiments.judge.detection import area_under_roc, load_foreign
+from experiments.judge.inverse import InverseProblem, upper_half
+from experiments.judge.judge import make_judge
+from experiments.run.config import check_counts
+from experiments.run.experiment import evaluated_params
+from experiments.run.workdir import record_table
+
+
+def _inverse_problems(shape: tuple[int, int, int]) -> dict[str, InverseProblem]:
+    height, width, channels = shape
+    everywhere, is_known = np.ones(shape, bool), upper_half(shape)
+
+    def block_mean(x):
+        """Half the resolution: the mean over blocks of 2 x 2 pixels."""
+        x = x[: height // 2 * 2, : width // 2 * 2]
+        return x.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
+
+    return {
+        "reconstruction": InverseProblem(lambda x: x, lambda x: x, everywhere),
+        "inpainting": InverseProblem(
+            lambda x: x * is_known, lambda x: np.where(is_known, x, -1.0), ~is_known
+        ),
+        "super_resolution": InverseProblem(
+            block_mean,
+            lambda x: np.kron(block_mean(x), np.ones((2, 2, 1))),
+            everywhere,
+            # A mean over 4 pixels has a quarter of the gradient of one seen alone.
+            scale=4.0,
+        ),
+    }
+
+
+def _pca_errors(train: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Per-pixel squared error of `images` by a PCA of `train`, for ranks 0, 1, ....
+
+    Up to as many ranks as there are training images less one, or as the image has
+    dimensions, where the error is 0.
+    """
+    train = train.reshape(len(train), -1).astype(np.float64)
+    rows = images.reshape(len(images), -1) - train.mean(0)
+    centred = train - train.mean(0)
+    if centred.shape[1] <= len(centred):
+        _, vectors = np.linalg.eigh(centred.T @ centred)
+        vectors = vectors[:, ::-1]
+    else:  # fewer images than dimensions: the small side of the same decomposition
+        squares, left = np.linalg.eigh(centred @ centred.T)
+        vectors = centred.T @ left[:, :0:-1] / np.sqrt(squares[:0:-1])
+    explained = ((rows @ vectors) ** 2).mean(0)
+    errors = (rows**2).mean(0).sum() - np.concatenate([[0], np.cumsum(explained)])
+    return np.maximum(errors, 0.0) / rows.shape[1]
+
+
+def on_images(config, data, network, sampler, draw_noise, evaluation_key):
+    section, num_steps = config.evaluation, config.objective.num_steps
+    plots.check()
+    check_counts(
+        "evaluation",
+        section,
+        num_examples=2,  # a covariance's
+        chunk_size=1,
+        num_shown=1,
+        num_inverted=1,
+        num_iterations=1,
+        num_long_run=1,
+    )
+    if section.jacobian not in ("identity", "autodiff"):
+        raise ValueError(
+            "evaluation.jacobian must be 'identity' or 'autodiff', got"
+            f" {section.jacobian!r}"
+        )
+    shape = data.image_shape
+    problems = _inverse_problems(shape)
+    judge = make_judge(data, section.num_examples, section.classifier_steps)
+    train, held_out = judge.train, judge.held_out
+    foreign = load_foreign(evaluation_key, config, train)
+
+    @functools.cache
+    def pca_errors():
+        return _pca_errors(train, held_out[: section.num_inverted])
+
+    def bind(params):
+        return functools.partial(network.apply, params)
+
+    def generator(params):
+        return samplers.chain_generator(
+            sampler, bind(params), num_steps, jacobian=section.jacobian
+        )
+
+    @jax.jit
+    def energies_of(params, x):
+        return jax.vmap(bind(params))(x)
+
+    def energies_in_chunks(params, x):
+        bound = functools.partial(energies_of, params)
+        return in_chunks(bound, x, section.chunk_size)
+
+    def sample(params, key):
+        """Samples `[n, *shape]` of whole chunks, and the chains' gradient norm."""
+        samples, norms = [], []
+        num = max(section.num_samples, section.num_shown)
+        for chunk in range(-(-num // section.chunk_size)):
+            start_key, chain_key = jax.random.split(jax.random.fold_in(key, chunk))
+            z = draw_noise(start_key, (section.chunk_size, *shape))
+            state, info = samplers.sample_chains(
+                sampler, bind(params), chain_key, z, num_steps, collect=None
+            )
+            samples.append(np.asarray(state.position))
+            norms.append(float(info.gradient_norm.mean()))
+        return np.concatenate(samples), float(np.mean(norms))
+
+    def follow(params, key, num, length, parts):
+        """Positions of chains from noise, `[parts + 1, num, *shape]`, evenly spaced."""
+        start_key, chain_key = jax.random.split(key)
+        z = draw_noise(start_key, (num, *shape))
+        thin = max(length // parts, 1)
+        _, (positions, infos) = samplers.sample_chains(
+            sampler,
+            bind(params),
+            chain_key,
+            z,
+            length,
+            thin=thin,
+            collect=lambda state, info: (state.position, info),
+        )
+        return np.concatenate([z[None], positions]), infos, thin
+
+    @jax.jit
+    def interpolate(params, key):
+        """Rows of `rho z1 + sqrt(1 - rho^2) z2`, which keeps the start's variance."""
+        start_key, chain_key = jax.random.split(key)
+        generate = generator(params)
+
+        def row(key, pair):
+            # One key for a whole row: its images differ by their beginnings alone.
+            one = lambda rho: rho * pair[0] + jnp.sqrt(1 - rho**2) * pair[1]  # noqa: E731
+            return jax.vmap(lambda rho: generate(key, one(rho)))(jnp.linspace(1, 0, 10))
+
+        pairs = draw_noise(start_key, (8, 2, *shape))
+        return jax.vmap(row)(jax.random.split(chain_key, 8), pairs)
+
+    @functools.partial(jax.jit, static_argnames="name")
+    def invert(params, key, images, name):
+        """Images whose chains agree with what is seen, and the loss on the way."""
+        start_key, chain_key = jax.random.split(key)
+        problem, generate = problems[name], generator(params)
+        z, losses = samplers.invert_chain(
+            generate,
+            chain_key,
+            draw_noise(start_key, images.shape),
+            jax.vmap(problem.observe)(images),
+            num_iterations=section.num_iterations,
+            step_size=problem.scale * section.iteration_step,
+            observe=problem.observe,
+        )
+        return jax.vmap(generate)(jax.random.split(chain_key, len(z)), z), losses
+
+    def solve(params, key, directory):
+        """Every inverse problem on held-out images: pictures and squared errors."""
+        images = held_out[: section.num_inverted]
+        scalars, curves = {}, {}
+        for name, problem in problems.items():
+            found, losses = map(np.asarray, invert(params, key, images, name))
+            found = found.clip(-1, 1)
+            curves[name] = {name: (np.arange(len(losses)), losses.mean(1))}
+            judged = problem.is_judged
+            scalars[f"{name}_mse"] = ((found - images) ** 2)[:, judged].mean()
+            # What it would be to answer with the mean of the data.
+            scalars[f"{name}_mse_of_mean_image"] = ((train.mean(0) - images) ** 2)[
+                :, judged
+            ].mean()
+            seen = np.stack([problem.show(x) for x in images[:16]])
+            panels = {"seen": seen, name.replace("_", "-"): found[:16]}
+            panels |= {"truth": images[:16]} if name != "reconstruction" else {}
+            plots.image_panels(directory / f"{name}.png", panels, columns=16)
+        plots.curves(directory / "inversion.png", curves, x_label="iteration")
+        # A latent has as many dimensions as an image, and a PCA of as many is exact:
+        # the lowest rank at which a PCA errs no more says how good this is.
+        pca, num_dims = pca_errors(), images[0].size
+        is_exact = len(pca) == num_dims + 1
+        scalars["reconstruction_mse_of_pca_of_equal_rank"] = (
+            pca[-1] if is_exact else 0.0
+        )
+        is_as_good = pca <= scalars["reconstruction_mse"]
+        rank = int(np.argmax(is_as_good)) if is_as_good.any() else num_dims
+        scalars["reconstruction_equivalent_pca_rank"] = rank
+        return scalars
+
+    def evaluate(state, key, directory):
+        params = evaluated_params(state)["energy"]
+        sample_key, strip_key, row_key, invert_key, long_key = jax.random.split(key, 5)
+        energies = functools.partial(energies_in_chunks, params)
+        samples, norm = sample(params, sample_key)
+        energy_data, energy_model = energies(held_out).mean(), energies(samples).mean()
+        scalars = {
+            "energy_data": energy_data,
+            "energy_model": energy_model,
+            "energy_difference": energy_data - energy_model,
+            "gradient_norm": norm,
+            "gradient_norm_times_steps": num_steps * norm,
+            "samples_abs_max": np.abs(samples).max(),
+        }
+        plots.image_grid(
+            directory / "samples.png",
+            samples[: section.num_shown],
+            columns=int(np.ceil(section.num_shown**0.5)),
+            title=f"samples after {num_steps} moves from noise",
+        )
+        strips, _, thin = follow(params, strip_key, 8, num_steps, 10)
+        plots.image_grid(
+            directory / "chain.png",
+            strips.swapaxes(0, 1).reshape(-1, *shape),
+            columns=len(strips),
+            title=f"eight chains, every {thin} moves from noise",
+        )
+        plots.image_grid(
+            directory / "interpolation.png",
+            np.asarray(interpolate(params, row_key)).reshape(-1, *shape),
+            columns=10,
+            title="rho z1 + sqrt(1 - rho^2) z2, rho from 1 to 0",
+        )
+        scalars |= solve(params, invert_key, directory)
+        if section.long_run_steps:
+            # Far beyond K: still images if learning converged, saturated if it did not.
+            strips, infos, thin = follow(
+                params, long_key, section.num_long_run, section.long_run_steps, 10
+            )
+            plots.image_grid(
+                directory / "long_run.png",
+                strips[:, :8].swapaxes(0, 1).reshape(-1, *shape),
+                columns=len(strips),
+                title=f"eight chains, every {thin} moves from noise",
+            )
+            scalars |= {
+                "long_run_energy": float(infos.energy[-1].mean()),
+                "long_run_abs_max": np.abs(strips[-1]).max(),
+                # Outside of the data's range, as next to nothing is after K moves.
+                "long_run_saturated_share": (np.abs(strips[-1]) > 1.1).mean(),
+            }
+        scalars |= area_under_roc(energies, held_out, foreign)
+        if section.classifier_steps and section.num_samples:
+            drawn = {"samples": samples[: section.num_samples].clip(-1, 1)}
+            scalars |= record_table(directory / "quality.md", judge.table(drawn))
+            scalars["classifier_accuracy"] = judge.accuracy()
+        return scalars
+
+    return evaluate

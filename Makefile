@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 BENCH_WORKDIR ?= runs/bench
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test test-slow lint types wheel bench clean
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m experiments.short_run --workdir=$(WORKDIR)
@@ -22,9 +22,15 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+types: $(VENV)/dev
+	$(BIN)/mypy
+
+wheel: $(VENV)/dev
+	$(BIN)/python -m build
+
 bench: $(VENV)/dev
-	$(BIN)/python -m experiments.sampler_throughput --workdir=$(BENCH_WORKDIR) \
-		$(if $(SMALL),--config=experiments/sampler_throughput.py:small)
+	$(BIN)/python -m experiments.throughput --workdir=$(BENCH_WORKDIR) \
+		$(if $(SMALL),--config=small)
 
 # A file in the environment says that an installation is complete.
 $(VENV)/created:
@@ -32,11 +38,11 @@ $(VENV)/created:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/runtime: requirements.txt $(VENV)/created
+$(VENV)/runtime: requirements.txt pyproject.toml $(VENV)/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/dev: requirements-dev.txt requirements.txt $(VENV)/created
+$(VENV)/dev: requirements-dev.txt requirements.txt pyproject.toml $(VENV)/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@ $(VENV)/runtime
 

@@ -1,9 +1,10 @@
-"""Energy-based models in JAX: energies, samplers, objectives, training.
+"""Energy-based models in JAX: energies, samplers, objectives and training.
 
-Pure functions throughout: nothing here touches a disk, a flag or a clock.
+All functions are pure: nothing here uses a disk, a flag or a clock.
 """
 
 from ebmjax import (
+    checks,
     counter_prng,
     diffusions,
     energies,
@@ -18,6 +19,7 @@ from ebmjax import (
 )
 
 __all__ = [
+    "checks",
     "counter_prng",
     "diffusions",
     "energies",

@@ -1,16 +1,28 @@
-"""Checks of arguments: errors that name the argument, the rule and the value."""
+"""Checks of arguments, whose errors name the argument, the rule and the value."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
+from numpy.typing import ArrayLike
 
-from ebmjax.types import Array, EnergyFn, Key
+from ebmjax.types import Array, EnergyFn, Key, TimedScoreFn
+
+__all__ = [
+    "check_chains",
+    "check_count",
+    "check_number",
+    "check_path",
+    "check_values",
+    "scalar_energy",
+    "shaped_score",
+]
 
 
-def check_number(name: str, value, *, positive: bool) -> None:
-    """Raises unless `value` is above 0 (or at least 0); traced values pass."""
+def check_number(name: str, value: float | Array, *, positive: bool) -> None:
+    """Raises unless `value` is positive, or not negative; traced values pass."""
     if isinstance(value, jax.core.Tracer):
         return
     if positive and not value > 0:
@@ -19,8 +31,8 @@ def check_number(name: str, value, *, positive: bool) -> None:
         raise ValueError(f"{name} must not be negative, got {value}")
 
 
-def check_path(name: str, values) -> np.ndarray:
-    """A way from 0, which is not on it, to 1, which is: `[n]`, increasing."""
+def check_path(name: str, values: ArrayLike) -> np.ndarray:
+    """Returns `values` as `[n]`, or raises unless they increase from above 0 to 1."""
     found = np.asarray(values, float)
     is_increasing = found.ndim == 1 and found.size and (np.diff(found) > 0).all()
     if not is_increasing or not found[0] > 0 or found[-1] != 1:
@@ -30,7 +42,7 @@ def check_path(name: str, values) -> np.ndarray:
     return found
 
 
-def check_count(name: str, value, least: int) -> None:
+def check_count(name: str, value: object, least: int) -> None:
     """Raises unless `value` is a whole number of at least `least`."""
     if not isinstance(value, int | np.integer) or value < least:
         raise ValueError(
@@ -38,8 +50,8 @@ def check_count(name: str, value, least: int) -> None:
         )
 
 
-def check_values(values, dtype) -> None:
-    """Raises unless they are two different numbers that this dtype can hold."""
+def check_values(values: Sequence[float], dtype: DTypeLike) -> None:
+    """Raises unless these are two different numbers that the dtype can represent."""
     found = tuple(values)
     if len(found) != 2 or found[0] == found[1]:
         raise ValueError(f"values must be two different numbers, got {found}")
@@ -49,7 +61,11 @@ def check_values(values, dtype) -> None:
 
 
 def check_chains(key: Key, x: Array) -> Array:
-    """Raises unless these are a typed key and `[chains, *event]`, which it returns."""
+    """Returns `x` as an array, or raises unless it and `key` are as in `sample_chains`.
+
+    `x` must be floating-point `[chains, *event]` with at least one chain, and `key` a
+    typed key.
+    """
     key_type = getattr(key, "dtype", type(key))
     x = jnp.asarray(x)
     if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -66,9 +82,9 @@ def check_chains(key: Key, x: Array) -> Array:
 
 
 def scalar_energy(energy_fn: EnergyFn) -> EnergyFn:
-    """The same energy, which raises where it is no scalar."""
+    """Returns the same energy, which raises if its value is not a scalar."""
 
-    def checked(x):
+    def checked(x: Array) -> Array:
         energy = energy_fn(x)
         if jnp.shape(energy) != ():
             raise ValueError(
@@ -80,10 +96,10 @@ def scalar_energy(energy_fn: EnergyFn) -> EnergyFn:
     return checked
 
 
-def shaped_score(score_fn: Callable[[Array, Array], Array]):
-    """The same score of `(x, time)`, which raises where it has another shape than x."""
+def shaped_score(score_fn: TimedScoreFn) -> TimedScoreFn:
+    """Returns the same score, which raises if its value has another shape than `x`."""
 
-    def checked(x, time):
+    def checked(x: Array, time: Array) -> Array:
         score = score_fn(x, time)
         if jnp.shape(score) != x.shape:
             raise ValueError(

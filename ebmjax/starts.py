@@ -1,16 +1,16 @@
-"""Where training's chains begin. Choosing a start chooses the method.
+"""Initial positions of the chains of training, whose choice makes the method.
 
-`noise` gives short-run learning, `data` contrastive divergence (CD-k), `replay`
-persistent contrastive divergence with a replay buffer.
+`noise` gives short-run learning (https://arxiv.org/abs/1904.09770), `data` contrastive
+divergence (CD-k, Hinton 2002), and `replay` persistent contrastive divergence (PCD,
+Tieleman 2008) with a replay buffer (https://arxiv.org/abs/1903.08689).
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ebmjax.types import Array, Key
+from ebmjax.types import Array, DrawNoise, Key, StartDraw, StartInit, StartWrite
 
 __all__ = ["Start", "data", "noise", "replay"]
 
@@ -19,28 +19,37 @@ class Start(NamedTuple):
     """Three functions on a memory of past chains.
 
     Attributes:
-      init: `init(key) -> memory`; `()` where nothing is remembered.
-      draw: `draw(key, memory, batch) -> (x, slots)`: as many beginnings as the batch
-        has examples, and where in the memory they came from.
-      write: `write(memory, slots, x) -> memory`: stores the chains' ends.
+      init: `init(key) -> memory`, where the memory is `()` if nothing is remembered.
+      draw: `draw(key, memory, batch) -> (x, slots)`. `x` is as many initial positions
+        as the batch has examples, `[n, *event]`, in units of x, and `slots` is the
+        places in the memory from which they came.
+      write: `write(memory, slots, x) -> memory`, which stores the chains' final
+        positions.
     """
 
-    init: Callable[[Key], Any]
-    draw: Callable[[Key, Any, Array], tuple[Array, Any]]
-    write: Callable[[Any, Any, Array], Any]
+    init: StartInit
+    draw: StartDraw
+    write: StartWrite
 
 
-def _forget(memory, slots, x):
+def _forget(memory: Any, slots: Any, x: Array) -> Any:
     del slots, x
     return memory
 
 
-def noise(draw_noise: Callable[[Key, tuple[int, ...]], Array]) -> Start:
-    """Every chain begins at fresh noise: short-run learning.
+def noise(draw_noise: DrawNoise) -> Start:
+    """Returns a start at fresh noise for every chain, as in short-run learning.
 
     Args:
-      draw_noise: `draw_noise(key, shape) -> x`, for instance `jax.random.normal`;
+      draw_noise: `draw_noise(key, shape) -> x`, for instance `jax.random.normal`; it is
         called with the batch's shape `[n, *event]`.
+
+    Returns:
+      A `Start` without a memory.
+
+    Source:
+      Nijkamp, Hill, Zhu & Wu (2019), "Learning non-convergent non-persistent short-run
+      MCMC toward energy-based model", https://arxiv.org/abs/1904.09770.
     """
     return Start(
         init=lambda key: (),
@@ -50,7 +59,15 @@ def noise(draw_noise: Callable[[Key, tuple[int, ...]], Array]) -> Start:
 
 
 def data() -> Start:
-    """Chains begin at the batch itself, data noise included: contrastive divergence."""
+    """Returns a start at the batch itself, data noise included, as in CD-k.
+
+    Returns:
+      A `Start` without a memory.
+
+    Source:
+      Hinton (2002), "Training products of experts by minimizing contrastive
+      divergence", Neural Computation 14.
+    """
     return Start(
         init=lambda key: (),
         draw=lambda key, memory, batch: (batch, ()),
@@ -59,28 +76,39 @@ def data() -> Start:
 
 
 def replay(
-    draw_noise: Callable[[Key, tuple[int, ...]], Array],
+    draw_noise: DrawNoise,
     *,
     event_shape: tuple[int, ...],
     capacity: int,
     reinit_prob: float,
 ) -> Start:
-    """Chains go on from a replay buffer: persistent contrastive divergence.
+    """Returns a start from a replay buffer, as in persistent CD (PCD).
 
-    The memory is an array `[capacity, *event]`, one on every device, filled with noise
-    at first. Each draw takes distinct slots uniformly; each drawn chain begins at fresh
-    noise instead with `reinit_prob`. A chain's end goes back to the slot it came from.
+    The memory is an array `[capacity, *event]`, one on every device, which is filled
+    with noise at first. Each draw takes distinct slots uniformly. With `reinit_prob`, a
+    drawn chain begins at fresh noise instead. The chain's final position is written to
+    the slot from which the chain came.
 
     Args:
-      draw_noise: As for `noise`.
+      draw_noise: `draw_noise(key, shape) -> x`, as for `noise`.
       event_shape: Shape of one example.
-      capacity: Chains remembered on each device.
-      reinit_prob: Probability, per chain and draw, of beginning anew. 0 never does: a
-        persistent chain.
+      capacity: Number of chains remembered on each device.
+      reinit_prob: Probability, per chain and draw, of starting anew. With 0 the chains
+        are persistent and never start anew.
+
+    Returns:
+      A `Start` whose memory is the buffer.
 
     Raises:
-      ValueError: If `capacity` is not positive or `reinit_prob` is not in [0, 1]; when
-        a batch is larger than the capacity or its examples have another shape.
+      ValueError: If `capacity` is not positive or `reinit_prob` is not in [0, 1]. At
+        trace, if a batch is larger than the capacity or its examples have another
+        shape.
+
+    Source:
+      Tieleman (2008), "Training restricted Boltzmann machines using approximations to
+      the likelihood gradient", ICML. The buffer: Du & Mordatch (2019), "Implicit
+      generation and modeling with energy-based models",
+      https://arxiv.org/abs/1903.08689.
     """
     if capacity < 1:
         raise ValueError(f"capacity must be at least 1, got {capacity}")
@@ -88,10 +116,10 @@ def replay(
         raise ValueError(f"reinit_prob must be in [0, 1], got {reinit_prob}")
     event_shape = tuple(event_shape)
 
-    def init(key):
+    def init(key: Key) -> Array:
         return draw_noise(key, (capacity, *event_shape))
 
-    def draw(key, memory, batch):
+    def draw(key: Key, memory: Array, batch: Array) -> tuple[Array, Array]:
         num_chains = batch.shape[0]
         if num_chains > capacity:
             raise ValueError(
@@ -109,7 +137,7 @@ def replay(
         is_fresh = is_fresh.reshape(num_chains, *[1] * len(event_shape))
         return jnp.where(is_fresh, fresh, memory[slots]), slots
 
-    def write(memory, slots, x):
+    def write(memory: Array, slots: Array, x: Array) -> Array:
         return memory.at[slots].set(x.astype(memory.dtype))
 
     return Start(init, draw, write)

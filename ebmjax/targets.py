@@ -1,22 +1,24 @@
-"""Toy densities: exact draws, and the exact energy.
+"""Toy densities with exact draws and the exact energy.
 
-Each factory returns a `Target` whose draws and whose energy are of one and the same
-law. The energies are minus log densities, in nats, and their log partition function is
-0, but for those of the models `gaussian_bernoulli_rbm` and `ica`, which have one of
-their own. All are two-dimensional but for these and `gaussian_mixture`, which takes any
+The draws and the energy of a `Target` belong to the same law. Energies are minus log
+densities, in nats, with log partition function 0. The exceptions are the models
+`gaussian_bernoulli_rbm` and `ica`, which have log partition functions of their own. All
+targets are two-dimensional except these two and `gaussian_mixture`, which takes any
 event.
 
-The defaults are the field's usual ones, in the units of those who made them usual: the
-targets are of different widths, so to compare methods on several, state the numbers.
+The defaults are the usual ones, in the units of the papers that introduced them. The
+targets have different widths, so state the numbers when you compare methods on several
+of them.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ebmjax import energies
 from ebmjax.types import Array, EnergyFn, Key
@@ -36,20 +38,28 @@ __all__ = [
 
 
 class Target(NamedTuple):
-    """A distribution to learn or to sample.
+    """Distribution to learn or to sample.
 
     Attributes:
-      sample: `sample(key, num) -> [num, *event]`, independent exact draws. `num` is a
-        Python integer: under `jit` it is a static argument.
-      energy_fn: `energy_fn(x) -> []` for one example `[*event]`, in nats; None where it
-        is not known. Computed in float32, or in float64 for an `x` of that type.
-      log_partition: Log of the integral of `exp(-energy_fn)`; None where it is not
-        known, 0.0 for a normalised energy.
+      sample: `sample(key, num) -> [num, *event]`, independent exact draws in units of
+        x. `num` is a Python integer: under `jit` it is a static argument.
+      energy_fn: `energy_fn(x) -> []` for one example `[*event]`, in nats; None if it is
+        not known. It is computed in float32, or in float64 for an `x` of that type.
+      log_partition: Log of the integral of `exp(-energy_fn)`, a number in nats; None if
+        it is not known, and 0.0 for a normalised energy.
+      modes: Centres of the parts, `[m, *event]` in float64 and in units of x, if the
+        parts are around points; otherwise None.
+      mode_of: `mode_of(x) -> []`, the index of the part to which one example `[*event]`
+        belongs; None if the distribution has no parts. The index is an integer from 0
+        to the number of parts minus 1. If there are modes, it is the index of a row of
+        `modes`.
     """
 
     sample: Callable[[Key, int], Array]
     energy_fn: EnergyFn | None
     log_partition: float | None
+    modes: np.ndarray | None = None
+    mode_of: Callable[[Array], Array] | None = None
 
 
 def _check_positive(name: str, value: float) -> None:
@@ -57,8 +67,8 @@ def _check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
-def _probabilities(weights: Sequence[float] | None, num: int, noun: str) -> np.ndarray:
-    """Weights that sum to one, equal if None."""
+def _probabilities(weights: ArrayLike | None, num: int, noun: str) -> np.ndarray:
+    """Returns weights that sum to one, equal if None."""
     weights = np.ones(num) if weights is None else np.asarray(weights, np.float64)
     if weights.shape != (num,):
         raise ValueError(
@@ -70,40 +80,41 @@ def _probabilities(weights: Sequence[float] | None, num: int, noun: str) -> np.n
     return weights / weights.sum()
 
 
-def _example(x: Array, event_shape: tuple[int, ...]) -> Array:
-    """One example, in float32 at least: integers would round what they meet."""
+def _example(
+    x: Array, event_shape: tuple[int, ...], function: str = "energy_fn"
+) -> Array:
+    """Returns one example, in float32 at least, because integers would be rounded."""
     x = jnp.asarray(x)
     if x.shape != event_shape:
         raise ValueError(
-            f"energy_fn takes one example of shape {event_shape}, got {x.shape};"
+            f"{function} takes one example of shape {event_shape}, got {x.shape};"
             " use jax.vmap for a batch"
         )
     return x.astype(jnp.result_type(x, jnp.float32))
 
 
 def gaussian_mixture(
-    *, means: Array, std: float, weights: Sequence[float] | None = None
+    *, means: ArrayLike, std: float, weights: ArrayLike | None = None
 ) -> Target:
-    """Normal distributions of one width, equal in all directions, around some means.
+    """Returns a mixture of normal distributions of one width, equal in all directions.
 
-    `p(x) = sum_k weights[k] N(x; means[k], std^2)`. The energy is that of
-    `energies.gaussian_mixture`, which takes any precisions and trainable parameters
-    but cannot be drawn from.
-
-    At a mean far from the others the energy is `-log weights[k]` plus, for each
-    dimension, `log(2 pi std^2) / 2`.
+    The density is `p(x) = sum_k weights[k] N(x; means[k], std^2)`. The energy is that
+    of `energies.gaussian_mixture`, which takes any precisions and trainable parameters
+    but has no sampler. At a mean far from the others the energy is `-log weights[k]`
+    plus, for each dimension, `log(2 pi std^2) / 2`.
 
     Args:
-      means: `[K, *event]`.
+      means: Means of the components, `[K, *event]`.
       std: Standard deviation in each direction, in units of x. It is not a precision.
-      weights: K positive numbers, scaled here to sum to one; equal by default.
+      weights: K positive numbers, which are scaled to sum to one; equal by default.
 
     Returns:
-      A `Target` on events of the means' shape.
+      A `Target` on events of the means' shape. Its modes are the means, and an example
+      belongs to the mean that is nearest, whatever the weights.
 
     Raises:
-      ValueError: If `std` or a weight is not positive and finite, if the weights are
-        not as many as the means, or if there is no mean or one is not finite.
+      ValueError: If `std` or a weight is not positive and finite, if there are not as
+        many weights as means, or if there is no mean or one is not finite.
     """
     means = np.asarray(means, np.float64)
     if means.ndim == 0 or means.size == 0 or not np.all(np.isfinite(means)):
@@ -120,37 +131,44 @@ def gaussian_mixture(
         "log_weights": np.log(weights),
     }
 
-    def sample(key, num):
+    def sample(key: Key, num: int) -> Array:
         mode_key, noise_key = jax.random.split(key)
         modes = jax.random.choice(mode_key, num_modes, (num,), p=jnp.asarray(weights))
         noise = jax.random.normal(noise_key, (num, *event_shape))
         return jnp.asarray(means)[modes] + std * noise
 
-    def energy_fn(x):
+    def energy_fn(x: Array) -> Array:
         x = _example(x, event_shape)
         cast = {name: jnp.asarray(value, x.dtype) for name, value in params.items()}
         return energies.gaussian_mixture(cast, x)
 
-    return Target(sample, energy_fn, 0.0)
+    def mode_of(x: Array) -> Array:
+        x = _example(x, event_shape, "mode_of")
+        differences = (x - jnp.asarray(means, x.dtype)).reshape(num_modes, -1)
+        return jnp.argmin(jnp.sum(differences**2, axis=1))
+
+    return Target(sample, energy_fn, 0.0, means, mode_of)
 
 
 def eight_gaussians(
     *, radius: float = math.sqrt(2.0), std: float = 0.02 / math.sqrt(2.0)
 ) -> Target:
-    """Eight equal normal distributions around a circle, the first on the x-axis.
+    """Returns eight equal normal distributions around a circle.
 
-    The centres are at `radius * (cos, sin)` of the multiples of 45 degrees. At a centre
-    the energy is `log 8 + log(2 pi std^2)` where the others are far: -4.60 with the
-    defaults, whose centres are 76 standard deviations apart.
+    The centres are at `radius * (cos, sin)` of the multiples of 45 degrees, the first
+    on the x-axis. At a centre the energy is `log 8 + log(2 pi std^2)` if the others are
+    far: -4.60 with the defaults, whose centres are 76 standard deviations apart.
 
-    The same name means three things in the field. The defaults are the set of WGAN-GP,
-    a radius of 2 and a standard deviation of 0.02 divided by 1.414. FFJORD's is
-    `radius=2.83, std=0.354`, and Nijkamp et al. (2020) use `radius=1, std=0.15`: its
-    neighbours are five standard deviations apart, so that a chain can cross.
+    The name has three meanings in the literature. The defaults are the set of WGAN-GP
+    (https://arxiv.org/abs/1704.00028), a radius of 2 and a standard deviation of 0.02
+    divided by 1.414. FFJORD (https://arxiv.org/abs/1810.01367) has
+    `radius=2.83, std=0.354`. Nijkamp et al. (2020, https://arxiv.org/abs/1903.12370)
+    use `radius=1, std=0.15`, in which neighbours are five standard deviations apart, so
+    that a chain can cross.
 
     Args:
-      radius: Distance of the centres from the origin.
-      std: Standard deviation in each direction.
+      radius: Distance of the centres from the origin, in units of x.
+      std: Standard deviation in each direction, in units of x.
 
     Returns:
       A `Target` on events of shape `(2,)`.
@@ -166,18 +184,18 @@ def eight_gaussians(
 def twenty_five_gaussians(
     *, spacing: float = 1 / math.sqrt(2.0), std: float = 0.05 / math.sqrt(8.0)
 ) -> Target:
-    """A five by five grid of equal normal distributions, centred on the origin.
+    """Returns a five by five grid of equal normal distributions around the origin.
 
-    At a centre the energy is `log 25 + log(2 pi std^2)` where the others are far: -3.01
+    At a centre the energy is `log 25 + log(2 pi std^2)` if the others are far: -3.01
     with the defaults, whose neighbours are 40 standard deviations apart. The variance
-    of a draw is `2 * spacing^2 + std^2` in each coordinate: about 1.
+    of a draw is `2 * spacing^2 + std^2` in each coordinate, which is about 1.
 
-    The defaults are the set of WGAN-GP, a spacing of 2 and a standard deviation of 0.05
-    divided by 2.828.
+    The defaults are the set of WGAN-GP (https://arxiv.org/abs/1704.00028), a spacing of
+    2 and a standard deviation of 0.05 divided by 2.828.
 
     Args:
-      spacing: Distance between neighbouring centres.
-      std: Standard deviation in each direction.
+      spacing: Distance between neighbouring centres, in units of x.
+      std: Standard deviation in each direction, in units of x.
 
     Returns:
       A `Target` on events of shape `(2,)`.
@@ -193,41 +211,44 @@ def twenty_five_gaussians(
 
 def rings(
     *,
-    radii: Sequence[float] = (1.0, 2.0, 3.0, 4.0),
+    radii: ArrayLike = (1.0, 2.0, 3.0, 4.0),
     std: float = 0.15,
-    weights: Sequence[float] | None = None,
+    weights: ArrayLike | None = None,
 ) -> Target:
-    r"""Circles around the origin, each convolved with a two-dimensional normal.
+    """Returns circles around the origin, each convolved with a two-dimensional normal.
 
     A draw is uniform on the circle of one of the radii, plus `std` times a standard
-    normal in the plane, and at distance r from the origin
+    normal in the plane. At distance r from the origin the density is
 
         p(x) = sum_k weights[k] / (2 pi std^2)
                * exp(-(r - R_k)^2 / (2 std^2)) * i0e(r R_k / std^2)
 
-    with `i0e(z) = exp(-z) I_0(z)`, the scaled Bessel function. On a thin ring far
-    from the others the energy is `log(2 pi R) + log(2 pi std^2) / 2 - log weights[k]`,
-    its circumference times the width of a normal, within `(std / R)^2 / 8`.
+    with `i0e(z) = exp(-z) I_0(z)`, the scaled Bessel function. On a thin ring far from
+    the others the energy is `log(2 pi R) + log(2 pi std^2) / 2 - log weights[k]`,
+    within `(std / R)^2 / 8`. That is the log of the ring's circumference times the
+    width of a normal.
 
     It is not the density whose radius is normal around R: that one has the factor 1 / r
-    and is infinite at the origin; on a ring the two differ by order `std / R`. Rings of
-    equal weight are equally probable, so the outer ones are the fainter.
+    and is infinite at the origin. On a ring the two differ by order `std / R`. Rings of
+    equal weight are equally probable, so the outer ones have a smaller density.
 
     Args:
-      radii: One number for each ring, none negative; a ring of radius 0 is a normal
-        distribution. The default and that of `std` are those of Nijkamp et al. (2020).
-      std: Standard deviation of the normal in each of the two directions.
-      weights: One positive number for each ring, scaled here to sum to one; equal by
-        default, whatever the radii.
+      radii: One number for each ring, none negative, in units of x; a ring of radius 0
+        is a normal distribution. The defaults of `radii` and `std` are those of Nijkamp
+        et al. (2020), https://arxiv.org/abs/1903.12370.
+      std: Standard deviation of the normal in each of the two directions, in units of
+        x.
+      weights: One positive number for each ring; they are scaled to sum to one. Equal
+        by default, whatever the radii.
 
     Returns:
-      A `Target` on events of shape `(2,)`. The energy is smooth everywhere, with its
-      right derivatives at the origin too.
+      A `Target` on events of shape `(2,)`. The energy is smooth everywhere, with the
+      right derivatives at the origin too. An example belongs to the ring whose radius
+      is nearest to its distance from the origin.
 
     Raises:
       ValueError: If a radius is negative or not finite or there is none, if `std` or a
-        weight is not positive and finite, or if the weights are not as many as the
-        radii.
+        weight is not positive and finite, or if there are not as many weights as radii.
     """
     radii = np.asarray(radii, np.float64)
     is_allowed = np.all((radii >= 0) & (radii < np.inf))
@@ -238,18 +259,18 @@ def rings(
     weights = _probabilities(weights, num_rings, "radii")
     log_weights = np.log(weights)
 
-    def sample(key, num):
+    def sample(key: Key, num: int) -> Array:
         ring_key, angle_key, noise_key = jax.random.split(key, 3)
         ring = jax.random.choice(ring_key, num_rings, (num,), p=jnp.asarray(weights))
         angle = jax.random.uniform(angle_key, (num,), maxval=2 * math.pi)
         noise = jax.random.normal(noise_key, (num, 2))
         return jnp.asarray(radii)[ring][:, None] * _circle(angle) + std * noise
 
-    def energy_fn(x):
+    def energy_fn(x: Array) -> Array:
         x = _example(x, (2,)) / std
         squared = jnp.sum(x**2)
 
-        def log_density(radius, log_weight):
+        def log_density(radius: Array, log_weight: Array) -> Array:
             z_squared = squared * radius**2
             is_near = z_squared < 4
             # The distance has no derivative at the origin, its square has: near it, and
@@ -272,36 +293,45 @@ def rings(
         )
         return math.log(2 * math.pi * std**2) - jax.nn.logsumexp(terms)
 
-    return Target(sample, energy_fn, 0.0)
+    def mode_of(x: Array) -> Array:
+        x = _example(x, (2,), "mode_of")
+        distance = jnp.sqrt(jnp.sum(x**2))
+        return jnp.argmin(jnp.abs(distance - jnp.asarray(radii, x.dtype)))
+
+    return Target(sample, energy_fn, 0.0, mode_of=mode_of)
 
 
-def _circle(angle, xp=jnp):
-    """The point of the unit circle at an angle: `[...] -> [..., 2]`."""
+def _circle(angle: Any, xp: Any = jnp) -> Any:
+    """Returns the point of the unit circle at an angle, `[...] -> [..., 2]`."""
     return xp.stack([xp.cos(angle), xp.sin(angle)], axis=-1)
 
 
 def _quadrature(
-    position: Callable, interval: tuple[float, float], curvature: float, std: float
+    position: Callable[[np.ndarray, Any], np.ndarray],
+    interval: tuple[float, float],
+    curvature: float,
+    std: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""Points on a curve and weights: a mixture equal to the curve's convolution.
+    """Returns points and weights of a mixture equal to a curve's convolution.
 
-    Replaces the integral of `N(x; position(t), std^2)`, t uniform in the interval, by
-    Gauss-Legendre sums of 16 nodes in panels of equal length along the curve. Along the
-    curve the integrand is a bump of standard deviation `std / sqrt(1 + d * curvature)`
-    at least, d being the distance of x. For a normal bump of standard deviation w and
-    n nodes the remainder of Gauss-Legendre over a panel of length L is at most
+    The integral of `N(x; position(t), std^2)`, with t uniform in the interval, is
+    replaced by Gauss-Legendre sums of 16 nodes in panels of equal length along the
+    curve. Along the curve the integrand is a bump of standard deviation at least
+    `std / sqrt(1 + d * curvature)`, where d is the distance of x. For a normal bump of
+    standard deviation w and n nodes, the remainder of Gauss-Legendre over a panel of
+    length L is at most
 
         (L / w)^(2n + 1) (n!)^3 / ((2n + 1) (2n)!^2 2^n sqrt(2 pi))
 
-    times the integral: 2e-8 for n = 16 and L = 8 w. So with d up to `16 * std`, where
-    the energy is 128 nats above the ridge and a step of float32 is 1.5e-5, the sum is
-    exact to rounding. Farther out it is still a mixture of normals on the curve: the
-    energy is off by a small fraction of itself.
+    times the integral, which is 2e-8 for n = 16 and L = 8 w. For d up to `16 * std`,
+    where the energy is 128 nats above the ridge and a step of float32 is 1.5e-5, the
+    sum is therefore exact to rounding. Farther out it is still a mixture of normals on
+    the curve, and the energy is wrong by a small fraction of itself.
 
     Args:
       position: `position(t, xp) -> [..., 2]`, with `xp` numpy or jax.numpy.
       interval: The ends of t.
-      curvature: The largest on the curve, 1 / radius.
+      curvature: The largest curvature, 1 / radius, on the curve.
       std: Standard deviation of the normal.
     """
     fine = np.linspace(*interval, 10_001)
@@ -317,28 +347,29 @@ def _quadrature(
 
 
 def swiss_roll(*, noise_scale: float = 0.25 / 7.5, scale: float = 1 / 7.5) -> Target:
-    """A spiral of one and a half turns, convolved with a two-dimensional normal.
+    """Returns a spiral of one and a half turns, convolved with a normal.
 
-    The spiral is `scale * t * (cos t, sin t)` with t uniform from 1.5 pi to 4.5 pi: the
+    The spiral is `scale * t * (cos t, sin t)` with t uniform from 1.5 pi to 4.5 pi. The
     distance from the origin is uniform from `1.5 pi * scale` to `4.5 pi * scale` (0.63
     to 1.88 with the defaults), so the inner turns are denser than the outer ones. The
-    energy is an integral along the spiral, done by quadrature to the rounding of
-    float32 within 16 noise scales of it.
+    energy is an integral along the spiral. It is computed by quadrature to the rounding
+    of float32 within 16 noise scales of the spiral.
 
-    The defaults are WGAN-GP's: scikit-learn's `make_swiss_roll(noise=0.25)`, columns 0
-    and 2, divided by 7.5. FFJORD's are `noise_scale=0.2, scale=0.2`.
+    The defaults are those of WGAN-GP (https://arxiv.org/abs/1704.00028): scikit-learn's
+    `make_swiss_roll(noise=0.25)`, columns 0 and 2, divided by 7.5. FFJORD's
+    (https://arxiv.org/abs/1810.01367) are `noise_scale=0.2, scale=0.2`.
 
     On the ridge the energy is about `log(3 pi v) + log(2 pi noise_scale^2) / 2`, where
     `v = scale * sqrt(1 + t^2)` is the speed: 0.00 at t = 3 pi with the defaults.
 
     Args:
-      noise_scale: Standard deviation of the noise in each direction, in units of x:
-        after the scaling, unlike the noise that scikit-learn is given.
+      noise_scale: Standard deviation of the noise in each direction, in units of x. The
+        noise is added after the scaling, unlike scikit-learn's.
       scale: Distance from the origin for each radian of t.
 
     Returns:
       A `Target` on events of shape `(2,)`. Its energy is a mixture of about a thousand
-      normals with the defaults, and of as many more as the noise is smaller.
+      normals with the defaults, and of proportionally more if the noise is smaller.
 
     Raises:
       ValueError: If `noise_scale` or `scale` is not positive and finite.
@@ -347,7 +378,7 @@ def swiss_roll(*, noise_scale: float = 0.25 / 7.5, scale: float = 1 / 7.5) -> Ta
     _check_positive("scale", scale)
     start, end = 1.5 * math.pi, 4.5 * math.pi
 
-    def position(t, xp=jnp):
+    def position(t: Any, xp: Any = jnp) -> Any:
         return scale * t[..., None] * _circle(t, xp)
 
     # A spiral is most curved where it begins.
@@ -355,7 +386,7 @@ def swiss_roll(*, noise_scale: float = 0.25 / 7.5, scale: float = 1 / 7.5) -> Ta
     points, weights = _quadrature(position, (start, end), curvature, noise_scale)
     mixture = gaussian_mixture(means=points, std=noise_scale, weights=weights)
 
-    def sample(key, num):
+    def sample(key: Key, num: int) -> Array:
         curve_key, noise_key = jax.random.split(key)
         t = jax.random.uniform(curve_key, (num,), minval=start, maxval=end)
         return position(t) + noise_scale * jax.random.normal(noise_key, (num, 2))
@@ -364,17 +395,18 @@ def swiss_roll(*, noise_scale: float = 0.25 / 7.5, scale: float = 1 / 7.5) -> Ta
 
 
 def two_moons(*, noise_scale: float = 0.1) -> Target:
-    """Two interleaved half circles, convolved with a two-dimensional normal.
+    """Returns two interleaved half circles, convolved with a two-dimensional normal.
 
-    The upper arc is `(cos t, sin t)`, the lower `(1 - cos t, 0.5 - sin t)`, with t
-    uniform from 0 to pi and either arc as probable. The two are each other's half turn
-    about (0.5, 0.25), which is the mean. The energy is an integral along the arcs, done
-    by quadrature to the rounding of float32 within 16 noise scales of them.
+    The upper arc is `(cos t, sin t)` and the lower one `(1 - cos t, 0.5 - sin t)`, with
+    t uniform from 0 to pi. Both arcs are equally probable. Each is the other's half
+    turn about (0.5, 0.25), which is the mean. The energy is an integral along the arcs.
+    It is computed by quadrature to the rounding of float32 within 16 noise scales of
+    them.
 
-    It is scikit-learn's `make_moons(noise=noise_scale)`, with independent draws in
-    place of its even grid on the arcs; FFJORD's is twice that, moved by (-1, -0.2).
-    Both are other densities than the "two moons" of the normalising-flow papers, an
-    energy written down without arcs.
+    The target is scikit-learn's `make_moons(noise=noise_scale)`, with independent draws
+    instead of its even grid on the arcs. FFJORD's (https://arxiv.org/abs/1810.01367) is
+    twice that, moved by (-1, -0.2). Both are other densities than the "two moons" of
+    the papers on normalising flows, which is an energy written down without arcs.
 
     On an arc's ridge, away from its ends and from the other arc, the energy is about
     `log(2 pi) + log(2 pi noise_scale^2) / 2`: 0.45 with the default.
@@ -384,7 +416,8 @@ def two_moons(*, noise_scale: float = 0.1) -> Target:
         arcs have radius 1.
 
     Returns:
-      A `Target` on events of shape `(2,)`.
+      A `Target` on events of shape `(2,)`. An example belongs to the nearest arc, 0 for
+      the upper one and 1 for the lower one.
 
     Raises:
       ValueError: If `noise_scale` is not positive and finite.
@@ -398,34 +431,47 @@ def two_moons(*, noise_scale: float = 0.1) -> Target:
         weights=np.concatenate([weights, weights]),
     )
 
-    def sample(key, num):
+    def sample(key: Key, num: int) -> Array:
         arc_key, curve_key, noise_key = jax.random.split(key, 3)
         sign = jax.random.rademacher(arc_key, (num, 1), dtype=float)
         t = jax.random.uniform(curve_key, (num,), maxval=math.pi)
         point = centre[None] + sign * (_circle(t) - centre[None])
         return point + noise_scale * jax.random.normal(noise_key, (num, 2))
 
-    return Target(sample, mixture.energy_fn, 0.0)
+    def distance(x: Array) -> Array:
+        """Returns the distance of a point from the upper arc."""
+        from_end = jnp.hypot(jnp.abs(x[0]) - 1, x[1])
+        from_circle = jnp.abs(jnp.hypot(x[0], x[1]) - 1)
+        return jnp.where(x[1] > 0, from_circle, from_end)
+
+    def mode_of(x: Array) -> Array:
+        x = _example(x, (2,), "mode_of")
+        turned = 2 * jnp.asarray(centre, x.dtype) - x
+        return jnp.where(distance(x) <= distance(turned), 0, 1)
+
+    return Target(sample, mixture.energy_fn, 0.0, mode_of=mode_of)
 
 
 def checkerboard(*, num_squares: int = 4, side: float = 2.0) -> Target:
-    """Uniform on the dark squares of a board that is centred on the origin.
+    """Returns the uniform law on the dark squares of a board around the origin.
 
     The square of the lower left corner is dark, and so is every second one. The energy
     is the log of the dark area on dark squares, log 32 = 3.466 with the defaults, and
     infinite elsewhere. The score is zero on dark and light squares alike: a gradient
-    sampler learns nothing from it, and walks off the board. A Metropolis test refuses
-    every move that leaves the dark.
+    sampler learns nothing from it, and leaves the board. A Metropolis test refuses
+    every move that leaves the dark squares.
 
-    The defaults are those of the normalising-flow papers: sixteen squares
-    of side 2, from -4 to 4.
+    The defaults are those of the papers on normalising flows: sixteen squares of side
+    2, from -4 to 4.
 
     Args:
-      num_squares: Squares along one edge of the board, at least 1.
-      side: Of one square, in units of x.
+      num_squares: Number of squares along one edge of the board, at least 1.
+      side: Side of one square, in units of x.
 
     Returns:
-      A `Target` on events of shape `(2,)`.
+      A `Target` on events of shape `(2,)`. Its parts are the dark squares, which are
+      counted along the second coordinate first. The index of an example that is in none
+      of them is the number of dark squares.
 
     Raises:
       ValueError: If `num_squares` is not a positive integer or `side` is not positive
@@ -439,7 +485,7 @@ def checkerboard(*, num_squares: int = 4, side: float = 2.0) -> Target:
     # Rounding must not carry a draw over an edge, to where the density is zero.
     margin = num_squares * 2.0**-22
 
-    def sample(key, num):
+    def sample(key: Key, num: int) -> Array:
         square_key, place_key = jax.random.split(key)
         square = jax.random.randint(square_key, (num,), 0, len(dark))
         place = jax.random.uniform(
@@ -447,37 +493,49 @@ def checkerboard(*, num_squares: int = 4, side: float = 2.0) -> Target:
         )
         return side * (jnp.asarray(dark)[square] - num_squares / 2 + place)
 
-    def energy_fn(x):
-        index = jnp.floor(_example(x, (2,)) / side + num_squares / 2)
+    def find_square(x: Array) -> tuple[Array, Array]:
+        """Returns row and column of the square at a point, and whether it is dark."""
+        index = jnp.floor(x / side + num_squares / 2)
         is_on_board = jnp.all((index >= 0) & (index < num_squares))
-        is_dark = is_on_board & (jnp.sum(index) % 2 == 0)
+        return index, is_on_board & (jnp.sum(index) % 2 == 0)
+
+    def energy_fn(x: Array) -> Array:
+        index, is_dark = find_square(_example(x, (2,)))
         return jnp.where(is_dark, log_area, jnp.inf).astype(index.dtype)
 
-    return Target(sample, energy_fn, 0.0)
+    def mode_of(x: Array) -> Array:
+        index, is_dark = find_square(_example(x, (2,), "mode_of"))
+        # Every second square is dark, so half of those before this one, rounded down.
+        place = jnp.floor((index[0] * num_squares + index[1]) / 2)
+        return jnp.where(is_dark, place, len(dark)).astype(int)
+
+    return Target(sample, energy_fn, 0.0, mode_of=mode_of)
 
 
 MOST_HIDDEN = 20
-"""Binary units whose 2^n states are counted."""
+"""Largest number of binary units whose 2^n states are counted."""
 
 
 def gaussian_bernoulli_rbm(
-    weights: Array, visible_bias: Array, hidden_bias: Array
+    weights: ArrayLike, visible_bias: ArrayLike, hidden_bias: ArrayLike
 ) -> Target:
-    """The law of `energies.gaussian_bernoulli_rbm`: exact, as a mixture of normals.
+    """Returns the law of a Gaussian-Bernoulli restricted Boltzmann machine (RBM).
 
-    Every state `h` of the binary units is a normal of variance 1 around `visible_bias +
-    weights h / 2`, with the log weight `hidden_bias . h + |mean|^2 / 2`.
+    It is exact, as a mixture of normals, with the energy
+    `energies.gaussian_bernoulli_rbm`. Every state `h` of the binary units is a normal
+    of variance 1 around `visible_bias + weights h / 2`, with the log weight
+    `hidden_bias . h + |mean|^2 / 2`.
 
     Args:
-      weights: `[d, hidden]`, with at most 20 hidden units.
-      visible_bias: `[d]`.
-      hidden_bias: `[hidden]`.
+      weights: Weights, `[d, hidden]`, with at most 20 hidden units.
+      visible_bias: Bias of the visible units, `[d]`.
+      hidden_bias: Bias of the hidden units, `[hidden]`.
 
     Returns:
       A `Target` on events of shape `(d,)`.
 
     Raises:
-      ValueError: If the shapes do not fit or there are too many hidden units.
+      ValueError: If the shapes do not match or there are too many hidden units.
     """
     arrays = [np.asarray(a, np.float64) for a in (weights, visible_bias, hidden_bias)]
     weights, visible_bias, hidden_bias = arrays
@@ -510,13 +568,13 @@ def gaussian_bernoulli_rbm(
     log_probs = (logits - log_sum).astype(np.float32)
     centres = means.astype(np.float32)
 
-    def sample(key, num):
+    def sample(key: Key, num: int) -> Array:
         state_key, noise_key = jax.random.split(key)
         state = jax.random.categorical(state_key, jnp.asarray(log_probs), shape=(num,))
         noise = jax.random.normal(noise_key, (num, len(visible_bias)))
         return jnp.asarray(centres)[state] + noise
 
-    def energy_fn(x):
+    def energy_fn(x: Array) -> Array:
         x = _example(x, visible_bias.shape)
         as_x = {name: jnp.asarray(array, x.dtype) for name, array in params.items()}
         return energies.gaussian_bernoulli_rbm(as_x, x)
@@ -525,14 +583,15 @@ def gaussian_bernoulli_rbm(
     return Target(sample, energy_fn, log_partition)
 
 
-def ica(mixing: Array) -> Target:
-    """Independent standard logistic sources, mixed: `x = s mixing`.
+def ica(mixing: ArrayLike) -> Target:
+    """Returns the law of mixed independent logistic sources (ICA).
 
-    The energy is `energies.ica` with the inverse of the mixing; its log partition
-    function is `log |det mixing|`, and the entropy `2 d + log |det mixing|`.
+    The law is that of `x = s mixing` with standard logistic `s`. The energy is
+    `energies.ica` with the inverse of the mixing. Its log partition function is
+    `log |det mixing|`, and its entropy is `2 d + log |det mixing|`.
 
     Args:
-      mixing: `[d, d]`, invertible.
+      mixing: Mixing matrix, `[d, d]`, invertible.
 
     Returns:
       A `Target` on events of shape `(d,)`.
@@ -549,10 +608,10 @@ def ica(mixing: Array) -> Target:
     unmixing = np.linalg.inv(mixing)
     matrix = mixing.astype(np.float32)
 
-    def sample(key, num):
+    def sample(key: Key, num: int) -> Array:
         return jax.random.logistic(key, (num, len(matrix))) @ jnp.asarray(matrix)
 
-    def energy_fn(x):
+    def energy_fn(x: Array) -> Array:
         x = _example(x, (len(matrix),))
         return energies.ica({"unmixing": jnp.asarray(unmixing, x.dtype)}, x)
 

@@ -1,10 +1,12 @@
 """Players, the train state, and the one update that all methods share."""
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -15,9 +17,11 @@ __all__ = [
     "Player",
     "TrainState",
     "init_state",
+    "jit_update",
     "make_update",
     "place",
     "pmap_update",
+    "shard_update",
 ]
 
 
@@ -74,6 +78,9 @@ AXES = TrainState(
 )
 """Which axis of each field is mapped over devices. Hashable, as pmap asks."""
 
+Update = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
+"""`update(state, batch) -> (state, scalars)`, with arrays or trees of them as batch."""
+
 _INIT = 2**32 - 1
 """Folded into the root key where steps are: the randomness of `init_state`."""
 
@@ -82,7 +89,7 @@ def init_state(
     players: Mapping[str, Player],
     params: dict[str, Params],
     key: Key,
-    num_devices: int,
+    num_devices: int = 1,
     *,
     model_state: dict[str, Any] | None = None,
     ema_decay: float | None = None,
@@ -96,7 +103,7 @@ def init_state(
       players: Player name -> `Player`, in the order of their turns.
       params: Network name -> parameters.
       key: Root key of the training's randomness.
-      num_devices: Devices of all processes together.
+      num_devices: Devices of all processes together; one by default.
       model_state: `"<network>_state"` -> mutable collections; `{}` by default.
       ema_decay: As given to the update; not None starts the average at `params`.
 
@@ -164,28 +171,67 @@ def init_state(
     return place(state, num_local)
 
 
-def place(state: TrainState, num_local: int | None = None) -> TrainState:
-    """Lays a state out over this process's devices, as the update wants it.
+def place(
+    state: TrainState, num_local: int | None = None, *, mesh: Mesh | None = None
+) -> TrainState:
+    """Lays a state out over devices, as the updates take it.
 
     With several processes a donated state must already lie there.
 
     Args:
-      state: With any layout; shares its arrays with the result.
-      num_local: How many of this process's devices; by default as many as `carry` has
-        rows, or all. More rows than devices, as under `jax.vmap`, stay where they are.
+      state: A state with any layout; it shares its arrays with the result.
+      num_local: How many of this process's devices to use; by default as many as
+        `carry` has rows, or all. If it has more rows than there are devices, as under
+        `jax.vmap`, the state stays where it is.
+      mesh: The devices to use instead, for `shard_update`: a mesh of one axis, which
+        may hold the devices of several processes.
+
+    Raises:
+      ValueError: If `mesh` has several axes, or another number of this process's
+        devices than `carry` has rows.
     """
-    if num_local is None:
-        rows = [leaf.shape[0] for leaf in jax.tree.leaves(state.carry)]
-        num_local = rows[0] if rows else jax.local_device_count()
-    devices = jax.local_devices()[:num_local]
-    if len(devices) < num_local:
-        return state
-    mesh = Mesh(devices, (DEVICE,))
-    shardings = [
-        NamedSharding(mesh, PartitionSpec() if axis is None else PartitionSpec(DEVICE))
-        for axis in AXES
-    ]
-    return TrainState(*map(jax.device_put, state, shardings))
+    rows = [leaf.shape[0] for leaf in jax.tree.leaves(state.carry)]
+    if mesh is None:
+        if num_local is None:
+            num_local = rows[0] if rows else jax.local_device_count()
+        devices = jax.local_devices()[:num_local]
+        if len(devices) < num_local:
+            return state
+        mesh = Mesh(devices, (DEVICE,))
+    else:
+        mesh = _device_mesh(mesh)
+        if rows and rows[0] != len(mesh.local_devices):
+            raise ValueError(
+                f"mesh must have as many devices of this process as carry has rows,"
+                f" {rows[0]}, got {len(mesh.local_devices)}"
+            )
+    fields = (
+        jax.tree.map(functools.partial(_put, mesh, _spec(axis)), field)
+        for axis, field in zip(AXES, state)
+    )
+    return TrainState(*fields)
+
+
+def _device_mesh(mesh: Mesh) -> Mesh:
+    """The same devices with the axis that the update names."""
+    if len(mesh.axis_names) != 1:
+        raise ValueError(f"mesh must have one axis, got {mesh.axis_names}")
+    return Mesh(mesh.devices, (DEVICE,))
+
+
+def _spec(axis: int | None) -> PartitionSpec:
+    return PartitionSpec() if axis is None else PartitionSpec(DEVICE)
+
+
+def _put(mesh: Mesh, spec: PartitionSpec, x: Array) -> Array:
+    """Puts this process's rows of an array, or all of it, on the devices of a mesh."""
+    sharding = NamedSharding(mesh, spec)
+    if sharding.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
+        return jax.device_put(x, sharding)
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = _put(mesh, spec, jax.random.key_data(x))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
 
 
 def make_update(
@@ -216,7 +262,7 @@ def make_update(
     """
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
-    num_microbatches = sum(player.num_updates for player in players.values())
+    num_microbatches = _num_updates(players)
 
     def take_turn(name, player, key, batch, params, model_state, opt_state, carry):
         def inner_update(turn, inputs):
@@ -329,17 +375,191 @@ def _check_aux(name: str, aux: Any, model_state: dict[str, Any]) -> None:
 
 def pmap_update(
     players: Mapping[str, Player], *, ema_decay: float | None = None
-) -> Callable[[TrainState, Array], tuple[TrainState, dict[str, Array]]]:
-    """`make_update`, run by every device on its own rows of a batch.
+) -> Update:
+    """`make_update` under `jax.pmap`: every device updates on its own rows of a batch.
 
-    Takes `batch: [devices, microbatches, size, *event]`, this process's devices, and a
-    state from `init_state`, which is donated: use the one that comes back. Scalars come
-    back without a device axis.
+    Takes `batch: [devices, microbatches, size, *event]` with the rows of this process's
+    devices, and a state from `init_state`. The state is donated: use the one that is
+    returned. Scalars are returned without a device axis. See `jit_update` for one
+    device, and `shard_update` for a mesh.
+
+    Raises:
+      ValueError: As `make_update` does, and for a batch of another shape.
     """
-    return jax.pmap(
+    run = jax.pmap(
         make_update(players, ema_decay=ema_decay),
         axis_name=DEVICE,
         in_axes=(AXES, 0),
         out_axes=(AXES, None),
         donate_argnums=0,
     )
+    axes = _BatchAxes("pmap_update", ("devices", "microbatches"), players)
+
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        axes.check(batch, _num_rows(state))
+        return run(state, batch)
+
+    update.lower = run.lower  # type: ignore[attr-defined]
+    return update
+
+
+def jit_update(
+    players: Mapping[str, Player], *, ema_decay: float | None = None
+) -> Update:
+    """`make_update` under `jax.jit`, on one device.
+
+    Takes `batch: [size, *event]` if the players make one inner update together, that
+    is, one player with `num_updates=1`. Otherwise it takes `[microbatches, size,
+    *event]`, where `microbatches` is the sum of all `num_updates`. The number of axes
+    of an event is not known here, so an axis too many is taken for a part of the event.
+
+    Takes a state from `init_state(players, params, key)`, which is donated: use the one
+    that is returned. It is also a state of `pmap_update`, and the other way round.
+
+    Raises:
+      ValueError: As `make_update` does, for a batch of another shape, and for a state
+        of several devices.
+    """
+    num_updates = _num_updates(players)
+    mapped = jax.vmap(
+        make_update(players, ema_decay=ema_decay),
+        axis_name=DEVICE,
+        in_axes=(AXES, 0),
+        out_axes=(AXES, None),
+    )
+    num_missing = 2 if num_updates == 1 else 1
+
+    def step(state, batch):
+        add_axes = functools.partial(jnp.expand_dims, axis=tuple(range(num_missing)))
+        return mapped(state, jax.tree.map(add_axes, batch))
+
+    run = jax.jit(step, donate_argnums=0)
+    leading = () if num_updates == 1 else ("microbatches",)
+    axes = _BatchAxes("jit_update", leading, players)
+
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        if (num_rows := _num_rows(state)) not in (None, 1):
+            raise ValueError(
+                f"jit_update: state must be of one device, got one of {num_rows};"
+                " make it with init_state(..., num_devices=1)"
+            )
+        axes.check(batch, None)
+        return run(state, batch)
+
+    update.lower = run.lower  # type: ignore[attr-defined]
+    return update
+
+
+def shard_update(
+    players: Mapping[str, Player], mesh: Mesh, *, ema_decay: float | None = None
+) -> Update:
+    """`make_update` under `jax.shard_map`: `pmap_update` on the devices of a mesh.
+
+    It gives the numbers of `pmap_update` on the same devices.
+
+    Args:
+      players: Player name -> `Player`.
+      mesh: A mesh of one axis, of any name; with several processes, of all devices.
+      ema_decay: As in `make_update`.
+
+    Returns:
+      `update(state, batch) -> (state, scalars)`. The state comes from `init_state`, and
+      from `place(state, mesh=mesh)` if the mesh is not made of this process's first
+      devices; it is donated: use the one that is returned. `batch: [devices,
+      microbatches, size, *event]` may be sharded over the mesh along its first axis.
+      With several processes it is that, or it has the rows of this process's devices.
+
+    Raises:
+      ValueError: As `make_update` does, if the mesh has several axes, for a batch of
+        another shape, and for a state that lies on other devices.
+    """
+    mesh = _device_mesh(mesh)
+    update_one = make_update(players, ema_decay=ema_decay)
+
+    def local(state, batch):
+        # shard_map leaves a device its axis, of length 1.
+        carry, batch = jax.tree.map(lambda x: x[0], (state.carry, batch))
+        state, scalars = update_one(state._replace(carry=carry), batch)
+        carry = jax.tree.map(lambda x: x[None], state.carry)
+        return state._replace(carry=carry), scalars
+
+    specs = TrainState(*map(_spec, AXES))
+    sharded = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, _spec(0)),
+        out_specs=(specs, _spec(None)),
+        # With the check, autodiff would sum the gradients over devices by itself, and
+        # their mean would be that sum.
+        check_vma=False,
+    )
+    run = jax.jit(sharded, donate_argnums=0)
+    axes = _BatchAxes("shard_update", ("devices", "microbatches"), players)
+    devices = set(mesh.devices.flat)
+
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+        sharding = getattr(state.step, "sharding", None)
+        if sharding is not None and sharding.device_set != devices:
+            raise ValueError(
+                f"shard_update: state must lie on the {len(devices)} devices of the"
+                f" mesh, got one on {len(sharding.device_set)} devices; call"
+                " training.place(state, mesh=mesh)"
+            )
+        if mesh.is_multi_process:
+            axes.check(batch, None)
+            batch = jax.tree.map(functools.partial(_put, mesh, _spec(0)), batch)
+        axes.check(batch, len(devices))
+        return run(state, batch)
+
+    update.lower = run.lower  # type: ignore[attr-defined]
+    return update
+
+
+def _num_updates(players: Mapping[str, Player]) -> int:
+    return sum(player.num_updates for player in players.values())
+
+
+def _num_rows(state: TrainState) -> int | None:
+    """On how many of this process's devices a state lies; None if nothing says so."""
+    for leaf in jax.tree.leaves(state.carry):
+        return leaf.shape[0]
+    sharding = getattr(state.step, "sharding", None)
+    if isinstance(sharding, NamedSharding):
+        return len(sharding.addressable_devices)
+    return None
+
+
+class _BatchAxes:
+    """The axes of a batch that an update knows, which are those before `size`."""
+
+    def __init__(
+        self, update: str, leading: tuple[str, ...], players: Mapping[str, Player]
+    ):
+        self.update, self.leading = update, leading
+        self.players, self.num_microbatches = list(players), _num_updates(players)
+
+    def check(self, batch: Any, num_devices: int | None) -> None:
+        """Raises unless every array of the batch has these axes."""
+        sizes = {"devices": num_devices, "microbatches": self.num_microbatches}
+        for leaf in jax.tree.leaves(batch):
+            shape = np.shape(leaf)
+            is_short = len(shape) <= len(self.leading)
+            if is_short or any(
+                sizes[axis] not in (None, length)
+                for axis, length in zip(self.leading, shape)
+            ):
+                self._refuse(shape, sizes)
+
+    def _refuse(self, shape: tuple[int, ...], sizes: dict[str, int | None]) -> NoReturn:
+        axes = ", ".join((*self.leading, "size", "*event"))
+        lengths = [
+            f"{sizes[axis]} {axis}" for axis in self.leading if sizes[axis] is not None
+        ]
+        rule = f" with {' and '.join(lengths)}" if lengths else ""
+        hint = ""
+        if "devices" in self.leading:
+            hint = "; jit_update takes a batch without an axis for devices"
+        raise ValueError(
+            f"{self.update}: batch must have shape [{axes}]{rule} for players"
+            f" {self.players}, got shape {shape}{hint}"
+        )

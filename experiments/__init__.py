@@ -1,1 +1,70 @@
-"""Everything impure: data, the loop, and one file for each paper."""
+"""Experiments with the library, and trained models back from their folders.
+
+    from experiments import load
+
+    trained = load("runs/digits")
+    images = trained.sample(jax.random.key(0), 16)
+
+The folders of this package are papers, and the files of a folder are problems; each is
+run by `python -m experiments.<paper>.<problem>`.
+"""
+
+import importlib
+import importlib.util
+import pathlib
+
+import numpy as np
+
+__all__ = ["load"]
+
+
+def load(workdir, *, step: int | None = None, ema: bool | None = None):
+    """Returns the trained model of a run, without reading its data.
+
+    Args:
+      workdir: Folder of a run of any problem.
+      step: Step of the checkpoint; the newest readable one by default.
+      ema: Whether the parameters are their moving average. By default they are where
+        the run keeps an average, as in its own evaluation.
+
+    Returns:
+      An `experiments.run.experiment.Trained`: config, parameters, networks, and the functions that the model has.
+
+    Raises:
+      FileNotFoundError: If there is no run, no checkpoint, or not this step; or if the
+        run was made by a version that did not record its problem.
+      ValueError: If `ema` is asked of a run that keeps no average, a file is damaged,
+        or the problem has no `load`.
+      RuntimeError: If there are checkpoints and none can be read.
+    """
+    from experiments.run.checkpoint import load_run, read_config
+    from experiments.run.workdir import read_run
+
+    workdir = pathlib.Path(workdir)
+    if ema is None:
+        ema = bool(read_config(workdir).ema_decay)
+    record = read_run(workdir)
+    problem = _import(record["problem"])
+    if not hasattr(problem, "load"):
+        raise ValueError(
+            f"{record['problem']}, which {workdir} is a run of, has no load"
+        )
+    config, params, model_state = load_run(workdir, step=step, ema=ema)
+    facts = record["facts"]
+    if (workdir / "fitted.npz").is_file():  # arrays that the last evaluation fitted
+        facts = facts | {"fitted": dict(np.load(workdir / "fitted.npz"))}
+    return problem.load(config, facts, params, model_state)
+
+
+def _import(problem: str):
+    """Imports a problem by its module's name, or by its file."""
+    if not problem.endswith(".py"):
+        return importlib.import_module(problem)
+    path = pathlib.Path(problem)
+    if not path.is_file():
+        raise FileNotFoundError(f"the run's problem {path} is missing")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+

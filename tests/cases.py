@@ -180,7 +180,7 @@ OBJECTIVES = {
 DRAW_NOTHING = {"score_matching", "non_negative_score_matching", "ratio_matching"}
 DRAW_NOTHING |= {"minimum_probability_flow", "kernel_stein"}
 
-NOT_OBJECTIVES = {"stateless", "telescoping_energy"}
+NOT_OBJECTIVES = {"generate", "interpolate", "stateless", "telescoping_energy"}
 
 PAIRS = {"f_contrastive", "flow_contrastive", "learned_stein", "variational"}
 PAIRS |= {"entropy_gradient", "generalized", "max_entropy"}

@@ -15,7 +15,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["XLA_FLAGS"] = (
     "--xla_backend_optimization_level=1 "
     + os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8"
+    + f" --xla_force_host_platform_device_count={os.environ.get('EBMJAX_DEVICES', 8)}"
 )
 
 # What stops and resumes is compiled again, here or in another process: once is enough.

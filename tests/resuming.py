@@ -1,5 +1,7 @@
 """What every experiment must do: stop, go on as if it had not, and be evaluated."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -11,6 +13,7 @@ def check_resumes(build, config, folder):
     """Half and then the rest is bitwise the whole, which is then evaluated; returns the
     evaluation's scalars. The run is in `folder / "one"`."""
 
+    @functools.wraps(build)
     def unjudged(config, keys):
         found = {config.train.best: 0.0} if config.train.best else {}
         return build(config, keys)._replace(evaluate=lambda *_: found)

@@ -16,7 +16,7 @@ from cases import STANDARD
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ebmjax import counter_prng, samplers
-from experiments import prng_battery
+from experiments.throughput import prng_battery
 
 partial = functools.partial
 make_key = partial(jax.random.key, impl=counter_prng.IMPL)

@@ -2,14 +2,19 @@
 
 import pathlib
 import re
+import runpy
+import shlex
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from ebmjax import metrics
-from experiments import score_based, short_run
 from experiments.run.loop import run
+from experiments.run.workdir import read_run
+from experiments.score_based import images as score_based
+from experiments.short_run import images as short_run
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -37,7 +42,7 @@ def test_ten_lines_sample_an_energy_of_ones_own(capsys):
     """x ~ N(0, 1) and y given x ~ N(sin 2x, 1/4), of variance 3/4 - exp(-8) / 2."""
     found = {}
     with jax.numpy_rank_promotion("allow"):  # as in a user's program
-        exec(compile(block("def energy_fn"), "README.md", "exec"), found)
+        exec(compile(block("def energy(precision"), "README.md", "exec"), found)
     assert "[" in capsys.readouterr().out
     draws = np.asarray(found["draws"], float)
     # Chains are independent: the spread of their means is the error of the mean of all.
@@ -80,13 +85,13 @@ def test_a_trained_energy_is_loaded_scored_and_sampled(tmp_path, monkeypatch):
     )
     run(short_run.build, config.lock(), "runs/digits")
     found = {}
-    exec(compile(block("short_run.make_model"), "README.md", "exec"), found)
+    exec(compile(block('load("runs/digits")'), "README.md", "exec"), found)
     assert found["images"].shape == (100, 8, 8, 1)
-    assert np.abs(found["images"]).max() <= 1.0
-    # The chain has moved from where it was scored.
-    assert (found["state"].position != found["x"]).mean() > 0.99
-    energies = jax.vmap(found["energy_fn"])(found["x"])
-    np.testing.assert_array_equal(found["scores"], -energies)
+    # The chains have moved from noise on [-1, 1], by noise of 0.01 at each of 20 moves.
+    assert 1.0 < np.abs(found["images"]).max() < 2.0
+    network, params = found["trained"].networks["energy"], found["trained"].params
+    energies = jax.vmap(network.apply, (None, 0))(params["energy"], found["images"])
+    np.testing.assert_allclose(found["energies"], energies, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -96,31 +101,48 @@ def test_a_trained_score_is_loaded_sampled_and_has_likelihoods(tmp_path, monkeyp
     config = score_based.get_config().unlock()
     config.train.num_steps = 2
     config.network.widths = (2,)
-    config.sampler.update(num_steps=3, num_corrections=0)
+    config.evaluation.sampler.update(num_steps=3, num_corrections=0)
     config.evaluation.update(
         num_samples=0, num_shown=2, chunk_size=2, num_likelihoods=0, num_inpainted=0
     )
     run(score_based.build, config.lock(), "runs/scores")
     found = {}
-    exec(compile(block("make_model(config, _data"), "README.md", "exec"), found)
+    exec(compile(block('load("runs/scores")'), "README.md", "exec"), found)
     assert found["images"].shape == (100, 8, 8, 1)
+    assert found["score"].shape == (8, 8, 1)
     # With scores of next to nothing the flow stays, to rounding: the likelihood is the
     # prior's. That it is one of flows is tested elsewhere.
-    scale, images = found["model"].process.prior_std, np.asarray(found["images"], float)
+    scale = read_run(pathlib.Path("runs/scores"))["facts"]["largest_distance"]
+    images = np.asarray(found["images"], float)
     squares = (images**2).sum((1, 2, 3)) / scale**2
     prior = -0.5 * squares - 32 * np.log(2 * np.pi) - 64 * np.log(scale)
     assert np.abs(np.asarray(found["log_prob"]) - prior).max() < 0.01
 
 
-def test_every_public_command_of_the_readme_names_a_file_that_is_there():
-    for module in set(re.findall(r"python -m (experiments[.\w]*)", README)):
-        path = ROOT / (module.replace(".", "/") + ".py")
-        assert path.is_file(), module
+COMMANDS = sorted(
+    {
+        shlex.join(shlex.split(line))
+        for text in re.findall(r"```(?:bash|sh)?\n(.*?)```", README, re.DOTALL)
+        for line in text.replace("\\\n", " ").splitlines()
+        if line.startswith("python -m experiments")
+    }
+)
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("experiments/[a-z]*.py")))
-def test_every_experiments_docstring_has_its_own_command(path):
-    assert f"python -m experiments.{path.stem} " in path.read_text()
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_has_a_config(command, monkeypatch, capsys):
+    """Each is given as it stands, and asked for its config instead of a run."""
+    _, _, module, *arguments = shlex.split(command)
+    if module in ("experiments.data.images", "experiments.run.record"):
+        arguments = ["--help"]  # programs without a config
+    else:
+        arguments.append("--print_config")
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    except SystemExit as stop:
+        assert not stop.code, stop.code
+    assert capsys.readouterr().out
 
 
 def test_the_results_have_their_commands():

@@ -1,6 +1,10 @@
 """Samplers: their laws are wrong, or exact, by exactly what theory says."""
 
+import contextlib
 import functools
+import gc
+import warnings
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +14,7 @@ import scipy.stats
 from cases import NOT_SAMPLERS, SAMPLERS, STANDARD
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ebmjax import energies, samplers
+from ebmjax import diffusions, energies, samplers
 from ebmjax.samplers.chains import _segment
 from ebmjax.samplers.layout import BLOCK, lay_out
 
@@ -21,6 +25,59 @@ def test_every_public_sampler_has_a_case():
     factories = {name for name in samplers.__all__ if name.islower()}
     cases = {name.split(",")[0] for name in SAMPLERS}
     assert factories - NOT_SAMPLERS == cases
+
+
+SHOWN = {
+    "langevin": "langevin(step_size=0.3, temperature=1.0, gradient_clip=None,"
+    " position_clip=None, project=<lambda>)",
+    "mala": "mala(step_size=0.9, temperature=1.0)",
+    "hmc": "hmc(step_size=1.3, num_leapfrog=3, inverse_mass=None,"
+    " randomize_num_leapfrog=False, temperature=1.0)",
+    "hmc, random lengths": "hmc(step_size=1.3, num_leapfrog=2, inverse_mass=None,"
+    " randomize_num_leapfrog=True, temperature=1.0)",
+    "underdamped": "underdamped(step_size=0.5, friction=1.0, temperature=1.0)",
+    "independence": "independence(proposal=(sample, <lambda>), temperature=1.0)",
+    "replica_exchange": "replica_exchange(make_sampler=<lambda>,"
+    " temperatures=(1.0, 2.0), swap_every=2)",
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_repr_of_a_sampler_is_its_name_and_its_options(name):
+    sampler = SAMPLERS[name].make((3,))
+    assert repr(sampler) == SHOWN[name]
+    init, step = sampler
+    assert (init, step) == (sampler.init, sampler.step)
+    assert hash(sampler) == hash((init, step))
+    other = sampler._replace(step=lambda *arguments: step(*arguments))
+    assert repr(other).startswith("Sampler(init=<function")
+
+
+def test_the_repr_of_a_sampler_abbreviates_its_arrays_and_long_options():
+    sampler = samplers.hmc(
+        step_size=np.float32(0.1),
+        num_leapfrog=np.int64(2),
+        inverse_mass=jnp.ones((2, 3)),
+        temperature=jnp.array(0.5),
+    )
+    assert repr(sampler) == (
+        "hmc(step_size=0.1, num_leapfrog=2, inverse_mass=float32[2,3],"
+        " randomize_num_leapfrog=False, temperature=0.5)"
+    )
+    make = partial(samplers.mala, step_size=0.1)
+    ladder = samplers.replica_exchange(
+        lambda temperature: make(temperature=temperature),
+        temperatures=np.arange(1.0, 40.0).tolist(),
+        swap_every=1,
+    )
+    start, rest = repr(ladder).split("temperatures=")
+    option = rest.removesuffix(", swap_every=1)")
+    assert start == "replica_exchange(make_sampler=<lambda>, "
+    assert option.startswith("(1.0, 2.0, 3.0") and option.endswith("...")
+    assert len(option) == 60
+    shown = []
+    jax.jit(lambda t: shown.append(repr(make(temperature=t))))(1.0)
+    assert shown == ["mala(step_size=0.1, temperature=float32[])"]
 
 
 # --- laws --------------------------------------------------------------------------
@@ -682,6 +739,252 @@ def test_sample_chains_names_what_is_wrong(options, message):
 def test_samplers_refuse_hyper_parameters_that_make_no_sense(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- functions that are made anew, and functions that are kept ---------------------
+
+KEY = jax.random.key(0)
+LANGEVIN = samplers.langevin(step_size=0.1)
+SCALE = jnp.ones(3)
+
+
+def quadratic(params, x):
+    return 0.5 * jnp.sum(params * x**2)
+
+
+def _sample(energy_fn=STANDARD, sampler=LANGEVIN, num_steps=2, num_chains=4, **options):
+    x = jnp.ones((num_chains, 3))
+    return samplers.sample_chains(sampler, energy_fn, KEY, x, num_steps, **options)[0]
+
+
+@contextlib.contextmanager
+def warns_once(*words):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    assert len(caught) == 1, [str(one.message) for one in caught]
+    assert issubclass(caught[0].category, UserWarning)
+    assert caught[0].filename == __file__  # where sample_chains was called
+    for word in words:
+        assert word in str(caught[0].message)
+
+
+@contextlib.contextmanager
+def warns_of_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_a_function_made_anew_in_a_loop_is_named():
+    once = "outside the loop"
+    with warns_once("sample_chains", "collect was made anew", __file__, once):
+        for _ in range(3):
+            _sample(collect=lambda state, info: ())
+    with warns_once("sampler was made anew", "langevin(step_size=0.11, ", once):
+        for _ in range(3):
+            _sample(sampler=samplers.langevin(step_size=0.11))
+    params = SCALE
+    bind = "functools.partial(energy, params)"
+    with warns_once("energy_fn was made anew", "<lambda>", once, bind):
+        for _ in range(3):
+            params = params + 1
+            _sample(lambda x: quadratic(params, x))  # noqa: B023
+    with warns_once("energy_fn was made anew", bind):
+        for _ in range(3):
+            _sample(partial(lambda params, x: quadratic(params, x), params))
+    with warns_once("energy_fn was made anew", bind):
+        for _ in range(3):
+            _sample(jax.jit(lambda x: quadratic(params, x)))
+    with warns_once("sampler and energy_fn were made anew", "Define them once"):
+        for _ in range(3):
+            _sample(lambda x: 2 * quadratic(params, x), samplers.mala(step_size=0.11))
+
+
+def test_a_loop_of_a_module_reads_its_parameters_from_globals():
+    """There the lambda closes over nothing; both are one function made three times."""
+    program = "for scale in scales:\n    run(lambda x: quadratic(scale, x))"
+    scope = {"run": _sample, "quadratic": quadratic}
+    scope["scales"] = [jnp.full(3, scale) for scale in (1.0, 2.0, 3.0)]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exec(compile(program, "loop.py", "exec"), scope)
+    (warning,) = caught
+    assert "<lambda> at loop.py:2" in str(warning.message)
+
+
+def test_a_function_that_makes_an_energy_for_every_call_is_noticed_at_the_fifth():
+    def evaluate(params):
+        return _sample(lambda x: quadratic(params, x))
+
+    with warns_of_nothing():
+        for scale in (1.0, 2.0, 3.0, 4.0):
+            evaluate(jnp.full(3, scale))
+    with warns_once("energy_fn was made anew"):
+        evaluate(jnp.full(3, 5.0))
+    with warns_of_nothing():
+        evaluate(jnp.full(3, 6.0))
+
+
+def test_functions_that_are_needed_raise_no_alarm():
+    def make(params):
+        return lambda x: quadratic(params, x)
+
+    ensemble = [make(jnp.full(3, float(scale))) for scale in range(3)]
+    ladder = [samplers.langevin(step_size=0.1, temperature=t) for t in (1.0, 0.5)]
+    masses = [np.full(3, mass) for mass in (1.0, 2.0)]
+    heavy = [
+        samplers.hmc(step_size=0.1, num_leapfrog=2, inverse_mass=m) for m in masses
+    ]
+    many = [make(jnp.full(3, float(scale))) for scale in range(7)]
+    with warns_of_nothing():
+        for _ in range(2):  # functions of one factory, each used again and again
+            for energy_fn in ensemble:
+                _sample(energy_fn)
+        for energy_fn in many:
+            _sample(energy_fn)
+            _sample(energy_fn)
+        for sampler in (*ladder, *heavy):  # samplers with other options
+            _sample(sampler=sampler)
+        for power in (2, 3):  # numbers that differ, which are static
+            _sample(lambda x: jnp.sum(jnp.abs(x) ** power))  # noqa: B023
+            _sample(partial(lambda x, power: jnp.sum(jnp.abs(x) ** power), power=power))
+        kept = lambda state, info: state.position  # noqa: E731
+        for num_steps, num_chains in ((2, 4), (3, 4), (2, 5)):  # other shapes
+            _sample(num_steps=num_steps, num_chains=num_chains, collect=kept)
+        for scale in (1.0, 2.0, 3.0):  # bound parameters
+            _sample(partial(quadratic, jnp.full(3, scale)), collect=kept)
+        jax.clear_caches()
+        _sample(collect=kept)
+        for value in (1.0, 2.0):  # what is collected needs the values
+            reference = jnp.full(3, value)
+            _sample(collect=lambda state, info: state.position - reference)  # noqa: B023
+
+
+def test_nothing_is_said_of_functions_that_are_traced():
+    with warns_of_nothing():
+        for _ in range(3):
+
+            def run(x):
+                energy_fn, collect = lambda x: x @ x, lambda state, info: ()
+                return samplers.sample_chains(
+                    LANGEVIN, energy_fn, KEY, x, 2, collect=collect
+                )[0].position
+
+            jax.jit(run)(jnp.ones((4, 3)))
+
+
+def test_functions_are_not_kept_alive():
+    energy_fn = lambda x: quadratic(SCALE, x)  # noqa: E731
+    collect = lambda state, info: ()  # noqa: E731
+    sampler = samplers.langevin(step_size=0.12)
+    _sample(energy_fn, sampler, collect=collect)
+    made = [weakref.ref(made) for made in (energy_fn, collect, sampler.step)]
+    del energy_fn, collect, sampler
+    jax.clear_caches()  # jax.jit keeps its static arguments
+    gc.collect()
+    assert [reference() for reference in made] == [None] * 3
+
+
+@pytest.mark.parametrize("is_numpy", [False, True])
+def test_a_kept_function_whose_values_have_changed_is_named(is_numpy):
+    array = np.asarray if is_numpy else jnp.asarray
+    params = {"scale": array(np.ones(3, np.float32))}
+    energy_fn = lambda x: quadratic(params["scale"], x)  # noqa: E731
+    old = "still uses the value that 'params' had when energy_fn (test_a_kept"
+    before = _sample(energy_fn)
+    with warns_of_nothing():
+        _sample(energy_fn)
+    params = {"scale": array(np.full(3, 5, np.float32))}
+    with warns_once(old, "functools.partial(energy, params)"):
+        after = _sample(energy_fn)
+    # It is as the warning says.
+    np.testing.assert_array_equal(before.position, after.position)
+    with warns_of_nothing():  # it is said once
+        _sample(energy_fn)
+        # Another shape is compiled with the present values...
+        fresh = _sample(energy_fn, num_chains=5)
+        assert (fresh.position[:4] != after.position).all()
+    params["scale"] = 2 * params["scale"]
+    with warns_once(old):  # ... which are old by now: changed in place
+        _sample(energy_fn, num_chains=5)
+
+
+def test_all_that_a_kept_function_reads_is_looked_at(monkeypatch):
+    monkeypatch.setitem(globals(), "SCALE", jnp.ones(3))
+    scale, power, reference = jnp.ones(3), 2, jnp.zeros(3)
+    double = np.ones(3)  # float64, which is compiled as float32
+    inner = lambda x: quadratic(scale, x)  # noqa: E731
+    functions = {
+        "SCALE": lambda x: quadratic(SCALE, x),
+        "scale": lambda x: inner(x),
+        "power": lambda x: jnp.sum(jnp.abs(x) ** power),
+        "double": lambda x: quadratic(double, x),
+    }
+    bound = partial(lambda params, x: quadratic(params * scale, x), jnp.ones(3))
+    collect = lambda state, info: state.position - reference  # noqa: E731
+    for energy_fn in (*functions.values(), bound):
+        _sample(energy_fn)
+    _sample(collect=collect)
+    monkeypatch.setitem(globals(), "SCALE", 2 * SCALE)
+    scale, power, reference, double = 2 * scale, 3, reference + 1, 2 * double
+    for name, energy_fn in functions.items():
+        with warns_once(f"the value that '{name}' had when energy_fn"):
+            _sample(energy_fn)
+    with warns_once("the value that 'scale' had when energy_fn"):
+        _sample(bound)
+    with warns_once("'reference' had when collect", "Make the function anew"):
+        _sample(collect=collect)
+
+
+def test_values_that_are_not_compiled_or_are_equal_raise_no_alarm():
+    num_traces, params, unused, epoch = 0, {"scale": jnp.ones(3)}, jnp.ones(3), 0
+    state = (params, {"moments": jnp.zeros(3)}, epoch)
+
+    def energy_fn(x):
+        nonlocal num_traces
+        num_traces += 1  # the function's own: a trace changes it
+        return quadratic(state[0]["scale"], x) + (0.0 if params else unused.sum())
+
+    _sample(energy_fn)
+    _sample(energy_fn, num_chains=5)
+    # Other values beside those that the energy reads, and equal ones for these.
+    state = ({"scale": jnp.ones(3)}, {"moments": jnp.ones(3)}, 1)
+    unused = 2 * unused
+    with warns_of_nothing():
+        _sample(energy_fn)
+        _sample(energy_fn)
+    state = ({"scale": jnp.full(3, 2.0)}, {"moments": jnp.ones(3)}, 1)
+    with warns_once("'state'"):
+        _sample(energy_fn)
+
+
+def test_chains_through_energies_and_diffusions_are_watched_too():
+    x, levels = jnp.ones((4, 3)), jnp.array([1.0, 2.0])
+    diffusion = diffusions.variance_preserving()
+    score_fn = lambda x, time: -x  # noqa: E731
+    with warns_once("sample_annealed", "make_sampler was made anew"):
+        for _ in range(3):
+            samplers.sample_annealed(
+                lambda level: samplers.langevin(step_size=0.1 * level),
+                _scaled,
+                levels,
+                KEY,
+                x,
+                2,
+            )
+    with warns_once("sample_diffusion", "score_fn was made anew"):
+        for _ in range(3):
+            samplers.sample_diffusion(diffusion, lambda x, time: -x, KEY, x, 2)
+    with warns_once("sample_diffusion", "diffusion was made anew"):
+        for _ in range(3):
+            samplers.sample_diffusion(
+                diffusions.variance_preserving(), score_fn, KEY, x, 3
+            )
+
+
+def _scaled(level):
+    return partial(quadratic, level)
 
 
 # --- the chain as a generator ------------------------------------------------------

@@ -486,6 +486,73 @@ def test_no_draw_of_a_fine_checkerboard_is_rounded_to_a_light_square():
     assert np.count_nonzero(np.isinf(energy)) == 0
 
 
+def parts(target, points) -> list[int]:
+    return jax.vmap(target.mode_of)(jnp.asarray(points, jnp.float32)).tolist()
+
+
+def test_the_modes_of_mixtures_are_their_means_and_the_nearest_one_owns_a_point():
+    mixture = targets.gaussian_mixture(means=MEANS, std=0.3, weights=(1, 2, 5))
+    np.testing.assert_array_equal(mixture.modes, MEANS)
+    # The middle of the first two means is (0.6, -0.25); weights move no boundary.
+    assert parts(mixture, [[0.59, -0.25], [0.61, -0.25], [-3, 3]]) == [0, 1, 2]
+    pair = targets.gaussian_mixture(means=np.eye(2)[:, :, None] * 4, std=1.0)
+    assert parts(pair, [[[3.0], [1.0]], [[1.0], [3.0]]]) == [0, 1]
+
+    eight = targets.eight_gaussians(radius=2.0, std=0.3)
+    np.testing.assert_allclose(
+        eight.modes[[0, 2, 5]], [[2, 0], [0, 2], [-(2**0.5)] * 2], atol=1e-12
+    )
+    assert parts(eight, [[2.0, 0.1], [0.1, 2], [-1.4, -1.4], [0.9, 0.4]]) == [
+        0,
+        2,
+        5,
+        1,
+    ]
+    grid = targets.twenty_five_gaussians(spacing=1.0)
+    assert grid.modes.shape == (25, 2)
+    np.testing.assert_allclose(grid.modes[[0, 7, 24]], [[-2, -2], [-1, 0], [2, 2]])
+    assert parts(grid, grid.modes + 0.4) == list(range(25))
+
+
+def test_a_ring_owns_what_is_nearest_to_its_radius():
+    target = targets.rings(radii=(1.0, 2.0, 3.0, 4.0))
+    points = [[0.0, 1.2], [-2.6, 0], [9, 9], [0, 0], [0, 1.49], [0, -1.51]]
+    assert parts(target, points) == [0, 2, 3, 0, 0, 1]
+    assert target.modes is None
+
+
+def test_a_point_belongs_to_the_nearer_moon():
+    target = targets.two_moons()
+    angles = np.linspace(0, math.pi, 10_001)
+    arcs = np.stack([arc(angles).T, lower_arc(angles).T])
+    assert set(parts(target, arcs[0])) == {0} and set(parts(target, arcs[1])) == {1}
+    # Both arcs are as far from (0.5, 0.25), their centre; they end at y = 0 and 0.5.
+    points = [[0.5, 0.26], [0.5, 0.24], [-1.5, -2], [2.5, 2], [0, 0.1], [0.0, -0.3]]
+    distances = np.linalg.norm(arcs[None] - np.array(points)[:, None, None], axis=-1)
+    nearest = distances.min(axis=2).argmin(axis=1).tolist()
+    assert parts(target, points) == nearest and set(nearest) == {0, 1}
+    assert target.modes is None
+
+
+@pytest.mark.parametrize("num_squares", [3, 4])
+def test_dark_squares_are_counted_and_nothing_else_is_a_part(num_squares):
+    target = targets.checkerboard(num_squares=num_squares, side=2.0)
+    corner = -float(num_squares)
+    index = np.indices((num_squares, num_squares)).reshape(2, -1).T
+    found = np.array(parts(target, corner + 2 * (index + [[0.3, 0.8]])))
+    is_dark = index.sum(1) % 2 == 0
+    assert found[is_dark].tolist() == list(range(is_dark.sum()))
+    assert set(found[~is_dark]) == {is_dark.sum()}
+    outside = [[corner - 0.5, corner - 0.5], [corner, -corner + 1]]
+    assert parts(target, outside) == [is_dark.sum()] * 2
+    assert target.modes is None
+
+
+def test_a_spiral_and_models_have_no_parts():
+    for target in (targets.swiss_roll(), RBM, targets.ica(np.eye(2))):
+        assert target.modes is None and target.mode_of is None
+
+
 @pytest.mark.parametrize("name", ["gaussian_mixture", "rings", "checkerboard"])
 def test_whole_numbers_are_not_an_excuse_to_round(name):
     energy = compiled(name)(jnp.array([[1, -2]]))

@@ -1,5 +1,10 @@
 """The one update: players, devices, memories, averages."""
 
+import os
+import pathlib
+import socket
+import subprocess
+import sys
 from functools import partial
 
 import chex
@@ -10,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from cases import GAUSSIAN_PARAMS, OBJECTIVES
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ebmjax import training
 from ebmjax.objectives import Aux, Objective, stateless
@@ -376,7 +382,7 @@ def test_the_update_is_traced_once():
 
 def test_what_cannot_work_at_trace_is_refused_by_name():
     with pytest.raises(
-        ValueError, match=r"2 microbatches for players \['energy'\].*\(3, 4\)"
+        ValueError, match=r"2 microbatches for players \['energy'\].*\(1, 3, 4\)"
     ):
         run_once(one_player(num_updates=2), jnp.zeros((1, 3, 4)))
     with pytest.raises(ValueError, match="ema_params, but the update has no ema_decay"):
@@ -413,3 +419,253 @@ def test_a_nan_reaches_the_metrics():
     state, scalars = run_once(one_player(), jnp.full((1, 1, 4), jnp.nan))
     assert np.isnan(scalars["energy/loss"])
     assert np.isnan(scalars["energy/params_gradient_norm"])
+
+
+# --- one device, and a mesh --------------------------------------------------------
+
+
+def follow(params, key, batch, carry):
+    """A mean that follows the energy's, with memory and model state of its own."""
+    noise = 0.1 * jax.random.normal(key, batch.shape)
+    gap = jnp.tile(params["follower"]["w"], (len(batch), 1)) + noise - batch
+    gap -= jnp.tile(params["energy"]["mean"], (len(batch), 1))
+    average = 0.9 * params["follower_state"]["average"] + 0.1 * batch.mean(0)
+    state = {"follower_state": {"average": average}}
+    return jnp.mean(gap**2) + 0.01 * carry.sum(), Aux(carry + 1, {}, state)
+
+
+REPLAY = OBJECTIVES["contrastive_divergence, replay"]()
+ONE = {"energy": Player(("energy",), REPLAY, optax.adam(0.1))}
+TWO = {
+    "energy": Player(("energy",), REPLAY, optax.adam(0.1), num_updates=3),
+    "follower": Player(
+        ("follower",), Objective(lambda key: jnp.zeros(2), follow), optax.adam(0.1)
+    ),
+}
+NUM_MICROBATCHES = {"one": 1, "two": 4}
+
+
+def start(players, num_devices=1):
+    return training.init_state(
+        players,
+        {"energy": GAUSSIAN_PARAMS["energy"], "follower": {"w": jnp.zeros(2)}},
+        jax.random.key(0),
+        num_devices,
+        model_state={"follower_state": {"average": jnp.zeros(2)}},
+        ema_decay=0.9,
+    )
+
+
+def train(update, state, shape, arrange=lambda batch: batch):
+    """The state and the scalars after three steps, on the host."""
+    for step in range(3):
+        batch = jax.random.normal(jax.random.key(step), (*shape, 8, 2))
+        state, scalars = update(state, arrange(batch))
+        jax.block_until_ready(state.step)
+    # Of several processes each has its own rows.
+    return jax.tree.map(
+        lambda x: np.stack([shard.data for shard in x.addressable_shards]),
+        (state._replace(key=None), scalars),
+    )
+
+
+@pytest.mark.parametrize("players", [ONE, TWO], ids=NUM_MICROBATCHES)
+def test_one_device_needs_no_axis_for_devices(players):
+    """Bitwise as `jit(vmap)` over one device. `pmap` keeps the operation that adds up
+    one device's gradient, around which XLA fuses and rounds otherwise."""
+    num = sum(player.num_updates for player in players.values())
+    options = {"ema_decay": 0.9}
+    update = training.jit_update(players, **options)
+    shape = (8, 2) if num == 1 else (num, 8, 2)
+    ends = train(update, start(players), (num,), lambda batch: batch.reshape(shape))
+    mapped = jax.jit(under_vmap(players, **options))
+    expected = train(mapped, start(players), (1, num))
+    jax.tree.map(np.testing.assert_array_equal, ends, expected)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    pmapped = train(training.pmap_update(players, **options), start(players), (1, num))
+    jax.tree.map(close, ends, pmapped)
+    # The energy, the follower, the memories and the statistics have all moved.
+    first = jax.device_get(start(players)._replace(key=None))
+    moved = jax.tree.map(lambda new, old: (new != old).any(), ends[0], first)
+    frozen = () if num > 1 else ("follower", "follower_state")
+    for path, is_moved in jax.tree.leaves_with_path(moved):
+        is_frozen = any(name in jax.tree_util.keystr(path) for name in frozen)
+        assert is_moved != is_frozen, path
+
+
+@pytest.mark.parametrize("players", [ONE, TWO], ids=NUM_MICROBATCHES)
+@pytest.mark.parametrize("num_devices", [4, 8])
+def test_a_mesh_gives_the_numbers_of_pmap(players, num_devices):
+    shape = (num_devices, sum(player.num_updates for player in players.values()))
+    options = {"ema_decay": 0.9}
+    pmapped = training.pmap_update(players, **options)
+    expected = train(pmapped, start(players, num_devices), shape)
+    mesh = jax.make_mesh(
+        (num_devices,), ("batch",), devices=jax.devices()[:num_devices]
+    )
+    update = training.shard_update(players, mesh, **options)
+    plain = train(update, start(players, num_devices), shape)
+    jax.tree.map(np.testing.assert_array_equal, plain, expected)
+    # The same with a batch that lies on the devices already.
+    sharding = NamedSharding(Mesh(mesh.devices, ("rows",)), PartitionSpec("rows"))
+    spread = train(
+        update,
+        start(players, num_devices),
+        shape,
+        lambda batch: jax.device_put(batch, sharding),
+    )
+    jax.tree.map(np.testing.assert_array_equal, spread, expected)
+
+
+def test_a_mesh_may_have_any_devices():
+    mesh = Mesh(jax.devices()[4:], ("anything",))
+    update = training.shard_update(ONE, mesh, ema_decay=0.9)
+    with pytest.raises(ValueError, match=r"state must lie on the 4 devices.*place"):
+        update(start(ONE, 4), jnp.zeros((4, 1, 8, 2)))
+    state = training.place(start(ONE, 4), mesh=mesh)
+    memory = state.carry["energy"].memory
+    assert memory.sharding.device_set == set(jax.devices()[4:])
+    pmapped = training.pmap_update(ONE, ema_decay=0.9)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        train(update, state, (4, 1)),
+        train(pmapped, start(ONE, 4), (4, 1)),
+    )
+    with pytest.raises(ValueError, match="as carry has rows, 2, got 4"):
+        training.place(start(ONE, 2), mesh=mesh)
+    two_axes = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+    with pytest.raises(ValueError, match=r"mesh must have one axis, got \('a', 'b'\)"):
+        training.shard_update(ONE, two_axes)
+
+
+TWO_PROCESSES = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+import numpy as np
+from jax.sharding import Mesh
+from ebmjax import training
+from test_training import TWO, start, train
+
+mesh = Mesh(jax.devices(), ("device",))
+assert mesh.is_multi_process and len(mesh.local_devices) == 2
+update = training.shard_update(TWO, mesh, ema_decay=0.9)
+state = training.place(start(TWO, 4), mesh=mesh)
+first = 4 * jax.process_index()
+sharded = train(update, state, (2, 4), lambda batch: batch + first)
+pmapped = train(
+    training.pmap_update(TWO, ema_decay=0.9),
+    start(TWO, 4),
+    (2, 4),
+    lambda batch: batch + first,
+)
+jax.tree.map(np.testing.assert_array_equal, sharded, pmapped)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_a_mesh_may_hold_the_devices_of_several_processes():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    tests = pathlib.Path(__file__).parent
+    environment = dict(
+        os.environ,
+        PYTHONPATH=f"{tests.parent}:{tests}",
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+    )
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", TWO_PROCESSES, address, str(index)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    for process in pair:
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0 and "equal" in output, output
+
+
+def updates(players, num_devices):
+    mesh = Mesh(jax.devices()[:num_devices], ("device",))
+    return {
+        "pmap": training.pmap_update(players),
+        "shard": training.shard_update(players, mesh),
+        "jit": training.jit_update(players),
+    }
+
+
+DEVICES = "[devices, microbatches, size, *event] with 2 devices and 2 microbatches"
+ROWS = "[microbatches, size, *event] with 2 microbatches"
+
+
+@pytest.mark.parametrize(
+    "name, num_devices, shape, axes, hint",
+    [
+        ("pmap", 2, (256,), DEVICES, "; jit_update takes a batch without an axis for"),
+        ("pmap", 2, (2, 256), DEVICES, ""),
+        ("pmap", 2, (4, 2, 256), DEVICES, ""),
+        ("pmap", 2, (2, 3, 256), DEVICES, ""),
+        ("shard", 2, (2, 256), DEVICES, ""),
+        ("shard", 2, (4, 2, 256), DEVICES, ""),
+        ("shard", 2, (2, 3, 256), DEVICES, ""),
+        ("jit", 1, (2,), ROWS, ""),
+        ("jit", 1, (256, 3), ROWS, ""),
+        ("jit", 1, (1, 2, 256), ROWS, ""),
+    ],
+)
+def test_a_batch_of_the_wrong_shape_is_refused_before_a_trace(
+    name, num_devices, shape, axes, hint
+):
+    def loss(params, key, batch):
+        raise AssertionError("traced")
+
+    players = one_player(loss, num_updates=2)
+    state = training.init_state(players, w(0.0), jax.random.key(0), num_devices)
+    update = updates(players, num_devices)[name]
+    for batch in (np.zeros(shape), {"x": jnp.zeros(shape)}):
+        with pytest.raises(ValueError) as caught:
+            update(state, batch)
+        assert str(caught.value).startswith(
+            f"{name}_update: batch must have shape {axes} for players ['energy'],"
+            f" got shape {shape}{hint}"
+        )
+    assert not state.step.is_deleted()
+
+
+def test_one_update_takes_one_batch_without_axes_before_it():
+    update = training.jit_update(one_player())
+    state = training.init_state(one_player(), w(10.0), jax.random.key(0))
+    with pytest.raises(
+        ValueError, match=r"\[size, \*event\] for players.*got shape \(\)"
+    ):
+        update(state, 3.0)
+    with pytest.raises(ValueError, match="state must be of one device, got one of 2"):
+        update(
+            training.init_state(one_player(), w(10.0), jax.random.key(0), 2),
+            jnp.zeros(4),
+        )
+    state, _ = update(state, np.arange(4.0, dtype=np.float32))
+    assert float(state.params["energy"]["w"]) == 1.5
+
+
+@pytest.mark.parametrize("name, num_devices", [("pmap", 2), ("shard", 2), ("jit", 1)])
+def test_every_update_is_traced_once_and_donates_its_state(name, num_devices):
+    @chex.assert_max_traces(n=1)
+    def loss(params, key, batch):
+        return quadratic(params, key, batch)
+
+    players = one_player(loss)
+    update = updates(players, num_devices)[name]
+    shape = (8,) if name == "jit" else (num_devices, 1, 4)
+    state = training.init_state(players, w(0.0), jax.random.key(0), num_devices)
+    assert update.lower(state, jnp.ones(shape)).compile().cost_analysis()
+    for _ in range(3):
+        former = state
+        state, _ = update(state, jnp.ones(shape))
+        jax.block_until_ready(state.step)
+        assert former.params["energy"]["w"].is_deleted()

@@ -1,4 +1,4 @@
-"""Numbers that say how good draws are."""
+"""Metrics of samples, chains and models."""
 
 from ebmjax.metrics.anomaly_detection import anomaly
 from ebmjax.metrics.diagnostics import effective_sample_size, potential_scale_reduction

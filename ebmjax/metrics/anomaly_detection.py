@@ -1,4 +1,4 @@
-"""How well a score tells anomalies from the rest, by scikit-learn."""
+"""Metrics of anomaly detection by a score, computed with scikit-learn."""
 
 import numpy as np
 
@@ -10,32 +10,36 @@ __all__ = ["anomaly"]
 def anomaly(
     scores: Array | np.ndarray, is_anomaly: Array | np.ndarray, quantile: float = 0.8
 ) -> dict[str, float]:
-    """Precision, recall and F1 at a quantile of the scores, and areas under curves.
+    """Returns AUROC, AUPRC, and precision, recall and F1 at a quantile of the scores.
 
-    What scores at least the quantile of all scores is taken for an anomaly. A fixed
-    share is called so, then, and without ties recall over precision is a constant: that
-    share over the share that are. Only the two areas compare scores with each other
-    whatever the share.
+    An example is classified as an anomaly if its score is at least the quantile of all
+    scores. A fixed share of examples is thus called anomalous, and without ties recall
+    over precision is a constant: that share divided by the share of anomalies. Only the
+    two areas compare scores with each other independently of the share.
 
     Args:
-      scores: `[n]`, finite; larger is more anomalous: an energy, or the norm of a
-        score.
-      is_anomaly: `[n]`, boolean or 0 and 1; both must occur.
-      quantile: Above 0 and below 1. The threshold lies between two scores as
-        `numpy.quantile` has it.
+      scores: Scores `[n]`, finite; larger is more anomalous. Examples are an energy, or
+        the norm of a score.
+      is_anomaly: Labels `[n]`, boolean or 0 and 1; both must occur.
+      quantile: Quantile of the threshold, above 0 and below 1. The threshold may lie
+        between two scores, as `numpy.quantile` interpolates it.
 
     Returns:
-      `precision`, `recall`, `f1`, of the anomalies; `threshold`; `auprc`, the area
-      under precision over recall by the trapezoidal rule, as published for these
-      models; `average_precision`, the same by steps, which is not too kind where points
-      are few; `auroc`, the probability that an anomaly scores higher; `prevalence`, the
-      share of anomalies.
+      A dict. `precision`, `recall` and `f1` are those of the anomalies, at `threshold`.
+      `auprc` is the area under precision over recall by the trapezoidal rule, as
+      published for these models; `average_precision` is the same area by steps, which
+      is not too optimistic if there are few points. `auroc` is the probability that an
+      anomaly scores higher. `prevalence` is the share of anomalies.
 
     Raises:
       ValueError: If shapes differ, a score is not finite, a label is neither 0 nor 1,
         one of the two does not occur, or the quantile is out of range.
     """
-    from sklearn import metrics
+    try:
+        from sklearn import metrics
+    except ModuleNotFoundError as error:
+        message = 'anomaly needs scikit-learn: pip install "ebmjax[full]"'
+        raise ModuleNotFoundError(message) from error
 
     scores, is_anomaly = np.asarray(scores, np.float64), np.asarray(is_anomaly)
     if scores.ndim != 1 or scores.shape != is_anomaly.shape:

@@ -1,4 +1,4 @@
-"""What correlated draws are worth, and whether chains agree."""
+"""Diagnostics of Markov chains: effective sample size (ESS) and R-hat."""
 
 import math
 from collections.abc import Callable
@@ -13,84 +13,94 @@ __all__ = ["effective_sample_size", "potential_scale_reduction"]
 
 
 def effective_sample_size(draws: Array) -> Array:
-    """Number of independent draws whose mean is as exact as the mean of these.
+    """Returns the effective sample size (ESS) of chains for the estimate of a mean.
 
+    It is the number of independent draws whose mean is as exact as the mean of these:
     `total / tau` with `tau = 1 + 2 * sum_t autocorrelation(t)`. For an AR(1) process
     with coefficient `r` it is `total * (1 - r) / (1 + r)`: a third of the draws for
     `r = 1/2`, three times as many for `r = -1/2`.
 
-    Every chain is cut into halves, which are chains of their own from there on; of an
-    odd number of steps the middle one is left out, and not counted in `total`. The
+    Every chain is cut into halves, which count as chains of their own. The middle step
+    of an odd number of steps is left out and not counted in `total`. The
     autocorrelation combines the autocovariances within halves with the variance of
     their means, so chains that disagree have few effective draws however quickly each
     of them moves. It is summed in pairs of lags up to the first pair that is not
-    positive (Geyer's initial positive sequence), each pair taken no larger than those
-    before it (initial monotone sequence). `tau` is at least `1 / log10(total)`: no
-    estimate exceeds `total * log10(total)`. This is `ess(method="mean")` of ArviZ.
+    positive (Geyer's initial positive sequence), and each pair is taken no larger than
+    those before it (initial monotone sequence). `tau` is at least `1 / log10(total)`,
+    so no estimate exceeds `total * log10(total)`. This is `ess(method="mean")` of
+    ArviZ.
 
-    It is worth this much for the mean alone: a chain may know its mean well and its
-    variance or tails badly; hand in `draws**2` to ask about those. It is not the
-    effective sample size of importance weights. And chains that all missed a mode look
-    well: see `potential_scale_reduction`, which cannot see that either.
+    The number holds for the mean alone: a chain may determine its mean well and its
+    variance or tails badly. Pass `draws**2` to ask about those. It is not the effective
+    sample size of importance weights. Chains that have all missed a mode look good;
+    `potential_scale_reduction` cannot detect that either.
 
     Args:
-      draws: `[steps, chains, *event]`, floating-point, at least 4 steps and 1 chain;
-        what `samplers.sample_chains` collects. Any unit, offset and scale. Types below
-        float32 are computed in float32. Working memory is several times that of the
-        draws; coordinates are independent, so a large event can be cut into pieces.
+      draws: Draws `[steps, chains, *event]`, floating-point, with at least 4 steps and
+        1 chain, as `samplers.sample_chains` collects them. Any unit, offset and scale
+        are allowed. Types below float32 are computed in float32. Working memory is
+        several times that of the draws; coordinates are independent, so a large event
+        can be cut into pieces.
 
     Returns:
-      `[*event]`, a number of draws in all chains together. NaN where a coordinate has a
-      draw that is not finite. Where all draws are equal it is `total`, as in ArviZ,
-      which knows nothing better to say: a chain that never moved looks perfect here.
+      The number of effective draws in all chains together, `[*event]`. It is NaN for a
+      coordinate that has a draw that is not finite. If all draws are equal it is
+      `total`, as in ArviZ, because nothing better is known: a chain that never moved
+      looks perfect here.
 
     Raises:
-      ValueError: For other shapes or types.
+      ValueError: If the draws have another shape or type.
 
     Source:
-      Geyer (1992), "Practical Markov chain Monte Carlo"; combined over chains as in
-      Vehtari, Gelman, Simpson, Carpenter & Burkner (2021), "Rank-normalization,
-      folding, and localization: an improved R-hat for assessing convergence of MCMC",
-      section 3.2.
+      Geyer (1992), "Practical Markov chain Monte Carlo", Statistical Science 7.
+      Combined over chains as in Vehtari, Gelman, Simpson, Carpenter & Burkner (2021),
+      "Rank-normalization, folding, and localization: an improved R-hat for assessing
+      convergence of MCMC", section 3.2, https://arxiv.org/abs/1903.08008.
     """
     return _over_coordinates(_effective_sample_size, draws)
 
 
 def potential_scale_reduction(draws: Array) -> Array:
-    """Rank-normalised split R-hat: do chains, and their halves, draw from one law?
+    """Returns the rank-normalised split R-hat, which tests whether chains agree.
 
-    The root of the variance of all draws over the variance within a chain: near 1 if
-    chains agree. The source asks for less than 1.01. Two long chains, one all
-    below the other, give `sqrt(1 + (8 / (3 pi)) / (1 - 2 / pi)) = 1.83`, near or far.
+    It is the root of the variance of all draws over the variance within a chain, which
+    is near 1 if chains agree. The source requires less than 1.01. Two long chains, one
+    of which lies entirely below the other, give
+    `sqrt(1 + (8 / (3 pi)) / (1 - 2 / pi)) = 1.83`, whatever their distance.
 
     Every chain is cut into halves, so that a chain that drifts disagrees with itself;
-    of an odd number of steps the middle one is left out. Draws are replaced by the
-    normal quantiles of their ranks among all draws, ties by that of their mean rank, so
-    that laws without a variance are fine. The result is the larger of two: that of the
-    draws, which sees different places, and that of their distances from the median,
-    which sees different scales. This is `rhat(method="rank")` of ArviZ, which however
-    gives NaN for one chain, where its two halves can be compared as well as any.
+    the middle step of an odd number of steps is left out. Draws are replaced by the
+    normal quantiles of their ranks among all draws, and ties by the quantile of their
+    mean rank, so laws without a variance are allowed. The result is the larger of two
+    values: that of the draws, which detects different places, and that of their
+    distances from the median, which detects different scales. This is
+    `rhat(method="rank")` of ArviZ, except that ArviZ gives NaN for one chain, whose two
+    halves are compared here.
 
     It is not the R-hat of Gelman & Rubin (1992), which uses neither halves nor ranks,
     nor its square, as in some code. A value of 1 says that chains agree, not that they
-    are right: all may have missed a mode, or started in the same place and not left it.
+    are right: all may have missed a mode, or have started in the same place and not
+    left it.
 
     Args:
-      draws: `[steps, chains, *event]`, floating-point, at least 4 steps and 1 chain;
-        what `samplers.sample_chains` collects. Any unit; infinite draws have a rank
-        like others. Memory as for `effective_sample_size`.
+      draws: Draws `[steps, chains, *event]`, floating-point, with at least 4 steps and
+        1 chain, as `samplers.sample_chains` collects them. Any unit is allowed, and
+        infinite draws have a rank like others. The memory is that of
+        `effective_sample_size`.
 
     Returns:
-      `[*event]`, dimensionless, at least `sqrt(1 - 1 / (steps // 2))`, a little below
-      1. NaN where a coordinate has a NaN, or only equal draws (0 / 0, as in ArviZ);
-      infinite where every half of a chain stands still, but not all in one place.
+      R-hat `[*event]`, dimensionless, at least `sqrt(1 - 1 / (steps // 2))`, which is a
+      little below 1. It is NaN for a coordinate that has a NaN or only equal draws (0 /
+      0, as in ArviZ), and infinite if every half of a chain is constant but not all at
+      one value.
 
     Raises:
-      ValueError: For other shapes or types.
+      ValueError: If the draws have another shape or type.
 
     Source:
       Vehtari, Gelman, Simpson, Carpenter & Burkner (2021), "Rank-normalization,
-      folding, and localization: an improved R-hat for assessing convergence of MCMC".
+      folding, and localization: an improved R-hat for assessing convergence of MCMC",
+      https://arxiv.org/abs/1903.08008.
     """
     return _over_coordinates(_potential_scale_reduction, draws)
 
@@ -173,7 +183,7 @@ def _potential_scale_reduction(halves: Array) -> Array:
 
 
 def _normal_scores(draws: Array) -> Array:
-    """Blom's normal scores: quantiles of `(rank - 3/8) / (total + 1/4)`."""
+    """Returns Blom's normal scores, quantiles of `(rank - 3/8) / (total + 1/4)`."""
     flat = draws.ravel()
     ordered = jnp.sort(flat)
     num_below = jnp.searchsorted(ordered, flat, side="left")
@@ -195,7 +205,7 @@ def _split_r_hat(halves: Array) -> Array:
 
 
 def _mean_and_variance(x: Array) -> tuple[Array, Array]:
-    """Mean and unbiased variance over the first axis; equal values have exactly 0."""
+    """Returns mean and unbiased variance over the first axis; 0 for equal values."""
     shifted = x - x[:1]
     mean = shifted.mean(0, keepdims=True)
     variance = jnp.sum((shifted - mean) ** 2, 0) / (len(x) - 1)

@@ -1,4 +1,4 @@
-"""Distances between sets of examples, by their features; and their variety."""
+"""Distances between sets of features (FID, MMD), and the Inception score (IS)."""
 
 import numpy as np
 
@@ -15,30 +15,40 @@ __all__ = [
 def frechet_distance(
     features_a: Array | np.ndarray, features_b: Array | np.ndarray
 ) -> float:
-    """Frechet distance of the normal distributions fitted to two sets of features.
+    """Returns the Frechet distance of two sets of features, such as FID.
 
-    The squared 2-Wasserstein distance of `frechet_distance_from_moments`, with each
-    set's mean and unbiased covariance. It is called FID only where the features are
-    those of one certain Inception network: with any other features the numbers compare
-    to nothing published, and to each other only for the same features.
+    It is the squared 2-Wasserstein distance of the normal distributions fitted to the
+    two sets (`frechet_distance_from_moments`), with each set's mean and unbiased
+    covariance. It is called FID only if the features are those of one certain Inception
+    network (`networks.inception`). With any other features the numbers cannot be
+    compared to published ones, and they can be compared to each other only for the same
+    features.
 
-    It sees means and covariances only, so 0 does not mean that the laws are equal. And
-    it is biased upwards: two finite sets of one law are apart. For `n` normal features
-    of `d` dimensions and variance 1 in each set the expectation is near
-    `d (d + 5) / (2 n)` instead of 0, while `n` is much larger than `d`: `2 d / n` from
-    the means, `d (d + 1) / (2 n)` from the covariances. So compare sets of one size,
-    state it, and give the distance of two halves of the data beside it.
+    The distance depends on means and covariances only, so 0 does not mean that the laws
+    are equal. It is biased upwards: two finite sets of one law have a positive
+    distance. For `n` normal features of `d` dimensions and variance 1 in each set, the
+    expectation is near `d (d + 5) / (2 n)` instead of 0, if `n` is much larger than
+    `d`: `2 d / n` from the means and `d (d + 1) / (2 n)` from the covariances. Compare
+    sets of one size, state that size, and report the distance of two halves of the data
+    as well.
 
     Args:
-      features_a: `[n, d]`, at least two rows.
-      features_b: `[m, d]`; the order of the two sets does not matter.
+      features_a: Features of the first set, `[n, d]`, at least two rows.
+      features_b: Features of the second set, `[m, d]`; the order of the two sets does
+        not matter.
 
     Returns:
-      The distance, in squared units of the features; computed in float64 on the host,
-      so not to be called under `jit`.
+      The distance, in squared units of the features. It is computed in float64 on the
+      host, so it cannot be called under `jit`.
 
     Raises:
-      ValueError: For other shapes, too few rows or values that are not finite.
+      ValueError: If the arrays have other shapes, too few rows or values that are not
+        finite.
+
+    Source:
+      Heusel, Ramsauer, Unterthiner, Nessler & Hochreiter (2017), "GANs trained by a two
+      time-scale update rule converge to a local Nash equilibrium",
+      https://arxiv.org/abs/1706.08500.
     """
     moments = []
     for features in _two_sets(features_a, features_b):
@@ -54,28 +64,31 @@ def frechet_distance_from_moments(
     mean_b: Array | np.ndarray,
     cov_b: Array | np.ndarray,
 ) -> float:
-    """Squared 2-Wasserstein distance of two normal distributions.
+    """Returns the squared 2-Wasserstein distance of two normal distributions (FID).
 
-    `|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`. In one dimension this is
-    `(m_a - m_b)^2 + (s_a - s_b)^2` with standard deviations `s`; between `N(0, I)` and
-    `N(0, 4 I)` it is `d`. It is the square of a metric, not a metric.
+    The distance is `|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`. In one
+    dimension this is `(m_a - m_b)^2 + (s_a - s_b)^2` with standard deviations `s`;
+    between `N(0, I)` and `N(0, 4 I)` it is `d`. It is the square of a metric, not a
+    metric.
 
     Args:
-      mean_a: `[d]`.
-      cov_a: `[d, d]`, symmetric, positive semi-definite; may be singular.
-      mean_b: As `mean_a`.
-      cov_b: As `cov_a`.
+      mean_a: Mean of the first distribution, `[d]`.
+      cov_a: Covariance of the first distribution, `[d, d]`, symmetric and positive
+        semi-definite; may be singular.
+      mean_b: Mean of the second distribution, `[d]`.
+      cov_b: Covariance of the second distribution, `[d, d]`, like `cov_a`.
 
     Returns:
-      The distance, never negative; computed in float64 on the host.
+      The distance, never negative, computed in float64 on the host.
 
     Raises:
-      ValueError: For shapes that disagree, values that are not finite, or covariances
-        that are not symmetric and positive semi-definite up to rounding.
+      ValueError: If shapes disagree, values are not finite, or covariances are not
+        symmetric and positive semi-definite up to rounding.
 
     Source:
       Dowson & Landau (1982), "The Frechet distance between multivariate normal
-      distributions".
+      distributions", Journal of Multivariate Analysis 12. FID: Heusel et al. (2017),
+      https://arxiv.org/abs/1706.08500.
     """
     mean_a, cov_a, mean_b, cov_b = (
         np.asarray(x, np.float64) for x in (mean_a, cov_a, mean_b, cov_b)
@@ -103,8 +116,10 @@ def frechet_distance_from_moments(
     return float(max(squares - 2 * cross, 0.0))
 
 
-def _two_sets(features_a, features_b) -> list[np.ndarray]:
-    """Both in float64, of one dimension."""
+def _two_sets(
+    features_a: Array | np.ndarray, features_b: Array | np.ndarray
+) -> list[np.ndarray]:
+    """Returns both sets in float64, or raises unless they have one dimension."""
     sets = []
     for name, features in (("features_a", features_a), ("features_b", features_b)):
         features = np.asarray(features, np.float64)
@@ -132,7 +147,7 @@ def _check_finite(name: str, x: np.ndarray) -> None:
 
 
 def _root(name: str, cov: np.ndarray) -> np.ndarray:
-    """The symmetric square root of a covariance."""
+    """Returns the symmetric square root of a covariance."""
     # Covariances may come from float32: the tolerance is for that rounding.
     tolerance = 1e-5 * np.abs(cov).max(initial=0.0)
     if np.abs(cov - cov.T).max(initial=0.0) > tolerance:
@@ -149,24 +164,31 @@ def _root(name: str, cov: np.ndarray) -> np.ndarray:
 def inception_score(
     logits: Array | np.ndarray, *, num_splits: int = 10
 ) -> tuple[float, float]:
-    """How sure a classifier is of each example, and how unsure of what comes next.
+    """Returns the Inception score (IS), as mean and deviation over parts of the set.
 
-    The exponential of the mutual information of example and class: the mean divergence
-    of an example's class probabilities from their mean over the examples. Between 1 and
-    the number of classes. It is called so only with the logits of one certain Inception
-    network; it knows nothing of the data, and does not see an example repeated.
+    The score is the exponential of the mutual information of example and class: the
+    mean divergence of an example's class probabilities from their mean over the
+    examples. It is high if a classifier is sure of each example and the classes vary,
+    and lies between 1 and the number of classes. It is called by this name only with
+    the logits of one certain Inception network. It does not depend on the data, and it
+    does not detect repeated examples.
 
     Args:
-      logits: `[n, num_classes]`.
-      num_splits: The examples are cut into so many parts, in their order, and each has
-        a score; fewer examples a part score lower. Published: 10, of 50,000.
+      logits: Logits of the classifier, `[n, num_classes]`.
+      num_splits: Number of parts into which the examples are cut, in their order. Each
+        part has a score; parts with fewer examples score lower. The published setting
+        is 10 parts of 50,000 examples.
 
     Returns:
       Mean and standard deviation (of the population) over the parts.
 
     Raises:
-      ValueError: For another shape, values that are not finite, or fewer examples than
-        parts.
+      ValueError: If the array has another shape, values that are not finite, or fewer
+        examples than parts.
+
+    Source:
+      Salimans, Goodfellow, Zaremba, Cheung, Radford & Chen (2016), "Improved techniques
+      for training GANs", https://arxiv.org/abs/1606.03498.
     """
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or not 1 <= num_splits <= len(logits):
@@ -194,29 +216,38 @@ def maximum_mean_discrepancy(
     bandwidth: float | None = None,
     max_examples: int = 5_000,
 ) -> float:
-    """The squared maximum mean discrepancy of two sets of features, without bias.
+    """Returns the squared maximum mean discrepancy (MMD) of two sets, without bias.
 
-    Mean kernel of pairs within each set, of different examples, less twice the mean
-    between them. 0 on average for two sets of one law, so also below 0; unlike
-    `frechet_distance` it can be compared between sets of different sizes. With the
-    polynomial kernel, and the features of one certain Inception network, it is called
-    the kernel inception distance.
+    The estimate is the mean kernel of pairs of different examples within each set,
+    summed over both sets, minus twice the mean kernel between the sets. It is 0 on
+    average for two sets of one law, so it can be negative. Unlike `frechet_distance`,
+    it can be compared between sets of different sizes. With the polynomial kernel, and
+    the features of one certain Inception network, it is called the kernel Inception
+    distance (KID).
 
     Args:
-      features_a: `[n, d]`, at least two rows.
-      features_b: `[m, d]`; the order of the two sets does not matter.
-      kernel: "polynomial", `(x . y / d + 1)^3`, which sees moments up to the third; or
-        "gaussian", `exp(-|x - y|^2 / (2 bandwidth^2))`, which sees all.
-      bandwidth: Of "gaussian", in units of the features; None for the median distance
-        between the two sets.
-      max_examples: The first so many of each set are looked at: `n^2` pairs are.
+      features_a: Features of the first set, `[n, d]`, at least two rows.
+      features_b: Features of the second set, `[m, d]`; the order of the two sets does
+        not matter.
+      kernel: "polynomial" is `(x . y / d + 1)^3`, which depends on moments up to the
+        third; "gaussian" is `exp(-|x - y|^2 / (2 bandwidth^2))`, which depends on all.
+      bandwidth: Bandwidth of "gaussian", in units of the features; None for the median
+        distance between the two sets.
+      max_examples: Number of first examples of each set that are used; `n^2` pairs are
+        computed.
 
     Returns:
-      The estimate; computed in float64 on the host, so not to be called under `jit`.
+      The estimate, computed in float64 on the host, so it cannot be called under `jit`.
 
     Raises:
-      ValueError: For other shapes, too few rows, values that are not finite, an unknown
-        kernel, or a bandwidth that is not positive, or given to a kernel without one.
+      ValueError: If the arrays have other shapes, too few rows or values that are not
+        finite, the kernel is unknown, or a bandwidth is not positive or is given to a
+        kernel without one.
+
+    Source:
+      Gretton, Borgwardt, Rasch, Scholkopf & Smola (2012), "A kernel two-sample test",
+      Journal of Machine Learning Research 13. KID: Binkowski, Sutherland, Arbel &
+      Gretton (2018), "Demystifying MMD GANs", https://arxiv.org/abs/1801.01401.
     """
     if kernel not in ("polynomial", "gaussian"):
         raise ValueError(f"kernel must be 'polynomial' or 'gaussian', got {kernel!r}")
@@ -227,7 +258,7 @@ def maximum_mean_discrepancy(
         )
     a, b = (x[:max_examples] for x in _two_sets(features_a, features_b))
 
-    def squares(x, y):
+    def squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         products = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
         return products.clip(0)
 
@@ -238,12 +269,12 @@ def maximum_mean_discrepancy(
                 "the median distance of the features is 0: bandwidth must be given"
             )
 
-    def values(x, y):
-        if kernel == "polynomial":
+    def values(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        if bandwidth is None:  # only the polynomial kernel has none
             return (x @ y.T / x.shape[1] + 1) ** 3
         return np.exp(-squares(x, y) / (2 * bandwidth**2))
 
-    def within(x):
+    def within(x: np.ndarray) -> float:
         found = values(x, x)
         return (found.sum() - np.trace(found)) / (len(x) * (len(x) - 1))
 

@@ -1,9 +1,9 @@
-"""Estimates of an energy's log partition function, `log of the integral of exp(-E)`."""
+"""Estimates of the log partition function, the log of the integral of exp(-E)."""
 
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from ebmjax import energies
 from ebmjax.checks import check_chains, check_count, check_path, scalar_energy
 from ebmjax.samplers.chains import as_pytree
 from ebmjax.samplers.layout import (
+    Layout,
     chain_keys,
     lay_out,
     over_blocks,
@@ -32,20 +33,22 @@ __all__ = [
 
 
 class Annealed(NamedTuple):
-    """What annealed importance sampling found.
+    """Result of annealed importance sampling.
 
     Attributes:
-      log_partition: `[]`, the estimate: from the mean weight forwards, from the mean
-        inverse weight in reverse.
-      bound: `[]`, the mean log weight. Forwards its expectation is at most the truth,
-        in reverse at least.
-      log_weights: `[chains]`.
-      effective_sample_size: `[]`, `(sum w)^2 / sum w^2`: how many equal weights would
-        be as good; of the inverse weights in reverse.
-      position: `[chains, *event]`, where the chains ended. Forwards, draws of the
-        energy's law where they are weighted with `exp(log_weights)`.
-      acceptance_rate: `[fractions - 1]`, of the moves between, in the order in which
-        they were made; means over chains, ones for a sampler without.
+      log_partition: Estimate of the log partition function, `[]`, in nats: from the
+        mean weight forwards, from the mean inverse weight in reverse.
+      bound: Mean log weight, `[]`, in nats. Its expectation is at most the truth
+        forwards, and at least the truth in reverse.
+      log_weights: Log weights, `[chains]`, in nats.
+      effective_sample_size: `(sum w)^2 / sum w^2`, `[]`, the number of equal weights
+        that would be as good; in reverse, that of the inverse weights.
+      position: Positions at the end of the chains, `[chains, *event]`, in units of x.
+        Forwards, they are draws of the energy's law if they are weighted with
+        `exp(log_weights)`.
+      acceptance_rate: Acceptance rates of the moves between weighings,
+        `[fractions - 1]`, in the order in which they were made. They are means over
+        chains, and ones for a sampler that does not report them.
     """
 
     log_partition: Array
@@ -66,27 +69,28 @@ def annealed_importance_sampling(
     fractions: int | Sequence[float] | Array = 1000,
     num_steps: int = 1,
 ) -> Annealed:
-    """Annealed importance sampling, from a reference of known density to an energy.
+    """Runs annealed importance sampling (AIS) from a reference to an energy.
 
-    Draws of the reference are weighted and moved through the energies `(1 - f) *
-    reference + f * energy`. The mean weight is the partition function, without bias;
-    its logarithm is too small on average, and much too small where the energy's law has
-    what no chain came upon. Beside it, from exact draws of the law,
-    `reverse_annealed_importance_sampling` is too large on average: between the two is
-    the truth.
+    Draws of the reference, whose density is known, are weighted and moved through the
+    energies `(1 - f) * reference + f * energy`. The mean weight is an unbiased estimate
+    of the partition function. Its logarithm is too small on average, and much too small
+    if the energy's law has regions that no chain reached. With exact draws of the law,
+    `reverse_annealed_importance_sampling` gives an estimate that is too large on
+    average: the truth lies between the two.
 
     Args:
-      sampler: Moves the chains; must leave its energy's law unchanged (mala, hmc and
-        their like: unadjusted dynamics are biased here). Or a function of the fraction
-        that makes one, for steps that change along the way.
-      energy_fn: Energy of one example; arrays bound with `functools.partial` are
+      sampler: Sampler that moves the chains and leaves its energy's law invariant, such
+        as `mala` and `hmc` (unadjusted dynamics are biased here). It may also be a
+        function from the fraction to a sampler, for steps that change along the path.
+      energy_fn: Energy of one example. Arrays bound with `functools.partial` are
         arguments of the compiled program.
-      key: A typed key.
+      key: Typed key.
       reference: `(sample: key -> x, log_prob: x -> [])` of one example, normalised,
         with tails no lighter than the law's.
-      num_chains: Independent weights, shared among all local devices.
-      fractions: Increasing from above 0 to 1; a number means so many equal steps.
-      num_steps: Moves at every fraction but the last, where nothing is left to weigh.
+      num_chains: Number of independent weights, shared among all local devices.
+      fractions: Fractions, increasing from above 0 to 1, or the number of equal steps.
+      num_steps: Number of moves at every fraction except the last, after which nothing
+        is weighted.
 
     Returns:
       An `Annealed`.
@@ -95,7 +99,8 @@ def annealed_importance_sampling(
       ValueError: If a count is not positive or the fractions do not increase to 1.
 
     Source:
-      Neal (2001), "Annealed importance sampling".
+      Neal (2001), "Annealed importance sampling",
+      https://arxiv.org/abs/physics/9803008.
     """
     check_count("num_chains", num_chains, 1)
     sample, _ = reference
@@ -116,31 +121,35 @@ def reverse_annealed_importance_sampling(
     fractions: int | Sequence[float] | Array = 1000,
     num_steps: int = 1,
 ) -> Annealed:
-    """Annealed importance sampling backwards, from draws of an energy's law.
+    """Runs annealed importance sampling (AIS) in reverse, from an energy's draws.
 
-    With exact draws the mean of the inverse weight is the inverse partition function.
-    Together with the forward run this brackets the log partition function
-    (bidirectional Monte Carlo). Draws that are not exact, say of long chains, void the
-    bound.
+    With exact draws, the mean of the inverse weight is the inverse partition function.
+    Together with the forward run, this brackets the log partition function
+    (bidirectional Monte Carlo, BDMC). The bound does not hold for draws that are not
+    exact, for example those of long chains.
 
     Args:
-      sampler: As forwards; reversible.
-      energy_fn: As forwards.
-      key: A typed key.
+      sampler: Sampler, as in the forward run; it must be reversible.
+      energy_fn: Energy of one example, as in the forward run.
+      key: Typed key.
       x: Exact draws of the law `exp(-energy) / Z`, `[chains, *event]`.
-      reference: As forwards.
-      fractions: As forwards: increasing; they are passed from the end.
-      num_steps: As forwards.
+      reference: Reference, as in the forward run.
+      fractions: Increasing fractions, as in the forward run, which are passed from the
+        end.
+      num_steps: Number of moves at every fraction, as in the forward run.
 
     Returns:
       An `Annealed`.
 
     Raises:
-      ValueError: As forwards; or if `x` has no chains.
+      ValueError: If a count is not positive, the fractions do not increase to 1, or `x`
+        has no chains.
 
     Source:
+      Burda, Grosse & Salakhutdinov (2015), "Accurate and conservative estimates of MRF
+      log-likelihood using reverse annealing" (RAISE), https://arxiv.org/abs/1412.8566.
       Grosse, Ancha & Roy (2016), "Measuring the reliability of MCMC inference with
-      bidirectional Monte Carlo".
+      bidirectional Monte Carlo", https://arxiv.org/abs/1606.02275.
     """
     levels = _fractions(fractions)
     # Weighed at 1 against the last but one, which then moves, and so down to 0.
@@ -149,15 +158,24 @@ def reverse_annealed_importance_sampling(
     return _anneal(sampler, energy_fn, key, x, reference, levels, steps, num_steps)
 
 
-def _fractions(fractions) -> np.ndarray:
+def _fractions(fractions: int | Sequence[float] | Array) -> np.ndarray:
     if isinstance(fractions, int | np.integer):
         check_count("fractions", fractions, 1)
         return np.arange(1, fractions + 1) / fractions
     return check_path("fractions", fractions)
 
 
-def _anneal(sampler, energy_fn, key, x, reference, levels, steps, num_steps):
-    """Weighs with every step, then moves at the level reached, but for the last."""
+def _anneal(
+    sampler: Sampler | Callable[[Array], Sampler],
+    energy_fn: EnergyFn,
+    key: Key,
+    x: Array,
+    reference: tuple[Callable[[Key], Array], Callable[[Array], Array]],
+    levels: np.ndarray,
+    steps: np.ndarray,
+    num_steps: int,
+) -> Annealed:
+    """Weights the chains at every step and moves them after all except the last."""
     check_count("num_steps", num_steps, 1)
     x = check_chains(key, x)
     log_prob = as_pytree(reference[1])
@@ -189,42 +207,60 @@ def _anneal(sampler, energy_fn, key, x, reference, levels, steps, num_steps):
 
 
 def _mean_weight(log_weights: Array) -> tuple[Array, Array]:
-    """The log of the mean weight, and the effective sample size."""
+    """Returns the log of the mean weight, and the effective sample size."""
     log_sum = jax.nn.logsumexp(log_weights)
     size = jnp.exp(2 * log_sum - jax.nn.logsumexp(2 * log_weights))
     return log_sum - math.log(len(log_weights)), size
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "num_steps", "layout"))
-def _anneal_chains(energy_fn, log_prob, path, key, x, *, sampler, num_steps, layout):
+def _anneal_chains(
+    energy_fn: EnergyFn,
+    log_prob: Callable[[Array], Array],
+    path: tuple[Array, Array],
+    key: Key,
+    x: Array,
+    *,
+    sampler: Sampler | Callable[[Array], Sampler],
+    num_steps: int,
+    layout: Layout,
+) -> tuple[Array, Array, Array]:
     num_chains = x.shape[0]
     keys = chain_keys(key, layout.num_chains)
     x = pad_chains(x, layout.num_chains)
 
-    def local(functions, path, keys, x):
+    def local(
+        functions: tuple[EnergyFn, Callable[[Array], Array]],
+        path: tuple[Array, Array],
+        keys: Key,
+        x: Array,
+    ) -> tuple[Array, ...]:
         energy_fn, log_prob = (
             functools.partial(value, scalar_energy(function)) for function in functions
         )
         levels, steps = path
 
-        def reference_fn(x):
+        def reference_fn(x: Array) -> Array:
             return -log_prob(x)
 
-        def chain(key, x):
-            def weigh(log_weight, x, step):
+        def chain(key: Key, x: Array) -> tuple[Array, Array, Array]:
+            def weigh(log_weight: Array, x: Array, step: Array) -> Array:
                 difference = energy_fn(x) - reference_fn(x)
                 return log_weight - (step * difference).astype(log_weight.dtype)
 
-            def level(carry, inputs):
+            def level(
+                carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]
+            ) -> tuple[tuple[Array, Array], Array]:
                 x, log_weight = carry
                 index, fraction, step = inputs
                 log_weight = weigh(log_weight, x, step)
-                mover = sampler
-                if not isinstance(sampler, Sampler):
+                if isinstance(sampler, Sampler):
+                    mover = sampler
+                else:
                     mover = sampler(fraction)
                 path_fn = energies.tilt(energy_fn, reference_fn, fraction)
 
-                def move(state, count):
+                def move(state: Any, count: Array) -> tuple[Any, Array]:
                     move_key = jax.random.fold_in(key, index * num_steps + count)
                     state, info = mover.step(path_fn, move_key, state)
                     return state, getattr(info, "acceptance_rate", jnp.ones(()))
@@ -239,7 +275,7 @@ def _anneal_chains(energy_fn, log_prob, path, key, x, *, sampler, num_steps, lay
             (x, log_weight), rates = jax.lax.scan(level, start, inputs)
             return weigh(log_weight, x, steps[-1]), x, rates
 
-        def block(keys, x):
+        def block(keys: Key, x: Array) -> tuple[Array, Array, Array]:
             log_weights, x, rates = jax.vmap(chain)(keys, x)
             return log_weights, x, rates.T
 
@@ -258,21 +294,21 @@ def importance_sampling(
     proposal: tuple[Callable[[Key], Array], Callable[[Array], Array]],
     num_samples: int,
 ) -> tuple[Array, Array]:
-    """The log partition function as a mean over draws of a proposal.
+    """Returns the log partition function by importance sampling (IS) from a proposal.
 
-    `log mean exp(-E(x) - log_prob(x))`. In many dimensions nearly all of the weight is
-    that of a few draws, and the estimate is far too small: look at the effective sample
-    size, and anneal.
+    The estimate is `log mean exp(-E(x) - log_prob(x))` over draws of the proposal. In
+    many dimensions a few draws have nearly all of the weight, and the estimate is far
+    too small: check the effective sample size, and use annealing.
 
     Args:
       energy_fn: Energy of one example.
-      key: A typed key.
+      key: Typed key.
       proposal: `(sample: key -> x, log_prob: x -> [])` of one example, normalised, with
         tails no lighter than the law's.
-      num_samples: Draws, all in memory at once.
+      num_samples: Number of draws, which are all in memory at once.
 
     Returns:
-      `(log_partition, effective_sample_size)`, two scalars.
+      `(log_partition, effective_sample_size)`, two scalars, the first in nats.
 
     Raises:
       ValueError: If `num_samples` is below 1.
@@ -280,7 +316,7 @@ def importance_sampling(
     check_count("num_samples", num_samples, 1)
     sample, log_prob = proposal
 
-    def log_weight(key):
+    def log_weight(key: Key) -> Array:
         x = sample(key)
         return -energy_fn(x) - log_prob(x)
 
@@ -291,23 +327,25 @@ def importance_sampling(
 def quadrature(
     energy_fn: EnergyFn, bounds: Sequence[tuple[float, float]], num_points: int = 1000
 ) -> Array:
-    """The log partition function of one or two dimensions, by the trapezoidal rule.
+    """Returns the log partition function by the trapezoidal rule.
 
-    For a smooth density that is negligible at the bounds the error falls faster than
-    any power of the number of points.
+    The energy has one or two dimensions. For a smooth density that is negligible at the
+    bounds, the error decreases faster than any power of the number of points.
 
     Args:
-      energy_fn: Energy of one example `[]`, `[1]` or `[2]`: as many elements as bounds
-        (of one, `[1]`; a scalar event where `bounds` is one pair of numbers).
-      bounds: `(low, high)` of each dimension, or one pair for a scalar event.
-      num_points: Along each dimension.
+      energy_fn: Energy of one example `[]`, `[1]` or `[2]`, with as many elements as
+        there are bounds. The event is `[1]` if `bounds` is a list of one pair, and a
+        scalar if `bounds` is one pair of numbers.
+      bounds: `(low, high)` of each dimension, or one pair for a scalar event, in units
+        of x.
+      num_points: Number of points along each dimension.
 
     Returns:
-      A scalar.
+      A scalar, in nats.
 
     Raises:
-      ValueError: For more than two dimensions, bounds that are no intervals, or fewer
-        than two points.
+      ValueError: If there are more than two dimensions, the bounds are not intervals,
+        or there are fewer than two points.
     """
     check_count("num_points", num_points, 2)
     pairs = np.asarray(bounds, float)

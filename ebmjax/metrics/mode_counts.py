@@ -1,4 +1,4 @@
-"""How many of a known number of modes draws have found, and how evenly."""
+"""The number of modes that draws have found, and how evenly they cover them."""
 
 import numpy as np
 
@@ -10,30 +10,37 @@ __all__ = ["modes"]
 def modes(
     labels: Array | np.ndarray, num_tuples: int, *, robust_count: int = 5
 ) -> dict[str, float | int]:
-    """Modes found, and the divergence of their shares from uniform ones.
+    """Returns the number of modes found, and how far their shares are from uniform.
 
-    The labels come from a classifier, say of the digits that are stacked in an image,
-    read as one number. Its errors make modes: a generator of 500 of 1,000 triples shows
-    653 through a classifier that is wrong on one digit in 200. Hence the robust count;
-    and classify as in evaluation, dropout off.
+    The labels come from a classifier, for example of the digits that are stacked in an
+    image, read as one number. Its errors create modes: a generator of 500 of 1,000
+    triples shows 653 with a classifier that is wrong on one digit in 200. The robust
+    count corrects for this. Run the classifier as in evaluation, with dropout off.
 
     Args:
-      labels: `[n]` integers from 0 to `num_tuples - 1`, one a draw.
-      num_tuples: Modes that there are; 1,000 for three digits.
-      robust_count: Draws that a mode must have for the robust count. The published
-        protocol has 26 draws a mode.
+      labels: Labels of the draws, `[n]`, integers from 0 to `num_tuples - 1`.
+      num_tuples: Number of modes that exist; 1,000 for three digits.
+      robust_count: Number of draws that a mode must have for the robust count. The
+        published protocol has 26 draws per mode.
 
     Returns:
-      `num_modes`, with at least one draw; `num_robust_modes`, with at least
-      `robust_count`; `kl`, of the shares from uniform ones, in nats: KL(draws ||
-      uniform), as published (not of the data from the draws, which is infinite where a
-      mode is missed); `kl_floor`, its expectation for as many uniform draws, about
-      `(num_tuples - 1) / (2 n)`; and `kl_excess`, their difference, which is 0 on
-      average for uniform draws. The data's own tuples are not quite uniform: real MNIST
-      digits have .005 of it at three digits.
+      A dict. `num_modes` counts modes with at least one draw, and `num_robust_modes`
+      modes with at least `robust_count`. `kl` is the divergence of the shares from
+      uniform ones in nats, KL(draws || uniform), as published. (The divergence of the
+      data from the draws is infinite if a mode is missed.) `kl_floor` is its
+      expectation for as many uniform draws, about `(num_tuples - 1) / (2 n)`, and
+      `kl_excess` is the difference of the two, which is 0 on average for uniform draws.
+      The data's own tuples are not quite uniform: real MNIST digits have an excess of
+      0.005 nats at three digits.
 
     Raises:
-      ValueError: If labels are no such integers, or a count is below 1.
+      ValueError: If labels are not such integers, or a count is below 1.
+
+    Source:
+      The protocol of stacked digits: Metz, Poole, Pfau & Sohl-Dickstein (2017),
+      "Unrolled generative adversarial networks", https://arxiv.org/abs/1611.02163; with
+      1,000 modes and KL: Kumar et al. (2019), "Maximum entropy generators for
+      energy-based models", https://arxiv.org/abs/1901.08508.
     """
     labels = np.asarray(labels)
     for name, value in (("num_tuples", num_tuples), ("robust_count", robust_count)):
@@ -66,7 +73,7 @@ def modes(
 
 
 def _kl_floor(num: int, num_tuples: int) -> float:
-    """Expected KL of the shares of `num` uniform draws: every count is binomial."""
+    """Returns the expected KL of the shares of `num` uniform draws."""
     from scipy.stats import binom
 
     counts = np.arange(1, num + 1)

@@ -1,49 +1,57 @@
-"""The density of a score-based model, by its probability flow."""
+"""The density of a score-based model by its probability flow ODE."""
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 
 from ebmjax.checks import check_number
 from ebmjax.diffusions import Diffusion
 from ebmjax.samplers import Flowed, probability_flow
-from ebmjax.types import Array, Key
+from ebmjax.types import Array, Key, TimedScoreFn
 
 __all__ = ["probability_flow_log_prob"]
 
 
 def probability_flow_log_prob(
     diffusion: Diffusion,
-    score_fn: Callable[[Array, Array], Array],
+    score_fn: TimedScoreFn,
     key: Key,
     x: Array,
     *,
     start: float = 1e-5,
     prior_std: float | None = None,
-    **options,
+    **options: Any,
 ) -> tuple[Array, Flowed]:
-    """Log density of examples under the flow from the prior, in nats.
+    """Returns log densities under the probability flow ODE from the prior, in nats.
 
-    Of the law that the flow takes the prior to, at time `start`. It is that of the data
-    only as far as the score is theirs, and is neither a bound on, nor the same as, the
-    density of what the diffusion run backwards by chance would give.
+    The density is that of the law to which the flow takes the prior at time `start`. It
+    is the data's density only as far as the score is the data's. It differs from the
+    density of the diffusion that is reversed randomly, and it is not a bound on that
+    density.
 
     Args:
-      diffusion: As in `samplers.probability_flow`, as are `score_fn`, `key` and
-        `options`.
-      x: `[n, *event]`. Images with uniform noise within each level, if it is to be
-        compared with other densities of images.
-      start: The time at which the examples are taken to be there, above 0 where the
-        score is not to be had at 0.
-      prior_std: Of the normal law at time 1; the diffusion's own if None.
-
-    Raises:
-      ValueError: As `probability_flow`, if the trace is None, or `prior_std` is not
-        positive.
+      diffusion: Diffusion, as in `samplers.probability_flow`.
+      score_fn: Score, as in `samplers.probability_flow`.
+      key: Typed key, as in `samplers.probability_flow`.
+      x: Examples `[n, *event]`. To compare with other densities of images, add uniform
+        noise within each grey level.
+      start: Time at which the examples are given, above 0 if the score does not exist
+        at 0.
+      prior_std: Standard deviation of the normal law at time 1; the diffusion's own if
+        None.
+      **options: Further arguments of `samplers.probability_flow`.
 
     Returns:
-      `([n] log densities, Flowed)`, of which `x` is the latents.
+      The log densities, `[n]`, and the `Flowed`, whose `x` holds the latents.
+
+    Raises:
+      ValueError: If the trace is None, `prior_std` is not positive, or
+        `samplers.probability_flow` refuses an argument.
+
+    Source:
+      Song et al. (2021), "Score-based generative modeling through stochastic
+      differential equations", https://arxiv.org/abs/2011.13456.
     """
     if options.get("trace", "exact") is None:
         raise ValueError("trace must not be None: a density needs it")

@@ -1,4 +1,4 @@
-"""The kernelised Stein discrepancy of draws from a score, and a test of their law."""
+"""The kernelised Stein discrepancy (KSD), and a test of the law of draws."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -16,19 +16,27 @@ __all__ = [
     "stein_kernel",
 ]
 
-KERNELS = {
+KERNELS: dict[str, Callable[[Array], Array]] = {
     "rbf": lambda square: jnp.exp(-0.5 * square),
     "imq": lambda square: (1.0 + square) ** -0.5,
 }
-"""Of squared distance over squared bandwidth: radial basis functions, and the inverse
-multiquadric, whose tails are heavy enough for many dimensions."""
+"""Kernels as functions of the squared distance over the squared bandwidth: the radial
+basis function, and the inverse multiquadric, whose tails are heavy enough for many
+dimensions."""
 
 STATISTICS = ("u", "v")
 
 
 class SteinTest(NamedTuple):
-    statistic: Array  # [], n times the V-statistic
-    p_value: Array  # [], share of bootstrap draws that are at least as large
+    """Result of a kernel Stein test.
+
+    Attributes:
+      statistic: n times the V-statistic, `[]`.
+      p_value: Share of bootstrap draws that are at least as large, `[]`, in [0, 1].
+    """
+
+    statistic: Array
+    p_value: Array
 
 
 def stein_kernel(
@@ -38,23 +46,31 @@ def stein_kernel(
     kernel: str | Callable[[Array], Array] = "rbf",
     bandwidth: float | Array | None = None,
 ) -> Array:
-    """The Stein kernel of every pair of examples, `[n, n]`.
+    """Returns the Stein kernel (of KSD) of every pair of examples, `[n, n]`.
 
-    `s . s' k + s . grad' k + s' . grad k + trace of grad grad' k`, of scores `s` and a
-    radial kernel `k`. Under the law that has these scores its mean over either example
-    is 0.
+    The kernel is `s . s' k + s . grad' k + s' . grad k + trace of grad grad' k`, with
+    scores `s` and a radial kernel `k`. Under the law that has these scores, its mean
+    over either example is 0.
 
     Args:
       scores: The model's score at each example, `[n, *event]`.
       x: Examples, `[n, *event]`.
-      kernel: "rbf", "imq", or a smooth function of the squared distance over
-        the squared bandwidth.
-      bandwidth: In units of x; the median distance of two different examples if None,
-        held fixed.
+      kernel: "rbf", "imq", or a smooth function of the squared distance over the
+        squared bandwidth.
+      bandwidth: Bandwidth in units of x; if None, the median distance of two different
+        examples, through which no gradient flows.
+
+    Returns:
+      An array `[n, n]`, in squared units of the scores.
 
     Raises:
       ValueError: If the shapes differ, the kernel is unknown, or the bandwidth is not
         positive.
+
+    Source:
+      Liu, Lee & Jordan (2016), "A kernelized Stein discrepancy for goodness-of-fit
+      tests", https://arxiv.org/abs/1602.03253. "imq": Gorham & Mackey (2017),
+      "Measuring sample quality with kernels", https://arxiv.org/abs/1703.01717.
     """
     if scores.shape != x.shape or x.ndim < 1:
         raise ValueError(
@@ -74,7 +90,7 @@ def stein_kernel(
         raise ValueError(f"bandwidth must be positive, got {bandwidth}")
     area = jnp.asarray(bandwidth, rows.dtype) ** 2
 
-    def per_pair(function):
+    def per_pair(function: Callable[[Array], Array]) -> Array:
         return jax.vmap(jax.vmap(function))(squares / area)
 
     value = per_pair(kernel)
@@ -89,6 +105,7 @@ def stein_kernel(
 
 
 def squared_distances(rows: Array) -> Array:
+    """Returns the squared distances of all pairs of rows, `[n, n]`."""
     norms = jnp.sum(rows**2, axis=1)
     squares = norms[:, None] + norms[None, :] - 2 * rows @ rows.T
     # Rounding must not make them negative, nor a distance to itself positive.
@@ -96,17 +113,25 @@ def squared_distances(rows: Array) -> Array:
 
 
 def median_distance(x: Array) -> Array:
-    """The median distance of two different examples of `x [n, *event]`, held fixed; 1
-    where it is 0.
+    """Returns the median distance of two different examples of `x [n, *event]`.
+
+    It is 1 if the median is 0, and no gradient flows through it.
+
+    Args:
+      x: Examples, `[n, *event]`.
+
+    Returns:
+      A scalar, in units of x.
 
     Raises:
-      ValueError: If there are fewer than two.
+      ValueError: If there are fewer than two examples.
     """
     rows = x.reshape(len(x), -1)
     return _median(squared_distances(rows - jnp.mean(rows, axis=0, keepdims=True)))
 
 
 def _median(squares: Array) -> Array:
+    """Returns the median distance from squared distances `[n, n]`."""
     if len(squares) < 2:
         raise ValueError(
             f"a median distance needs two examples or more, got {len(squares)}"
@@ -125,26 +150,33 @@ def kernel_stein_discrepancy(
     bandwidth: float | None = None,
     statistic: str = "u",
 ) -> Array:
-    """The squared kernelised Stein discrepancy of examples from an energy's law.
+    """Returns the squared kernelised Stein discrepancy (KSD) from an energy's law.
 
-    The mean over pairs of `stein_kernel`; 0 for draws of the law `exp(-E) / Z`, whose
-    `Z` it does not need. Costs one gradient an example and memory of the number of
-    examples squared. It is nearly blind to the weights of modes that lie far apart.
+    It is the mean over pairs of `stein_kernel`, which is 0 for draws of the law
+    `exp(-E) / Z`, whose `Z` is not needed. It costs one gradient for each example, and
+    memory of the squared number of examples. It is nearly insensitive to the weights of
+    modes that lie far apart.
 
     Args:
       energy_fn: Energy of one example, `[*event] -> []`.
       x: Examples, `[n, *event]`, at least two.
-      kernel: As in `stein_kernel`.
-      bandwidth: As in `stein_kernel`.
-      statistic: "u", over pairs of different examples: unbiased, and may be negative;
-        "v", over all pairs: never negative, and on the law itself `1 / n` times the
-        mean of the diagonal too large.
+      kernel: Kernel, as in `stein_kernel`.
+      bandwidth: Bandwidth, as in `stein_kernel`.
+      statistic: "u" takes pairs of different examples; it is unbiased and may be
+        negative. "v" takes all pairs; it is never negative, and for the law itself it
+        is too large by `1 / n` times the mean of the diagonal.
 
     Returns:
-      A scalar; not its square root.
+      A scalar, not its square root.
 
     Raises:
-      ValueError: For fewer than two examples or an unknown statistic or kernel.
+      ValueError: If there are fewer than two examples, or the statistic or kernel is
+        unknown.
+
+    Source:
+      Liu, Lee & Jordan (2016), "A kernelized Stein discrepancy for goodness-of-fit
+      tests", https://arxiv.org/abs/1602.03253. Chwialkowski, Strathmann & Gretton
+      (2016), "A kernel test of goodness of fit", https://arxiv.org/abs/1602.02964.
     """
     scores = -jax.vmap(jax.grad(energy_fn))(x)
     pairs = stein_kernel(scores, x, kernel=kernel, bandwidth=bandwidth)
@@ -152,7 +184,7 @@ def kernel_stein_discrepancy(
 
 
 def stein_statistic(pairs: Array, statistic: str) -> Array:
-    """The mean of `stein_kernel`, of all pairs or of those off the diagonal."""
+    """Returns the mean of `stein_kernel` over all pairs, or off the diagonal."""
     if statistic not in STATISTICS:
         raise ValueError(f"statistic must be one of {STATISTICS}, got {statistic!r}")
     num = len(pairs)
@@ -172,23 +204,31 @@ def kernel_stein_test(
     bandwidth: float | None = None,
     num_bootstrap: int = 1000,
 ) -> SteinTest:
-    """Are these independent draws of the law with this energy? By the wild bootstrap.
+    """Tests by KSD and the wild bootstrap whether draws have an energy's law.
 
-    The statistic is `n` times the V-statistic. Under the law its distribution is that,
-    for many examples, of the same sum with random signs of the examples; the share of
-    such sums that are at least as large is the p-value. For draws of a chain the signs
-    would have to keep the chain's memory: thin it first.
+    The draws must be independent. The statistic is `n` times the V-statistic. Under the
+    law, and for many examples, its distribution is that of the same sum with random
+    signs of the examples. The p-value is the share of such sums that are at least as
+    large. For draws of a chain the signs would have to keep the chain's memory: thin
+    the chain first.
 
     Args:
       energy_fn: Energy of one example.
-      key: For the signs.
+      key: Typed key of the signs.
       x: Examples, `[n, *event]`.
-      kernel: As in `stein_kernel`.
-      bandwidth: As in `stein_kernel`.
-      num_bootstrap: Sets of signs.
+      kernel: Kernel, as in `stein_kernel`.
+      bandwidth: Bandwidth, as in `stein_kernel`.
+      num_bootstrap: Number of sets of signs.
 
     Returns:
-      A `SteinTest`; reject at level `a` where `p_value <= a`.
+      A `SteinTest`; reject at level `a` if `p_value <= a`.
+
+    Raises:
+      ValueError: If there are fewer than two examples, or the kernel is unknown.
+
+    Source:
+      Chwialkowski, Strathmann & Gretton (2016), "A kernel test of goodness of fit",
+      https://arxiv.org/abs/1602.02964.
     """
     scores = -jax.vmap(jax.grad(energy_fn))(x)
     pairs = stein_kernel(scores, x, kernel=kernel, bandwidth=bandwidth)

@@ -1,4 +1,4 @@
-"""Flax networks behind `Network(init, apply)`: pure functions of one example."""
+"""Flax networks behind `Network(init, apply)`, as pure functions of one example."""
 
 from ebmjax.networks.base import from_module
 from ebmjax.networks.convolutions import convolution, transposed_convolution

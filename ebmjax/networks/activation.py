@@ -1,4 +1,4 @@
-"""Activations by name, as a configuration gives them."""
+"""Activations by the names that a configuration gives them."""
 
 import functools
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from ebmjax.types import Array
 
 __all__ = ["activation_fn"]
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "elu": nn.elu,
     "gelu": nn.gelu,
     "leaky_relu": nn.leaky_relu,
@@ -22,7 +22,14 @@ ACTIVATIONS = {
 
 
 def activation_fn(name: str, negative_slope: float) -> Callable[[Array], Array]:
-    """The activation of that name; the slope is that of `"leaky_relu"`.
+    """Returns the activation of that name.
+
+    Args:
+      name: Name of the activation.
+      negative_slope: Slope of `"leaky_relu"` for negative inputs.
+
+    Returns:
+      A function of arrays.
 
     Raises:
       ValueError: If there is no such activation.

@@ -1,10 +1,12 @@
-"""From a Flax module to a `Network` of pure functions on one example."""
+"""Conversion of a Flax module to a `Network` of pure functions on one example."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ebmjax.types import Array, Key, Network, Params
 
@@ -12,33 +14,36 @@ __all__ = ["from_module"]
 
 
 def from_module(
-    module: nn.Module, *example_shapes: tuple[int, ...], dtype=jnp.float32
+    module: nn.Module, *example_shapes: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> Network:
-    """Hides a Linen module behind plain functions.
+    """Returns a `Network` of plain functions made from a Linen module.
 
-    The functions take one example and refuse anything else: a batch that would quietly
-    broadcast through a dense layer raises. Batches are for `jax.vmap`.
+    The functions take one example and refuse anything else: a batch, which a dense
+    layer would silently broadcast, raises. Use `jax.vmap` for batches.
 
     Args:
-      module: Called as `module(x, ...)` on single examples. One with mutable
-        collections must take a keyword `train` that is False by default.
+      module: Linen module, called as `module(x, ...)` on single examples. A module with
+        mutable collections must take a keyword `train` that is False by default.
       *example_shapes: Shape of each of the module's array arguments, in their order:
-        `from_module(energy, (32, 32, 3))`, or `from_module(statistics, (2,), (8,))`
-        for a function of an example and its latent.
-      dtype: Of the examples that the module is initialised with.
+        `from_module(energy, (32, 32, 3))`, or `from_module(statistics, (2,), (8,))` for
+        a function of an example and its latent.
+      dtype: Type of the examples with which the module is initialised.
 
     Returns:
       A `Network`. Its `init(key)` returns the collection `"params"` and a dict of all
-      others, `{}` for most modules. `apply` and `apply_stateful` pass keyword
-      arguments on to the module. With mutable collections, `apply` uses those that
-      `jax.random.key(0)` initialises.
+      other collections, which is `{}` for most modules. `apply` and `apply_stateful`
+      pass keyword arguments on to the module. With mutable collections, `apply` uses
+      those that `jax.random.key(0)` initialises.
 
     Raises:
-      ValueError: By the functions returned, at trace time, if an argument's shape is
-        not its example's.
+      ValueError: At trace, from the returned functions, if an argument does not have
+        its example's shape.
     """
 
-    def check(arguments):
+    # A module returns a pair only where a collection is mutable.
+    run: Callable[..., Any] = module.apply
+
+    def check(arguments: tuple[Array, ...]) -> None:
         shapes = tuple(jnp.shape(argument) for argument in arguments)
         if shapes != example_shapes:
             shown, expected = (
@@ -50,7 +55,7 @@ def from_module(
             )
 
     @jax.jit  # one program: op by op, a network's own are hundreds
-    def init(key: Key) -> tuple[Params, dict]:
+    def init(key: Key) -> tuple[Params, dict[str, Any]]:
         variables = module.init(key, *(jnp.zeros(s, dtype) for s in example_shapes))
         model_state = {name: variables[name] for name in variables if name != "params"}
         return variables.get("params", {}), model_state
@@ -58,24 +63,32 @@ def from_module(
     _, state_shapes = jax.eval_shape(init, jax.random.key(0))
     if not state_shapes:
 
-        def apply(params: Params, *arguments: Array, **options) -> Array:
+        def apply(params: Params, *arguments: Array, **options: Any) -> Array:
             check(arguments)
-            return module.apply({"params": params}, *arguments, **options)
+            y: Array = run({"params": params}, *arguments, **options)
+            return y
 
         return Network(init, apply)
 
-    def apply_initial(params: Params, *arguments: Array, **options) -> Array:
+    def apply_initial(params: Params, *arguments: Array, **options: Any) -> Array:
         _, model_state = init(jax.random.key(0))
         return apply_stateful(params, model_state, *arguments, **options)[0]
 
-    def apply_stateful(params, model_state, *arguments, train=False, **options):
+    def apply_stateful(
+        params: Params,
+        model_state: dict[str, Any],
+        *arguments: Array,
+        train: bool = False,
+        **options: Any,
+    ) -> tuple[Array, dict[str, Any]]:
         check(arguments)
         variables = {"params": params, **model_state}
         if not train:
-            return module.apply(variables, *arguments, **options), model_state
-        return module.apply(
+            return run(variables, *arguments, **options), model_state
+        y, renewed = run(
             variables, *arguments, train=True, mutable=list(model_state), **options
         )
+        return y, renewed
 
     return Network(init, apply_initial, apply_stateful)
 
@@ -86,8 +99,11 @@ def check_sizes(
     latent_dim: int = 1,
     divisor: int = 1,
 ) -> None:
-    """Raises unless it is an image with sides that are multiples of `divisor`, there
-    are widths, and all sizes are positive."""
+    """Raises unless the sizes describe an image network.
+
+    There must be three image axes, with sides that are multiples of `divisor`, and at
+    least one width, and all sizes must be positive.
+    """
     is_image = len(image_shape) == 3 and min(image_shape) > 0
     if not is_image or any(side % divisor for side in image_shape[:2]):
         raise ValueError(

@@ -1,16 +1,17 @@
-"""Convolution whose gradients are fast in a loop on a CPU.
+"""Convolutions whose gradients are fast in a loop on a CPU.
 
-A sampler differentiates its energy in the input inside a `lax.scan`; a scan over
+A sampler differentiates its energy in the input inside a `lax.scan`, and a scan over
 updates differentiates it in the kernel. XLA's CPU compiler has a fast path for
-convolutions whose axes lie in the usual order and whose kernel is not reversed. The
-convolutions that JAX writes for gradients are neither. Outside of loops the compiler
-rewrites them; in a loop it does not, and they take two to a hundred times as long.
+convolutions whose axes are in the usual order and whose kernel is not reversed. The
+convolutions that JAX writes for gradients satisfy neither condition. Outside of loops
+the compiler rewrites them. In a loop it does not, and they take 2 to 100 times as long.
 Small maps, and images of few channels, are faster as matrix products.
 """
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +24,14 @@ __all__ = ["convolution", "transposed_convolution"]
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
+Sizes = Sequence[int]
+Pads = Sequence[tuple[int, int]]
+Numbers = lax.ConvDimensionNumbers | tuple[str, str, str] | None
+
 FEW_CHANNELS, FEW_PLACES, MOST_ELEMENTS = 16, 16, 2**20
-"""Convolutions of at most so many channels, or to maps of at most so many pixels, are
-matrix products on a CPU, unless an example's windows have more elements together."""
+"""On a CPU, a convolution of at most `FEW_CHANNELS` channels, or to a map of at most
+`FEW_PLACES` pixels, is a matrix product, unless the windows of an example have more
+than `MOST_ELEMENTS` elements together."""
 
 
 def convolution(
@@ -34,30 +40,30 @@ def convolution(
     window_strides: Sequence[int],
     padding: str | Sequence[tuple[int, int]],
     *,
-    dimension_numbers,
-    precision=None,
-    **options,
+    dimension_numbers: Numbers,
+    precision: lax.PrecisionLike = None,
+    **options: Any,
 ) -> Array:
-    """`jax.lax.conv_general_dilated`, with faster gradients on a CPU.
+    """Equals `jax.lax.conv_general_dilated`, with faster gradients on a CPU.
 
-    For `nn.Conv(conv_general_dilated=convolution)`. Values, and derivatives of every
-    order and in every mode, are those of `lax`, to rounding; only the spelling differs,
-    and only on a CPU, for two-dimensional convolutions with channels last, no dilation
-    and no groups. All others are handed to `lax`. Where the spelling is a convolution,
-    second derivatives are right but not fast: `lax` writes them, of what is written
-    here.
+    Use it as `nn.Conv(conv_general_dilated=convolution)`. Values, and derivatives of
+    every order and in every mode, are those of `lax` up to rounding. Only the form of
+    the computation differs, and only on a CPU, for two-dimensional convolutions with
+    channels last, no dilation and no groups. All other convolutions are passed to
+    `lax`. If the form is a convolution, second derivatives are right but not fast,
+    because `lax` writes them.
 
     Args:
-      x: `[n, height, width, channels]`.
-      kernel: `[height, width, channels, features]`.
+      x: Images, `[n, height, width, channels]`.
+      kernel: Kernel, `[height, width, channels, features]`.
       window_strides: Two integers.
       padding: `"SAME"`, `"VALID"` or two pairs of integers.
-      dimension_numbers: As for `lax`.
-      precision: As for `lax`.
+      dimension_numbers: Order of the axes, as for `lax`.
+      precision: Precision, as for `lax`.
       **options: Further arguments of `lax`.
 
     Returns:
-      `[n, height, width, features]`.
+      Maps, `[n, height, width, features]`.
     """
     shapes = x.shape, kernel.shape
     numbers = lax.conv_dimension_numbers(*shapes, dimension_numbers)
@@ -102,30 +108,31 @@ def transposed_convolution(
     padding: Sequence[tuple[int, int]],
     image_size: Sequence[int],
     *,
-    precision=None,
+    precision: lax.PrecisionLike = None,
 ) -> Array:
-    """The transpose of `convolution` as a linear function of its image.
+    """Returns the transpose of `convolution` as a linear function of its image.
 
-    What PyTorch calls a transposed convolution, with its kernel and padding:
-    `image_size` says what there is said by `output_padding`. On a CPU it is a matrix
-    product, or a convolution of stride 1, and a rearrangement of channels to pixels,
-    which is fast in loops, as are its first derivatives. It inverts nothing, and is not
-    `jax.lax.conv_transpose`, whose kernel is reversed and has its channels the other
-    way round.
+    This is PyTorch's transposed convolution, with its kernel and padding; `image_size`
+    takes the place of `output_padding`. On a CPU it is a matrix product, or a
+    convolution of stride 1, followed by a rearrangement of channels to pixels, which is
+    fast in loops, and so are its first derivatives. It inverts nothing, and it is not
+    `jax.lax.conv_transpose`, whose kernel is reversed and has its channels in the other
+    order.
 
     Args:
-      y: `[n, height, width, features]`, as the convolution of an image would be.
-      kernel: `[height, width, channels, features]`, the convolution's.
-      window_strides: The convolution's.
-      padding: The convolution's, two pairs of integers.
+      y: Maps `[n, height, width, features]`, of the shape that the convolution of an
+        image has.
+      kernel: Kernel of the convolution, `[height, width, channels, features]`.
+      window_strides: Strides of the convolution.
+      padding: Padding of the convolution, two pairs of integers.
       image_size: `(height, width)` of the image.
-      precision: As for `lax`.
+      precision: Precision, as for `lax`.
 
     Returns:
-      `[n, *image_size, channels]`.
+      Images, `[n, *image_size, channels]`.
 
     Raises:
-      ValueError: If the convolution of such an image has not the size of `y`.
+      ValueError: If the convolution of such an image does not have the size of `y`.
     """
     strides = tuple(window_strides)
     padding = tuple((low, high) for low, high in padding)
@@ -143,19 +150,31 @@ def transposed_convolution(
     return images_of(y, kernel, strides, padding, tuple(image_size), precision)
 
 
-def map_size(image_shape, kernel_shape, strides, padding) -> tuple[int, int]:
-    """Height and width of what a convolution makes of such images."""
+def map_size(
+    image_shape: Sizes, kernel_shape: Sizes, strides: Sizes, padding: Pads
+) -> tuple[int, ...]:
+    """Returns height and width of the maps that a convolution makes of such images."""
     sizes = zip(image_shape[1:3], padding, kernel_shape, strides)
     return tuple((n + sum(pads) - k) // stride + 1 for n, pads, k, stride in sizes)
 
 
-def transpose(linear, shape, y):
-    """The transpose, at `y`, of a linear function of arrays of that shape."""
+def transpose(
+    linear: Callable[[Array], Array], shape: tuple[int, ...], y: Array
+) -> Array:
+    """Returns the transpose, at `y`, of a linear function of arrays of that shape."""
     (x,) = jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, y.dtype))(y)
-    return x
+    image: Array = x
+    return image
 
 
-def canonical(x, kernel, strides, padding, precision):
+def canonical(
+    x: Array,
+    kernel: Array,
+    strides: Sizes,
+    padding: Pads,
+    precision: lax.PrecisionLike,
+) -> Array:
+    """Returns the convolution as `lax` writes it, with channels last."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -166,21 +185,24 @@ def canonical(x, kernel, strides, padding, precision):
     )
 
 
-def pad(x, padding):
-    """Zeros around images, or, of a negative padding, pixels cut off."""
+def pad(x: Array, padding: Pads) -> Array:
+    """Pads images with zeros, or cuts pixels off where a padding is negative."""
     config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
 
-def unpad(x, padding):
+def unpad(x: Array, padding: Pads) -> Array:
+    """Undoes `pad`."""
     return pad(x, [(-low, -high) for low, high in padding])
 
 
 # --- as a matrix product
 
 
-def is_product(image_shape, kernel_shape, strides, padding) -> bool:
-    """Whether a matrix product is the faster spelling."""
+def is_product(
+    image_shape: Sizes, kernel_shape: Sizes, strides: Sizes, padding: Pads
+) -> bool:
+    """Returns whether a matrix product is the faster form."""
     # XLA's convolution takes a hundred times as long where the window is wider than the
     # image, whose map is small then, and is slow where a gradient has few channels.
     size = map_size(image_shape, kernel_shape, strides, padding)
@@ -190,10 +212,17 @@ def is_product(image_shape, kernel_shape, strides, padding) -> bool:
     return wide or (few and elements <= MOST_ELEMENTS)
 
 
-def as_product(x, kernel, strides, padding, precision):
-    """The convolution as one product of all windows, laid out in rows, and the kernel.
+def as_product(
+    x: Array,
+    kernel: Array,
+    strides: Sizes,
+    padding: Pads,
+    precision: lax.PrecisionLike,
+) -> Array:
+    """Returns the convolution as one product of all windows and the kernel.
 
-    JAX differentiates it to products as fast, in loops and out of them.
+    The windows are laid out in rows. JAX differentiates it to products that are as
+    fast, in loops and out of them.
     """
     size = map_size(x.shape, kernel.shape, strides, padding)
     x = pad(x, padding)
@@ -213,8 +242,15 @@ def as_product(x, kernel, strides, padding, precision):
     return lax.dot_general(x, kernel, (((3,), (0,)), ((), ())), precision)
 
 
-def images_as_product(y, kernel, strides, padding, precision, shape):
-    """The transpose of `as_product`, spelled so that its own transpose is that."""
+def images_as_product(
+    y: Array,
+    kernel: Array,
+    strides: Sizes,
+    padding: Pads,
+    precision: lax.PrecisionLike,
+    shape: Sizes,
+) -> Array:
+    """Returns the transpose of `as_product`, in a form whose own transpose is that."""
     kernel_shape = kernel.shape
     kernel = kernel.reshape(-1, kernel_shape[3])
     x = lax.dot_general(y, kernel, (((3,), (1,)), ((), ())), precision)
@@ -227,7 +263,8 @@ def images_as_product(y, kernel, strides, padding, precision, shape):
         places = [[(0, 0, 0)] * 4 for _ in range(taps)]
         for tap, config in enumerate(places):
             config[axis] = (tap, length - span - tap, stride - 1)
-        x = sum(lax.pad(part, zero, config) for part, config in zip(parts, places))
+        padded = [lax.pad(part, zero, config) for part, config in zip(parts, places)]
+        x = jnp.asarray(sum(padded))
     return unpad(x, padding)
 
 
@@ -235,7 +272,14 @@ def images_as_product(y, kernel, strides, padding, precision, shape):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4))
-def channels_last(x, kernel, strides, padding, precision):
+def channels_last(
+    x: Array,
+    kernel: Array,
+    strides: Sizes,
+    padding: Pads,
+    precision: lax.PrecisionLike,
+) -> Array:
+    """Returns the convolution, with tangents in the order of axes that is fast."""
     return canonical(x, kernel, strides, padding, precision)
 
 
@@ -244,7 +288,14 @@ def channels_last(x, kernel, strides, padding, precision):
 # could not be differentiated forwards, and under `grad(vmap(...))` would make and then
 # add up a gradient of the kernel for every example.
 @functools.partial(channels_last.defjvp, symbolic_zeros=True)
-def tangents(strides, padding, precision, primals, tangents):
+def tangents(
+    strides: Sizes,
+    padding: Pads,
+    precision: lax.PrecisionLike,
+    primals: tuple[Array, Array],
+    tangents: tuple[Array | SymbolicZero, Array | SymbolicZero],
+) -> tuple[Array, Array]:
+    """Returns the convolution and its tangent."""
     x, kernel = primals
     x_dot, kernel_dot = tangents
     y = channels_last(x, kernel, strides, padding, precision)
@@ -258,18 +309,33 @@ def tangents(strides, padding, precision, primals, tangents):
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3, 4, 5))
-def images_of(y, kernel, strides, padding, image_size, precision):
-    """The transposed convolution as the transpose of `tangent_in_x`."""
+def images_of(
+    y: Array,
+    kernel: Array,
+    strides: Sizes,
+    padding: Pads,
+    image_size: Sizes,
+    precision: lax.PrecisionLike,
+) -> Array:
+    """Returns the transposed convolution as the transpose of `tangent_in_x`."""
     lows = [low for low, _ in padding]
 
-    def forward(x):
+    def forward(x: Array) -> Array:
         return tangent_in_x(x, kernel, strides, lows, precision, y.shape[1:3])
 
     return transpose(forward, (y.shape[0], *image_size, kernel.shape[2]), y)
 
 
 @functools.partial(images_of.defjvp, symbolic_zeros=True)
-def tangents_of_images(strides, padding, image_size, precision, primals, tangents):
+def tangents_of_images(
+    strides: Sizes,
+    padding: Pads,
+    image_size: Sizes,
+    precision: lax.PrecisionLike,
+    primals: tuple[Array, Array],
+    tangents: tuple[Array | SymbolicZero, Array | SymbolicZero],
+) -> tuple[Array, Array]:
+    """Returns the transposed convolution and its tangent."""
     y, kernel = primals
     y_dot, kernel_dot = tangents
     x = images_of(y, kernel, strides, padding, image_size, precision)
@@ -282,10 +348,13 @@ def tangents_of_images(strides, padding, image_size, precision, primals, tangent
     return x, unpad(x_dot, padding)
 
 
-def tangent_in_map(y, kernel, strides, precision, size):
-    """The transposed convolution, written so that its transpose is the convolution.
+def tangent_in_map(
+    y: Array, kernel: Array, strides: Sizes, precision: lax.PrecisionLike, size: Sizes
+) -> Array:
+    """Returns the transposed convolution in a form whose transpose is the convolution.
 
-    As a convolution of `y`, with zeros between its pixels, to padded images of a size.
+    It is a convolution of `y`, with zeros between its pixels, to padded images of a
+    size.
     """
     pads = [
         (k - 1, length - 1 - (out - 1) * stride)
@@ -302,8 +371,10 @@ def tangent_in_map(y, kernel, strides, precision, size):
     )
 
 
-def tangent_in_kernel_of_map(y, kernel, strides, precision, size):
-    """The same, so that its transpose in the kernel has the order of axes that is fast.
+def tangent_in_kernel_of_map(
+    y: Array, kernel: Array, strides: Sizes, precision: lax.PrecisionLike, size: Sizes
+) -> Array:
+    """Returns the same in a form whose transpose in the kernel has fast axes.
 
     That transpose convolves images `[channels, height, width, n]` with a kernel
     `[height, width, n, features]`, which is `y`.
@@ -324,13 +395,20 @@ def tangent_in_kernel_of_map(y, kernel, strides, precision, size):
     return x.transpose(3, 1, 2, 0)
 
 
-def tangent_in_x(x, kernel, strides, lows, precision, out_size):
-    """The convolution, as one of stride 1 of blocks of `strides` pixels.
+def tangent_in_x(
+    x: Array,
+    kernel: Array,
+    strides: Sizes,
+    lows: Sizes,
+    precision: lax.PrecisionLike,
+    out_size: Sizes,
+) -> Array:
+    """Returns the convolution as one of stride 1 of blocks of `strides` pixels.
 
     Its transpose is one convolution of stride 1 from features to blocks, and a
-    rearrangement of blocks to pixels: no zeros between the rows, as there are in the
-    usual transpose of a strided convolution. The kernel's features stand where a
-    convolution's transpose will take them for its input channels.
+    rearrangement of blocks to pixels. It has no zeros between the rows, unlike the
+    usual transpose of a strided convolution. The kernel's features are at the axis that
+    a convolution's transpose takes for its input channels.
     """
     num, *size, channels = x.shape
     *window, _, features = kernel.shape
@@ -355,8 +433,11 @@ def tangent_in_x(x, kernel, strides, lows, precision, out_size):
         pixels.append((start, inside * stride - start - length, 0))
         blocks.append(inside)
 
-    def gather(array, num_blocks):
-        """`[n, rows, columns, last]` to `[n, *num_blocks, row, column, last]`."""
+    def gather(array: Array, num_blocks: Sizes) -> Array:
+        """Rearranges `[n, rows, columns, last]` to blocks.
+
+        The result is `[n, *num_blocks, row, column, last]`.
+        """
         down, across = num_blocks
         array = array.reshape(len(array), down, rows, across, columns, array.shape[-1])
         return array.transpose(0, 1, 3, 2, 4, 5)
@@ -378,8 +459,15 @@ def tangent_in_x(x, kernel, strides, lows, precision, out_size):
     return y[:, : out_size[0], : out_size[1]]
 
 
-def tangent_in_kernel(x, kernel, strides, lows, precision, out_size):
-    """The convolution, with axes in the order that makes its transpose canonical.
+def tangent_in_kernel(
+    x: Array,
+    kernel: Array,
+    strides: Sizes,
+    lows: Sizes,
+    precision: lax.PrecisionLike,
+    out_size: Sizes,
+) -> Array:
+    """Returns the convolution, in a form whose transpose has canonical axes.
 
     That transpose convolves images `[channels, height, width, n]` with a kernel
     `[height, width, n, features]`, which is the cotangent.

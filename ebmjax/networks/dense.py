@@ -1,4 +1,4 @@
-"""Energies and fields of vectors, by a plain multilayer perceptron."""
+"""Energies, scores and other functions of vectors, as multilayer perceptrons (MLP)."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,14 @@ __all__ = ["mlp", "mlp_energy", "mlp_statistics"]
 
 
 class MLP(nn.Module):
-    """Dense layers with an activation after all but the last."""
+    """Dense layers, each except the last followed by an activation.
+
+    Attributes:
+      widths: Widths of the hidden layers.
+      activation: Name of the activation.
+      negative_slope: Slope of `"leaky_relu"` for negative inputs.
+      out_shape: Shape of the result; `()` for a scalar.
+    """
 
     widths: tuple[int, ...]
     activation: str
@@ -38,15 +45,17 @@ def mlp_energy(
     activation: str = "leaky_relu",
     negative_slope: float = 0.2,
 ) -> Network:
-    """An energy by dense layers, of the flattened example.
+    """Returns an energy that is a multilayer perceptron (MLP) of the flattened example.
 
     Args:
-      event_shape: Of one example; any rank.
-      widths: Of the hidden layers, first to last. None make a linear energy.
-      activation: `"leaky_relu"`, `"swish"`, `"tanh"`, `"softplus"`, `"relu"`, `"elu"`
-        or `"gelu"`. Score matching needs a smooth one: with leaky ReLUs the energy is
-        piecewise linear and its second derivatives are 0.
-      negative_slope: Of `"leaky_relu"`.
+      event_shape: Shape of one example, of any rank.
+      widths: Widths of the hidden layers, first to last. Without any, the energy is
+        linear.
+      activation: Name of the activation: `"leaky_relu"`, `"swish"`, `"tanh"`,
+        `"softplus"`, `"relu"`, `"elu"` or `"gelu"`. Score matching needs a smooth one:
+        with leaky ReLUs the energy is piecewise linear and its second derivatives are
+        0.
+      negative_slope: Slope of `"leaky_relu"` for negative inputs.
 
     Returns:
       A stateless `Network` whose `apply` is an energy.
@@ -71,14 +80,16 @@ def mlp(
     activation: str = "swish",
     negative_slope: float = 0.2,
 ) -> Network:
-    """Dense layers from arrays to arrays: score networks, critics, generators.
+    """Returns a multilayer perceptron (MLP) from arrays to arrays.
+
+    It serves as a score network, a critic or a generator.
 
     Args:
-      in_shape: Of one argument, which is flattened.
-      out_shape: Of what is returned; `()` for a scalar.
-      widths: As in `mlp_energy`.
-      activation: As in `mlp_energy`.
-      negative_slope: As in `mlp_energy`.
+      in_shape: Shape of the argument, which is flattened.
+      out_shape: Shape of the result; `()` for a scalar.
+      widths: Widths of the hidden layers, as in `mlp_energy`.
+      activation: Name of the activation, as in `mlp_energy`.
+      negative_slope: Slope of `"leaky_relu"` for negative inputs.
 
     Returns:
       A stateless `Network`.
@@ -98,17 +109,19 @@ def mlp_statistics(
     activation: str = "leaky_relu",
     negative_slope: float = 0.2,
 ) -> Network:
-    """A statistics network by dense layers, of an example beside a latent.
+    """Returns a statistics network that is a multilayer perceptron (MLP).
+
+    It is a function of an example and a latent, which are concatenated.
 
     Args:
-      event_shape: Of one example, which is flattened.
+      event_shape: Shape of one example, which is flattened.
       latent_dim: Length of the latent.
-      widths: As in `mlp_energy`.
-      activation: As in `mlp_energy`.
-      negative_slope: As in `mlp_energy`.
+      widths: Widths of the hidden layers, as in `mlp_energy`.
+      activation: Name of the activation, as in `mlp_energy`.
+      negative_slope: Slope of `"leaky_relu"` for negative inputs.
 
     Returns:
-      A stateless `Network`, `apply(params, x, latent) -> []`.
+      A stateless `Network` with `apply(params, x, latent) -> []`.
 
     Raises:
       ValueError: If there is no such activation, or a width is not positive.
@@ -117,7 +130,12 @@ def mlp_statistics(
     return from_module(module, event_shape, (latent_dim,))
 
 
-def _mlp(widths, activation, negative_slope, out_shape) -> MLP:
+def _mlp(
+    widths: Sequence[int],
+    activation: str,
+    negative_slope: float,
+    out_shape: tuple[int, ...],
+) -> MLP:
     activation_fn(activation, negative_slope)
     if not all(width > 0 for width in widths):
         raise ValueError(f"widths must be positive, got {tuple(widths)}")

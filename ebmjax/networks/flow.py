@@ -1,8 +1,8 @@
-"""Normalising flows of vectors: maps of a known Jacobian, both ways."""
+"""Normalising flows of vectors (Real NVP, MAF), maps with a known Jacobian."""
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,15 +16,17 @@ __all__ = ["Flow", "masked_autoregressive", "real_nvp"]
 
 
 class Flow(NamedTuple):
-    """An invertible map from a standard normal latent of the example's own shape.
+    """Invertible map from a standard normal latent of the example's own shape.
 
-    Objectives that ask for a flow take `(flow.sample, flow.log_prob)`.
+    Objectives that need a flow take `(flow.sample, flow.log_prob)`.
 
     Attributes:
       init: `init(key) -> params`.
-      forward: `forward(params, z) -> (x, log |det dx / dz|)`, of one latent.
-      inverse: `inverse(params, x) -> (z, log |det dz / dx|)`, of one example.
-      sample: `sample(params, key) -> x`.
+      forward: `forward(params, z) -> (x, log |det dx / dz|)` of one latent `z`,
+        `[*event]`.
+      inverse: `inverse(params, x) -> (z, log |det dz / dx|)` of one example `x`,
+        `[*event]`.
+      sample: `sample(params, key) -> x`, one example `[*event]`, in units of x.
       log_prob: `log_prob(params, x) -> []`, in nats, normalised.
     """
 
@@ -36,7 +38,13 @@ class Flow(NamedTuple):
 
 
 class Coupling(nn.Module):
-    """Shift and log scale of one half of a vector, as functions of the other half."""
+    """Shift and log scale of one half of a vector, as functions of the other half.
+
+    Attributes:
+      widths: Widths of the hidden layers.
+      num_moved: Number of elements in the half that is moved.
+      scale_bound: Largest log scale.
+    """
 
     widths: tuple[int, ...]
     num_moved: int
@@ -60,29 +68,32 @@ def real_nvp(
     widths: Sequence[int],
     scale_bound: float = 2.0,
 ) -> Flow:
-    """Real NVP: affine couplings of the elements of even and of odd index, in turn.
+    """Returns a Real NVP flow, with affine couplings of elements of even and odd index.
 
-    The latent goes through the couplings and then through an affine map, `mean + lower
-    z`, with `lower` triangular of positive diagonal. Parameters are `{"couplings":
-    [...], "mean": [d], "lower": [d, d]}`, the logarithm of the diagonal on `lower`'s
-    diagonal and 0 above; as initialised it is the identity. With `mean` and `lower`
-    those of the data, the flow begins as the normal law of the data's moments.
+    The couplings alternate between the two halves. The latent passes through the
+    couplings and then through an affine map `mean + lower z`, with `lower` triangular
+    and of positive diagonal. Parameters are
+    `{"couplings": [...], "mean": [d], "lower": [d, d]}`, where the diagonal of
+    `"lower"` is the logarithm of the matrix's diagonal and its upper part is 0. As
+    initialised, the flow is the identity. With `mean` and `lower` set to those of the
+    data, it begins as the normal law with the data's moments.
 
     Args:
-      event_shape: Of one example, `(d,)` with `d` at least 2.
-      num_layers: Couplings; two and more move all elements.
-      widths: Of the hidden layers of a coupling's network.
+      event_shape: Shape of one example, `(d,)` with `d` at least 2.
+      num_layers: Number of couplings; two or more move all elements.
+      widths: Widths of the hidden layers of a coupling's network.
       scale_bound: Largest log scale of a coupling.
 
     Returns:
       A `Flow`.
 
     Raises:
-      ValueError: For an event that is no vector of two elements, no layer, a width or
-        bound that is not positive.
+      ValueError: If the event is not a vector of at least two elements, there is no
+        layer, or a width or the bound is not positive.
 
     Source:
-      Dinh, Sohl-Dickstein & Bengio (2017), "Density estimation using Real NVP".
+      Dinh, Sohl-Dickstein & Bengio (2017), "Density estimation using Real NVP",
+      https://arxiv.org/abs/1605.08803.
     """
     _check(event_shape, num_layers, widths, scale_bound)
     (dim,) = event_shape
@@ -90,8 +101,10 @@ def real_nvp(
     halves = [(slice(i % 2, None, 2), slice(1 - i % 2, None, 2)) for i in (0, 1)]
     sizes = [len(range(dim)[moved]) for moved, _ in halves]
     modules = [Coupling(tuple(widths), size, scale_bound) for size in sizes]
+    # A module returns another pair only where a collection is mutable.
+    couplings: list[Callable[..., Any]] = [module.apply for module in modules]
 
-    def init(key):
+    def init(key: Key) -> Params:
         keys = jax.random.split(key, num_layers)
         return {
             "couplings": [
@@ -102,23 +115,23 @@ def real_nvp(
             "lower": jnp.zeros((dim, dim)),
         }
 
-    def forward(params, z):
+    def forward(params: Params, z: Array) -> tuple[Array, Array]:
         _check_example("real_nvp", event_shape, z)
         log_det = jnp.zeros((), z.dtype)
         for i, coupling in enumerate(params["couplings"]):
             moved, fixed = halves[i % 2]
-            shift, log_scale = modules[i % 2].apply({"params": coupling}, z[fixed])
+            shift, log_scale = couplings[i % 2]({"params": coupling}, z[fixed])
             z = z.at[moved].set(z[moved] * jnp.exp(log_scale) + shift)
             log_det += log_scale.sum()
         x, log_diagonal = _affine(params, z)
         return x, log_det + log_diagonal
 
-    def inverse(params, x):
+    def inverse(params: Params, x: Array) -> tuple[Array, Array]:
         _check_example("real_nvp", event_shape, x)
         z, log_det = _affine_inverse(params, x)
         for i, coupling in reversed(list(enumerate(params["couplings"]))):
             moved, fixed = halves[i % 2]
-            shift, log_scale = modules[i % 2].apply({"params": coupling}, z[fixed])
+            shift, log_scale = couplings[i % 2]({"params": coupling}, z[fixed])
             z = z.at[moved].set((z[moved] - shift) * jnp.exp(-log_scale))
             log_det -= log_scale.sum()
         return z, log_det
@@ -133,30 +146,33 @@ def masked_autoregressive(
     widths: Sequence[int],
     scale_bound: float = 2.0,
 ) -> Flow:
-    """A masked autoregressive flow: every element by those before it.
+    """Returns a masked autoregressive flow (MAF) with networks masked as in MADE.
 
-    Layers, each an affine map of an element whose shift and scale are functions of the
-    elements before it, by one masked network; between two of them the order is turned
-    round. A density takes one pass, a draw as many as there are elements: the opposite
-    of an inverse autoregressive flow. The affine map at the end, its parameters
-    `"mean"` and `"lower"`, and where the flow begins are as in `real_nvp`; its layers
-    are `"layers"`.
+    Each layer is an affine map of every element, whose shift and scale are functions of
+    the elements before it, computed by one masked network. Between two layers the order
+    is reversed. A density takes one pass, and a draw as many as there are elements, the
+    opposite of an inverse autoregressive flow. The affine map at the end, its
+    parameters `"mean"` and `"lower"`, and the initial flow are those of `real_nvp`; the
+    layers are `"layers"`.
 
     Args:
-      event_shape: Of one example, `(d,)` with `d` at least 2.
-      num_layers: Autoregressive layers.
-      widths: Of the hidden layers of a layer's network.
+      event_shape: Shape of one example, `(d,)` with `d` at least 2.
+      num_layers: Number of autoregressive layers.
+      widths: Widths of the hidden layers of a layer's network.
       scale_bound: Largest log scale of a layer.
 
     Returns:
       A `Flow`.
 
     Raises:
-      ValueError: As `real_nvp`.
+      ValueError: If the event is not a vector of at least two elements, there is no
+        layer, or a width or the bound is not positive.
 
     Source:
       Papamakarios, Pavlakou & Murray (2017), "Masked autoregressive flow for density
-      estimation"; Germain, Gregor, Murray & Larochelle (2015), "MADE".
+      estimation", https://arxiv.org/abs/1705.07057; Germain, Gregor, Murray &
+      Larochelle (2015), "MADE: masked autoencoder for distribution estimation",
+      https://arxiv.org/abs/1502.03509.
     """
     _check(event_shape, num_layers, widths, scale_bound)
     (dim,) = event_shape
@@ -170,8 +186,8 @@ def masked_autoregressive(
     ]
     last = (degrees[-1][:, None] < np.arange(dim)[None]).astype(np.float32)
 
-    def init(key):
-        def layer(key):
+    def init(key: Key) -> Params:
+        def layer(key: Key) -> list[dict[str, Array]]:
             params = []
             for mask in masks:
                 key, kernel_key, bias_key = jax.random.split(key, 3)
@@ -192,8 +208,8 @@ def masked_autoregressive(
             "lower": jnp.zeros((dim, dim)),
         }
 
-    def conditioner(params, x):
-        """`(shift [d], log scale [d])`, each element of those before it."""
+    def conditioner(params: Params, x: Array) -> tuple[Array, Array]:
+        """Returns `(shift [d], log scale [d])`, each a function of earlier elements."""
         h = x
         for mask, layer in zip(masks, params):
             h = nn.swish(h @ (layer["kernel"] * mask) + layer["bias"])
@@ -201,8 +217,8 @@ def masked_autoregressive(
         shift, raw = out + params[-1]["bias"]
         return shift, scale_bound * jnp.tanh(raw / scale_bound)
 
-    def forward_layer(params, z):
-        def fill(x, index):
+    def forward_layer(params: Params, z: Array) -> tuple[Array, Array]:
+        def fill(x: Array, index: Array) -> tuple[Array, Array]:
             shift, log_scale = conditioner(params, x)
             value = z[index] * jnp.exp(log_scale[index]) + shift[index]
             return x.at[index].set(value), log_scale[index]
@@ -210,7 +226,7 @@ def masked_autoregressive(
         x, log_scales = jax.lax.scan(fill, jnp.zeros_like(z), jnp.arange(dim))
         return x, log_scales.sum()
 
-    def forward(params, z):
+    def forward(params: Params, z: Array) -> tuple[Array, Array]:
         _check_example("masked_autoregressive", event_shape, z)
         log_det = jnp.zeros((), z.dtype)
         for layer in params["layers"]:
@@ -219,7 +235,7 @@ def masked_autoregressive(
         x, log_diagonal = _affine(params, z)
         return x, log_det + log_diagonal
 
-    def inverse(params, x):
+    def inverse(params: Params, x: Array) -> tuple[Array, Array]:
         _check_example("masked_autoregressive", event_shape, x)
         z, log_det = _affine_inverse(params, x)
         for layer in reversed(params["layers"]):
@@ -231,7 +247,12 @@ def masked_autoregressive(
     return _flow(event_shape, init, forward, inverse)
 
 
-def _check(event_shape, num_layers, widths, scale_bound) -> None:
+def _check(
+    event_shape: tuple[int, ...],
+    num_layers: int,
+    widths: Sequence[int],
+    scale_bound: float,
+) -> None:
     if len(event_shape) != 1 or event_shape[0] < 2:
         raise ValueError(f"event_shape must be (d,) with d >= 2, got {event_shape}")
     if num_layers < 1:
@@ -242,7 +263,7 @@ def _check(event_shape, num_layers, widths, scale_bound) -> None:
         raise ValueError(f"scale_bound must be positive, got {scale_bound}")
 
 
-def _check_example(name: str, event_shape, x: Array) -> None:
+def _check_example(name: str, event_shape: tuple[int, ...], x: Array) -> None:
     if x.shape != event_shape:
         raise ValueError(
             f"{name} takes one example of shape {event_shape}, got {x.shape};"
@@ -250,32 +271,37 @@ def _check_example(name: str, event_shape, x: Array) -> None:
         )
 
 
-def _lower(params) -> tuple[Array, Array]:
-    """The triangular matrix, and the logarithm of its determinant."""
+def _lower(params: Params) -> tuple[Array, Array]:
+    """Returns the triangular matrix, and the logarithm of its determinant."""
     raw = params["lower"]
     log_diagonal = jnp.diagonal(raw)
     return jnp.tril(raw, -1) + jnp.diag(jnp.exp(log_diagonal)), log_diagonal.sum()
 
 
-def _affine(params, z: Array) -> tuple[Array, Array]:
+def _affine(params: Params, z: Array) -> tuple[Array, Array]:
     lower, log_det = _lower(params)
     return params["mean"] + lower @ z, log_det
 
 
-def _affine_inverse(params, x: Array) -> tuple[Array, Array]:
+def _affine_inverse(params: Params, x: Array) -> tuple[Array, Array]:
     lower, log_det = _lower(params)
     z = jax.scipy.linalg.solve_triangular(lower, x - params["mean"], lower=True)
     return z, -log_det
 
 
-def _flow(event_shape, init, forward, inverse) -> Flow:
-    """From a standard normal latent."""
+def _flow(
+    event_shape: tuple[int, ...],
+    init: Callable[[Key], Params],
+    forward: Callable[[Params, Array], tuple[Array, Array]],
+    inverse: Callable[[Params, Array], tuple[Array, Array]],
+) -> Flow:
+    """Returns the flow of these maps from a standard normal latent."""
     (dim,) = event_shape
 
-    def sample(params, key):
+    def sample(params: Params, key: Key) -> Array:
         return forward(params, jax.random.normal(key, event_shape))[0]
 
-    def log_prob(params, x):
+    def log_prob(params: Params, x: Array) -> Array:
         z, log_det = inverse(params, x)
         normal = -0.5 * jnp.sum(z**2) - 0.5 * dim * math.log(2 * math.pi)
         return normal + log_det

@@ -1,7 +1,8 @@
-"""Inception v3, for the distances that are measured in its features."""
+"""Inception v3, the network of FID and of the Inception score."""
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,7 @@ VARIANTS = ("fid", "classifier")
 
 
 class Unit(nn.Module):
-    """A convolution, normalised by fixed statistics, and a ReLU."""
+    """Convolution, normalisation by fixed statistics, and ReLU."""
 
     features: int
     kernel: tuple[int, int] = (1, 1)
@@ -57,8 +58,8 @@ COLUMN = {3: ((3, 1), 1, (1, 0)), 7: ((7, 1), 1, (3, 0))}
 HALVED = ((3, 3), 2)
 
 
-def _chain(name: str, x: Array, *units: tuple) -> Array:
-    """`name_1`, `name_2`, ... one after another, or `name` alone."""
+def _chain(name: str, x: Array, *units: tuple[Any, ...]) -> Array:
+    """Applies units in order, named `name_1`, `name_2`, ..., or `name` if single."""
     for index, unit in enumerate(units, 1):
         suffix = f"_{index}" if len(units) > 1 else ""
         x = Unit(*unit, name=f"{name}{suffix}")(x)
@@ -70,13 +71,15 @@ def _max_pool(x: Array, stride: int = 2, pad: int = 0) -> Array:
 
 
 def _mean_pool(x: Array, is_fid: bool) -> Array:
-    """Over 3 x 3; the variants differ in whether what is beyond the edge counts."""
+    """Returns means over 3 x 3 pixels, with or without the padding by variant."""
     return nn.avg_pool(
         x, (3, 3), (1, 1), [(1, 1), (1, 1)], count_include_pad=not is_fid
     )
 
 
 class BlockA(nn.Module):
+    """Branches of 1x1, 5x5 and doubled 3x3 convolutions, and a mean pool."""
+
     num_pooled: int
     is_fid: bool
 
@@ -92,6 +95,8 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
+    """Branches of strided 3x3 convolutions and a maximum pool that halve the sides."""
+
     @nn.compact
     def __call__(self, x: Array) -> Array:
         parts = [
@@ -103,6 +108,8 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
+    """Branches of 1x1 and factorised 7x7 convolutions, and a mean pool."""
+
     width: int
     is_fid: bool
 
@@ -127,6 +134,8 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
+    """Branches of strided convolutions and a maximum pool, which halve the sides."""
+
     @nn.compact
     def __call__(self, x: Array) -> Array:
         parts = [
@@ -145,12 +154,14 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
+    """Branches of 1x1 and forked 3x3 convolutions, and a pool."""
+
     is_fid: bool
     pools_by_max: bool
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        def forked(name, index, h):
+        def forked(name: str, index: int, h: Array) -> list[Array]:
             row = Unit(384, *ROW[3], name=f"{name}_{index}a")(h)
             column = Unit(384, *COLUMN[3], name=f"{name}_{index}b")(h)
             return [row, column]
@@ -169,7 +180,7 @@ class BlockE(nn.Module):
 
 
 class Inception(nn.Module):
-    """From an image to 2048 features, and to what a linear layer makes of them."""
+    """Network from an image to 2048 features, and to a linear layer's logits."""
 
     num_classes: int
     is_fid: bool
@@ -198,32 +209,34 @@ class Inception(nn.Module):
 def inception(
     *, variant: str = "fid", num_classes: int = 1008, size: int = 299
 ) -> Network:
-    """Inception v3: features of an image for a Frechet distance, logits for a score.
+    """Returns Inception v3: features of an image for FID, and logits for a score.
 
-    Images are in [-1, 1] and of the network's own size: bring them to it by
+    Images have values in [-1, 1] and the network's own size. Resize them by
     `jax.image.resize(x, (299, 299, 3), "bilinear", antialias=False)`.
 
     Args:
-      variant: "fid", the network that published distances are measured in, whose mean
-        pools leave out what is beyond the edge and whose last block pools by the
-        maximum; or "classifier", the usual one, as PyTorch has it. The same weights fit
-        both, and give other features.
-      num_classes: 1008 of the "fid" weights, 1000 of the usual ones.
-      size: Pixels a side; at least 75.
+      variant: "fid" is the network in which published distances are measured; its mean
+        pools leave out the padding, and its last block pools by the maximum.
+        "classifier" is the usual network, as PyTorch has it. The same weights fit both,
+        and give different features.
+      num_classes: Number of classes, 1008 for the "fid" weights and 1000 for the usual
+        ones.
+      size: Number of pixels along a side, at least 75.
 
     Returns:
-      A stateless `Network`, `apply(params, x) -> (features [2048], logits
-      [num_classes])`. Parameters come from `inception_params`; those of `init` are of
-      no use but for tests.
+      A stateless `Network` with `apply(params, x) -> (features [2048], logits
+      [num_classes])`. Its parameters come from `inception_params`; those of `init` are
+      useful only for tests.
 
     Raises:
       ValueError: If there is no such variant or the size is too small.
 
     Source:
       Szegedy, Vanhoucke, Ioffe, Shlens & Wojna (2016), "Rethinking the Inception
-      architecture for computer vision"; Heusel, Ramsauer, Unterthiner, Nessler &
-      Hochreiter (2017), "GANs trained by a two time-scale update rule converge to a
-      local Nash equilibrium", for the distance.
+      architecture for computer vision", https://arxiv.org/abs/1512.00567. FID: Heusel,
+      Ramsauer, Unterthiner, Nessler & Hochreiter (2017), "GANs trained by a two
+      time-scale update rule converge to a local Nash equilibrium",
+      https://arxiv.org/abs/1706.08500.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {VARIANTS}, got {variant!r}")
@@ -234,21 +247,21 @@ def inception(
 
 
 def inception_params(weights: Mapping[str, np.ndarray]) -> Params:
-    """Parameters of `inception`, from arrays by their PyTorch names.
+    """Returns parameters of `inception` from arrays with their PyTorch names.
 
     Args:
-      weights: "Conv2d_1a_3x3.conv.weight" -> `[features, channels, height, width]`,
-        "...bn.running_mean" -> `[features]`, "fc.weight" -> `[num_classes, 2048]` and
-        so on: a state dict, as numpy arrays. Auxiliary classifiers and counters of
-        batches are passed over.
+      weights: State dict as numpy arrays: "Conv2d_1a_3x3.conv.weight" of shape
+        `[features, channels, height, width]`, "...bn.running_mean" of shape
+        `[features]`, "fc.weight" of shape `[num_classes, 2048]` and so on. Auxiliary
+        classifiers and counters of batches are ignored.
 
     Returns:
       Parameters, float32, of `inception(num_classes=...)` with as many classes as
       "fc.bias" has.
 
     Raises:
-      ValueError: With the names of arrays that are missing, left over, or of a wrong
-        shape.
+      ValueError: If arrays are missing, left over, or of a wrong shape; the message has
+        their names.
     """
     if "fc.bias" not in weights:
         raise ValueError(

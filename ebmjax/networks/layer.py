@@ -1,40 +1,45 @@
-"""Dense and convolutional layers as the papers' code initialised them.
+"""Dense and convolutional layers, initialised as in the papers' code.
 
-The papers' code is PyTorch, whose layers draw weights and biases alike from
-`U[-b, b]` with `b = 1 / sqrt(fan_in)`: weights of variance `1 / (3 fan_in)`, a third of
-Flax's `lecun_normal`. It matters here, because with the step of Langevin dynamics fixed
-the scale of the energy's gradient is part of the sampler.
+The papers' code is PyTorch, whose layers draw weights and biases alike from `U[-b, b]`
+with `b = 1 / sqrt(fan_in)`. The weights have variance `1 / (3 fan_in)`, a third of
+Flax's `lecun_normal`. This matters here, because with the step of Langevin dynamics
+fixed, the scale of the energy's gradient is part of the sampler.
 """
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
 
 from ebmjax.networks.convolutions import convolution, transposed_convolution
-from ebmjax.types import BATCH, DEVICE, Array
+from ebmjax.types import BATCH, DEVICE, Array, Key
 
 __all__ = ["TransposedConv", "batch_norm", "conv", "dense", "initializers"]
 
 
-def initializers(fan_in: int) -> dict:
-    """`kernel_init` and `bias_init`: uniform up to `1 / sqrt(fan_in)`."""
+def initializers(fan_in: int) -> dict[str, Any]:
+    """Returns `kernel_init` and `bias_init`, uniform up to `1 / sqrt(fan_in)`."""
 
-    def init(key, shape, dtype=float):
+    def init(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
         bound = 1 / math.sqrt(fan_in)
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return {"kernel_init": init, "bias_init": init}
 
 
-def dense(x: Array, features: int, **options) -> Array:
-    """A dense layer of the calling module."""
-    return nn.Dense(features, **(initializers(x.shape[-1]) | options))(x)
+def dense(x: Array, features: int, **options: Any) -> Array:
+    """Applies a dense layer of the calling module."""
+    y: Array = nn.Dense(features, **(initializers(x.shape[-1]) | options))(x)
+    return y
 
 
-def conv(x: Array, features: int, size: int, stride: int, pad: int, **options) -> Array:
-    """A square convolution of the calling module, padded by `pad` on every side."""
+def conv(
+    x: Array, features: int, size: int, stride: int, pad: int, **options: Any
+) -> Array:
+    """Applies a square convolution of the calling module, padded on every side."""
     layer = functools.partial(
         nn.Conv,
         features,
@@ -43,28 +48,29 @@ def conv(x: Array, features: int, size: int, stride: int, pad: int, **options) -
         ((pad, pad), (pad, pad)),
         conv_general_dilated=convolution,
     )
-    return layer(**(initializers(size * size * x.shape[-1]) | options))(x)
+    y: Array = layer(**(initializers(size * size * x.shape[-1]) | options))(x)
+    return y
 
 
 class TransposedConv(nn.Module):
-    """The transpose of a square convolution, to a map of a size that is given.
+    """Transpose of a square convolution, to a map of a given size.
 
     Attributes:
       features: Channels of the result.
-      out_size: Its height and width: such as the convolution would take to the map that
-        this is given. PyTorch has `output_padding` for it.
-      size: Of the kernel, `[size, size, features, channels]`.
-      stride: Of the convolution, as is the next.
-      pad: On every side.
-      kernel_init: Uniform by default, as `initializers` has it; PyTorch counts the
-        fan-in of a transposed convolution by its features.
-      is_normalized: Whether batch normalisation follows, which takes the bias away
-        again. It is then held: its gradient is rounding, and Adam would make full
-        steps of it.
+      out_size: Height and width of the result. The convolution takes a map of this size
+        to the size of the input. PyTorch has `output_padding` for it.
+      size: Size of the kernel, `[size, size, features, channels]`.
+      stride: Stride of the convolution.
+      pad: Padding of the convolution on every side.
+      kernel_init: Initializer of the kernel, by default uniform as in `initializers`;
+        PyTorch computes the fan-in of a transposed convolution from its features.
+      is_normalized: Whether batch normalisation follows, which removes the bias again.
+        The bias is then fixed: its gradient would be rounding error, of which Adam
+        would make full steps.
     """
 
     features: int
-    out_size: tuple[int, int]
+    out_size: tuple[int, ...]
     size: int
     stride: int
     pad: int
@@ -85,16 +91,19 @@ class TransposedConv(nn.Module):
         return y[0] + bias[None, None]
 
 
-def batch_norm(x: Array, train: bool, **options) -> Array:
-    """Batch normalisation of one example's channels, by the calling module.
+def batch_norm(x: Array, train: bool, **options: Any) -> Array:
+    """Applies batch normalisation (BN) to one example's channels.
 
-    In training by the examples of the axis `BATCH` on all devices, both of which must
-    be mapped; else by running statistics, of one example alone.
+    The layer belongs to the calling module. In training, it normalises by the examples
+    of the axis `BATCH` on all devices, and both axes must be mapped. Otherwise it uses
+    running statistics, and the example alone.
     """
-    return nn.BatchNorm(
+    y: Array = nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
         epsilon=1e-5,
-        axis_name=(BATCH, DEVICE),
+        # Flax takes several axes, as `jax.lax.pmean` does; its annotation says one.
+        axis_name=(BATCH, DEVICE),  # type: ignore[arg-type]
         **options,
     )(x)
+    return y

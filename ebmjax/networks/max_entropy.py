@@ -1,24 +1,26 @@
-"""Generators of images, energies, and statistics networks, of two kinds.
+"""Generators of images, energies and statistics networks of MEG, of two kinds.
 
-"Strided" ones are 5x5 convolutions of stride 2, for the small grey images of MNIST and
-stacks of them; "convnet" ones alternate 3x3 convolutions with 4x4 ones of stride 2, for
-CIFAR-10 and CelebA. A generator runs through the maps of its energy in reverse, and is
-normalised by batches; energies and statistics networks never are.
+"Strided" networks are 5x5 convolutions of stride 2, for the small grey images of MNIST
+and stacks of them. "Convnet" networks alternate 3x3 convolutions with 4x4 ones of
+stride 2, for CIFAR-10 and CelebA. A generator passes through the maps of its energy in
+reverse order, and has batch normalisation; energies and statistics networks never have
+it.
 
 Source:
   Kumar, Ozair, Goyal, Courville & Bengio (2019), "Maximum entropy generators for
-  energy-based models", released code.
+  energy-based models", https://arxiv.org/abs/1901.08508, released code.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ebmjax.networks.base import check_sizes, from_module
 from ebmjax.networks.layer import TransposedConv, batch_norm, conv, dense
-from ebmjax.types import Array, Network
+from ebmjax.types import Array, Key, Network
 
 __all__ = [
     "convnet_energy",
@@ -30,11 +32,18 @@ __all__ = [
 ]
 
 NORMAL = nn.initializers.normal(0.02)
-"""Of kernels of convolutions where `is_normal`, and of scales about 1."""
+"""Initializer of convolution kernels if `is_normal`, and of scales around 1."""
 
 
 class Layer(NamedTuple):
-    """A square convolution."""
+    """Square convolution.
+
+    Attributes:
+      features: Channels of the result.
+      size: Size of the kernel in pixels.
+      stride: Stride in pixels.
+      pad: Padding on every side in pixels.
+    """
 
     features: int
     size: int
@@ -53,12 +62,12 @@ def _convnet(widths: Sequence[int]) -> tuple[Layer, ...]:
     return tuple(layers)
 
 
-def _kernel_init(is_normal: bool) -> dict:
+def _kernel_init(is_normal: bool) -> dict[str, Any]:
     return {"kernel_init": NORMAL} if is_normal else {}
 
 
 def _normalized(h: Array, train: bool, is_normal: bool) -> Array:
-    def scale_init(key, shape, dtype=float):
+    def scale_init(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
         return 1 + NORMAL(key, shape, dtype)
 
     options = {"scale_init": scale_init} if is_normal else {}
@@ -66,7 +75,7 @@ def _normalized(h: Array, train: bool, is_normal: bool) -> Array:
 
 
 class Trunk(nn.Module):
-    """Convolutions with leaky ReLUs; the last map, flattened."""
+    """Convolutions with leaky ReLUs; the result is the last map, flattened."""
 
     layers: tuple[Layer, ...]
     negative_slope: float
@@ -81,7 +90,7 @@ class Trunk(nn.Module):
 
 
 class Energy(nn.Module):
-    """A linear function of the trunk's last map."""
+    """Linear function of the trunk's last map."""
 
     trunk: Trunk
 
@@ -91,7 +100,7 @@ class Energy(nn.Module):
 
 
 class Statistics(nn.Module):
-    """As much of the image as of the latent, side by side through two dense layers."""
+    """Dense layers of an image's trunk and a latent, of equal lengths, side by side."""
 
     trunk: Trunk
     width: int
@@ -104,9 +113,9 @@ class Statistics(nn.Module):
 
 
 class StridedGenerator(nn.Module):
-    """From the smallest map up, each normalised before it is convolved."""
+    """Generator from the smallest map up, normalised before each convolution."""
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     widths: tuple[int, ...]
 
     @nn.compact
@@ -125,9 +134,9 @@ class StridedGenerator(nn.Module):
 
 
 class ConvnetGenerator(nn.Module):
-    """From the smallest map up, each normalised after it was convolved."""
+    """Generator from the smallest map up, normalised after each convolution."""
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     widths: tuple[int, ...]
     is_normal: bool
 
@@ -153,26 +162,33 @@ def strided_generator(
     latent_dim: int,
     widths: Sequence[int] = (64, 128, 256, 512),
 ) -> Network:
-    """A generator by transposed 5x5 convolutions, each of which doubles the sides.
+    """Returns a MEG generator of transposed 5x5 convolutions that double the sides.
 
-    A dense layer to the smallest map, then for every width batch normalisation, a ReLU
-    and a transposed convolution, the last one to the image, in [-1, 1] by a tanh. Sides
-    are those of the energy's maps: 28 from 14, 7, 4 and 2. Kernels start normal with
-    deviation 0.02, scales of the normalisation normal about 1 with the same.
+    A dense layer makes the smallest map. Then every width has batch normalisation, a
+    ReLU and a transposed convolution; the last of these makes the image, in [-1, 1] by
+    a tanh. Sides are those of the energy's maps: 28 from 14, 7, 4 and 2. Kernels start
+    normal with standard deviation 0.02, and scales of the normalisation start normal
+    around 1 with the same standard deviation.
 
     Args:
       image_shape: `(height, width, channels)`.
       latent_dim: Length of the latent.
-      widths: Channels of the energy's maps, first to last; as many halvings.
+      widths: Channels of the energy's maps, first to last; the sides are halved as many
+        times.
 
     Returns:
-      A `Network` with the mutable collection "batch_stats": `apply_stateful(params,
-      model_state, latent, train=...)`. In training it must be mapped over the axes
-      `types.BATCH` and `types.DEVICE`, as `objectives.max_entropy` and the update do.
+      A `Network` with the mutable collection "batch_stats" and
+      `apply_stateful(params, model_state, latent, train=...)`. In training it must be
+      mapped over the axes `types.BATCH` and `types.DEVICE`, as `objectives.max_entropy`
+      and the update do.
 
     Raises:
-      ValueError: If there are no widths, one is not positive, or the image has none of
-        its three axes.
+      ValueError: If there are no widths, a width is not positive, or the image does not
+        have three axes.
+
+    Source:
+      Kumar et al. (2019), "Maximum entropy generators for energy-based models",
+      https://arxiv.org/abs/1901.08508, released code.
     """
     check_sizes(image_shape, widths, latent_dim)
     module = StridedGenerator(tuple(image_shape), tuple(widths))
@@ -185,18 +201,23 @@ def strided_energy(
     widths: Sequence[int] = (64, 128, 256, 512),
     negative_slope: float = 0.2,
 ) -> Network:
-    """An energy by 5x5 convolutions of stride 2: see `strided_generator`.
+    """Returns a MEG energy of 5x5 convolutions of stride 2, as in `strided_generator`.
 
     Args:
       image_shape: `(height, width, channels)`.
       widths: Channels of the maps, each half as wide as the one before.
-      negative_slope: Of the leaky ReLUs.
+      negative_slope: Slope of the leaky ReLUs for negative inputs.
 
     Returns:
       A stateless `Network` whose `apply` is an energy.
 
     Raises:
-      ValueError: As `strided_generator`.
+      ValueError: If there are no widths, a width is not positive, or the image does not
+        have three axes.
+
+    Source:
+      Kumar et al. (2019), "Maximum entropy generators for energy-based models",
+      https://arxiv.org/abs/1901.08508, released code.
     """
     check_sizes(image_shape, widths)
     trunk = Trunk(_strided(widths), negative_slope, is_normal=True)
@@ -211,20 +232,25 @@ def strided_statistics(
     hidden_width: int = 512,
     negative_slope: float = 0.2,
 ) -> Network:
-    """A statistics network with the trunk of `strided_energy`.
+    """Returns a MEG statistics network with the trunk of `strided_energy`.
 
     Args:
       image_shape: `(height, width, channels)`.
-      latent_dim: Length of the latent; the image is brought to as many numbers.
-      widths: As in `strided_energy`.
-      hidden_width: Of the layer that sees both.
-      negative_slope: Of the leaky ReLUs.
+      latent_dim: Length of the latent; the image is reduced to as many numbers.
+      widths: Channels of the maps, as in `strided_energy`.
+      hidden_width: Width of the layer that takes both.
+      negative_slope: Slope of the leaky ReLUs for negative inputs.
 
     Returns:
-      A stateless `Network`, `apply(params, x, latent) -> []`.
+      A stateless `Network` with `apply(params, x, latent) -> []`.
 
     Raises:
-      ValueError: As `strided_generator`.
+      ValueError: If there are no widths, a width is not positive, or the image does not
+        have three axes.
+
+    Source:
+      Kumar et al. (2019), "Maximum entropy generators for energy-based models",
+      https://arxiv.org/abs/1901.08508, released code.
     """
     check_sizes(image_shape, widths, latent_dim)
     trunk = Trunk(_strided(widths), negative_slope, is_normal=True)
@@ -239,25 +265,32 @@ def convnet_generator(
     widths: Sequence[int] = (64, 128, 256, 512),
     is_normal: bool = True,
 ) -> Network:
-    """A generator by transposed 4x4 convolutions, and a 3x3 one at the end.
+    """Returns a MEG generator of transposed 4x4 convolutions, and a 3x3 one at the end.
 
-    A dense layer to the smallest map; for every width but the last a transposed
-    convolution that doubles the sides, batch normalisation and a ReLU; a 3x3
-    convolution to the image, in [-1, 1] by a tanh.
+    A dense layer makes the smallest map. Every width except the last has a transposed
+    convolution that doubles the sides, batch normalisation and a ReLU. A 3x3
+    convolution makes the image, in [-1, 1] by a tanh.
 
     Args:
-      image_shape: `(height, width, channels)`, sides multiples of `2 ** (len(widths) -
-        1)`: 32 for CIFAR-10; 64 for CelebA, with one more width of 512.
+      image_shape: `(height, width, channels)`, with sides that are multiples of
+        `2 ** (len(widths) - 1)`: 32 for CIFAR-10, and 64 for CelebA, with one more
+        width of 512.
       latent_dim: Length of the latent.
       widths: Channels of the energy's maps, first to last.
-      is_normal: Whether kernels start normal with deviation 0.02 (and scales about 1),
-        as for CIFAR-10; else uniform, by fan-in, as for CelebA.
+      is_normal: Whether kernels start normal with standard deviation 0.02 (and scales
+        around 1), as for CIFAR-10. Otherwise they start uniform, by fan-in, as for
+        CelebA.
 
     Returns:
-      As `strided_generator`.
+      A `Network` with the mutable collection "batch_stats", as `strided_generator`.
 
     Raises:
-      ValueError: As `strided_generator`, or if the sides cannot be halved so often.
+      ValueError: If there are no widths, a size is not positive, the image does not
+        have three axes, or its sides cannot be halved so often.
+
+    Source:
+      Kumar et al. (2019), "Maximum entropy generators for energy-based models",
+      https://arxiv.org/abs/1901.08508, released code.
     """
     check_sizes(image_shape, widths, latent_dim, divisor=2 ** (len(widths) - 1))
     module = ConvnetGenerator(tuple(image_shape), tuple(widths), is_normal)
@@ -271,21 +304,28 @@ def convnet_energy(
     negative_slope: float = 0.1,
     is_normal: bool = True,
 ) -> Network:
-    """An energy by 3x3 convolutions, with 4x4 ones of stride 2 between.
+    """Returns a MEG energy of 3x3 convolutions, with 4x4 ones of stride 2 between them.
 
-    The shape of spectral normalisation's plain network, without that normalisation.
+    It has the shape of the plain network of SNGAN (https://arxiv.org/abs/1802.05957),
+    without spectral normalisation.
 
     Args:
-      image_shape: As in `convnet_generator`.
-      widths: Channels of the 3x3 convolutions; between two of them the sides halve.
-      negative_slope: Of the leaky ReLUs.
-      is_normal: As in `convnet_generator`.
+      image_shape: `(height, width, channels)`, as in `convnet_generator`.
+      widths: Channels of the 3x3 convolutions; between two of them the sides are
+        halved.
+      negative_slope: Slope of the leaky ReLUs for negative inputs.
+      is_normal: Whether kernels start normal, as in `convnet_generator`.
 
     Returns:
       A stateless `Network` whose `apply` is an energy.
 
     Raises:
-      ValueError: As `convnet_generator`.
+      ValueError: If there are no widths, a size is not positive, the image does not
+        have three axes, or its sides cannot be halved so often.
+
+    Source:
+      Kumar et al. (2019), "Maximum entropy generators for energy-based models",
+      https://arxiv.org/abs/1901.08508, released code.
     """
     check_sizes(image_shape, widths, divisor=2 ** (len(widths) - 1))
     trunk = Trunk(_convnet(widths), negative_slope, is_normal)
@@ -301,21 +341,26 @@ def convnet_statistics(
     negative_slope: float = 0.1,
     is_normal: bool = True,
 ) -> Network:
-    """A statistics network with the trunk of `convnet_energy`.
+    """Returns a MEG statistics network with the trunk of `convnet_energy`.
 
     Args:
-      image_shape: As in `convnet_generator`.
-      latent_dim: As in `strided_statistics`.
-      widths: As in `convnet_energy`.
-      hidden_width: As in `strided_statistics`.
-      negative_slope: Of the leaky ReLUs.
-      is_normal: As in `convnet_generator`.
+      image_shape: `(height, width, channels)`, as in `convnet_generator`.
+      latent_dim: Length of the latent, as in `strided_statistics`.
+      widths: Channels of the 3x3 convolutions, as in `convnet_energy`.
+      hidden_width: Width of the layer that takes image and latent.
+      negative_slope: Slope of the leaky ReLUs for negative inputs.
+      is_normal: Whether kernels start normal, as in `convnet_generator`.
 
     Returns:
-      A stateless `Network`, `apply(params, x, latent) -> []`.
+      A stateless `Network` with `apply(params, x, latent) -> []`.
 
     Raises:
-      ValueError: As `convnet_generator`.
+      ValueError: If there are no widths, a size is not positive, the image does not
+        have three axes, or its sides cannot be halved so often.
+
+    Source:
+      Kumar et al. (2019), "Maximum entropy generators for energy-based models",
+      https://arxiv.org/abs/1901.08508, released code.
     """
     check_sizes(image_shape, widths, latent_dim, divisor=2 ** (len(widths) - 1))
     trunk = Trunk(_convnet(widths), negative_slope, is_normal)

@@ -1,4 +1,4 @@
-"""Residual energies of images, in which no example sees another."""
+"""Residual energies of images (ResNet, wide ResNet), without batch normalisation."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -17,14 +17,15 @@ NORMALIZATIONS = (None, "group")
 
 
 class Block(nn.Module):
-    """`shortcut(x) + conv(activation(conv(activation(x))))`, 3x3 convolutions.
+    """Residual block `shortcut(x) + conv(activation(conv(activation(x))))`, 3x3.
 
     Attributes:
-      features: Channels that come out. The shortcut is a 1x1 convolution where that
-        changes their number, else nothing.
-      activation: A function of arrays.
-      stride: Of the second convolution and of the shortcut.
-      num_groups: Of the group normalisation before each activation; None for none.
+      features: Channels of the result. The shortcut is a 1x1 convolution if that
+        changes their number or there is a stride, and the identity otherwise.
+      activation: Activation, a function of arrays.
+      stride: Stride of the second convolution and of the shortcut.
+      num_groups: Number of groups of the group normalisation before each activation;
+        None for no normalisation.
       is_identity_at_init: Whether the second convolution starts from zeros.
     """
 
@@ -36,7 +37,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        def activate(h):
+        def activate(h: Array) -> Array:
             if self.num_groups is not None:
                 # Flax takes the first axis for a batch and normalises along the rest.
                 h = nn.GroupNorm(self.num_groups)(h[None])[0]
@@ -53,7 +54,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Stages of residual blocks, each ended by a 2x2 mean; a sum over pixels."""
+    """Stages of residual blocks, each ended by a 2x2 mean, and a sum over pixels."""
 
     widths: tuple[int, ...]
     num_blocks: int
@@ -79,7 +80,7 @@ class ResNet(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Three stages of residual blocks, the later two strided; a mean over pixels."""
+    """Three stages of residual blocks, the last two strided, and a mean over pixels."""
 
     num_blocks: int
     widen_factor: int
@@ -98,7 +99,7 @@ class WideResNet(nn.Module):
 
 
 def check_image(image_shape: tuple[int, ...], divisor: int) -> None:
-    """Raises unless it is `(height, width, channels)`, sides multiples of `divisor`."""
+    """Raises unless it is `(height, width, channels)` and `divisor` divides sides."""
     if len(image_shape) != 3 or any(side % divisor for side in image_shape[:2]):
         raise ValueError(
             "image_shape must be (height, width, channels) with sides that are"
@@ -116,34 +117,36 @@ def resnet_energy(
     normalization: str | None = None,
     num_groups: int = 8,
 ) -> Network:
-    """A residual energy that sums over pixels, after Du & Mordatch.
+    """Returns the residual (ResNet) energy of Du & Mordatch (IGEBM), a sum over pixels.
 
-    A 3x3 convolution; for each width, `num_blocks` residual blocks and a mean over 2x2
-    pixels; an activation, the sum over what pixels are left, and a linear function. The
-    second convolution of every block starts from zeros. The sum makes the energy, and
-    its gradient, grow with the image. Their spectral normalisation is not here.
+    The network is a 3x3 convolution; for each width, `num_blocks` residual blocks and a
+    mean over 2x2 pixels; an activation, the sum over the remaining pixels, and a linear
+    function. The second convolution of every block starts from zeros. Because of the
+    sum, the energy and its gradient grow with the image. The spectral normalisation of
+    the paper is not included.
 
     Args:
       image_shape: `(height, width, channels)`; the sides are halved at every width.
-      widths: Channels of the stages, `(128, 256, 256)` for their CIFAR-10.
-      num_blocks: In each stage.
-      activation: See `mlp_energy`.
-      negative_slope: Of `"leaky_relu"`.
-      normalization: None, or `"group"` for group normalisation of each example on its
-        own before every activation inside a block. Never of batches: chains would then
-        depend on each other.
-      num_groups: Of `"group"`; must divide all widths. As many as channels make it
-        instance normalisation.
+      widths: Channels of the stages, `(128, 256, 256)` for the paper's CIFAR-10
+        network.
+      num_blocks: Number of blocks in each stage.
+      activation: Name of the activation, as in `mlp_energy`.
+      negative_slope: Slope of `"leaky_relu"` for negative inputs.
+      normalization: None, or `"group"` for group normalisation of each example
+        separately before every activation inside a block. Batch normalisation is not
+        offered, because chains would then depend on each other.
+      num_groups: Number of groups of `"group"`, which must divide all widths. With as
+        many groups as channels it is instance normalisation.
 
     Returns:
       A stateless `Network` whose `apply` is an energy.
 
     Raises:
-      ValueError: If an argument is none of those named here, or sizes do not divide.
+      ValueError: If an argument is not one of those named here, or sizes do not divide.
 
     Source:
-      Du & Mordatch (2019), "Implicit generation and modeling with energy-based
-      models", and its released code.
+      Du & Mordatch (2019), "Implicit generation and modeling with energy-based models",
+      https://arxiv.org/abs/1903.08689, and its released code.
     """
     activation_fn(activation, negative_slope)
     widths = tuple(widths)
@@ -171,29 +174,32 @@ def wide_resnet_energy(
     activation: str = "leaky_relu",
     negative_slope: float = 0.2,
 ) -> Network:
-    """The wide residual network of JEM with one output, without normalisation.
+    """Returns the wide residual network (WRN) of JEM with one output, not normalised.
 
-    A 3x3 convolution to 16 channels; three stages of `(depth - 4) / 6` residual blocks
-    with 16, 32 and 64 times `widen_factor` channels, the second and third of which
-    halve the image; an activation, the mean over pixels, and a linear function.
+    The network is a 3x3 convolution to 16 channels; three stages of `(depth - 4) / 6`
+    residual blocks with 16, 32 and 64 times `widen_factor` channels, the second and
+    third of which halve the image; an activation, the mean over pixels, and a linear
+    function.
 
     Args:
       image_shape: `(height, width, channels)`; sides are multiples of 4.
-      depth: `6 n + 4` for `n` blocks a stage.
-      widen_factor: Of the channels.
-      activation: See `mlp_energy`.
-      negative_slope: Of `"leaky_relu"`.
+      depth: Depth, `6 n + 4` for `n` blocks in each stage.
+      widen_factor: Factor of the channels.
+      activation: Name of the activation, as in `mlp_energy`.
+      negative_slope: Slope of `"leaky_relu"` for negative inputs.
 
     Returns:
       A stateless `Network` whose `apply` is an energy.
 
     Raises:
-      ValueError: If an argument is none of those named here.
+      ValueError: If an argument is not one of those named here.
 
     Source:
-      Zagoruyko & Komodakis (2016), "Wide residual networks"; Grathwohl et al. (2020),
-      "Your classifier is secretly an energy based model and you should treat it like
-      one", and its released code, for the lack of normalisation and the slope.
+      Zagoruyko & Komodakis (2016), "Wide residual networks",
+      https://arxiv.org/abs/1605.07146. Grathwohl et al. (2020), "Your classifier is
+      secretly an energy based model and you should treat it like one" (JEM),
+      https://arxiv.org/abs/1912.03263, and its released code, for the lack of
+      normalisation and the slope.
     """
     activation_fn(activation, negative_slope)
     if depth < 10 or depth % 6 != 4:

@@ -1,8 +1,8 @@
-"""Scores and energies of noised data, by networks that know how much noise there is.
+"""Networks for scores and energies of noised data, given the noise scale (NCSN).
 
-All are `apply(params, x, noise_scale)`: of an example and the standard deviation of the
-noise in it, in units of x. `diffusions.with_time` makes them functions of a diffusion's
-time.
+All are `apply(params, x, noise_scale)`, functions of an example and the standard
+deviation of the noise in it, in units of x. `diffusions.with_time` converts them to
+functions of a diffusion's time.
 """
 
 import functools
@@ -24,10 +24,10 @@ NUM_FREQUENCIES = 16
 
 
 def embed(noise_scale: Array) -> Array:
-    """Sines and cosines of the scale's logarithm, `[2 * NUM_FREQUENCIES]`.
+    """Returns sines and cosines of the scale's logarithm, `[2 * NUM_FREQUENCIES]`.
 
-    The slowest has a period of a factor of about 10^27, the fastest of one of 1.9, in
-    which neighbouring scales of any ladder differ.
+    The slowest has a period of a factor of about 10^27. The fastest has a period of a
+    factor of 1.9, in which neighbouring scales of any ladder differ.
     """
     frequencies = jnp.asarray(np.geomspace(0.1, 10.0, NUM_FREQUENCIES), jnp.float32)
     angles = frequencies * jnp.log(noise_scale)
@@ -35,13 +35,17 @@ def embed(noise_scale: Array) -> Array:
 
 
 def _of_noise(
-    field: Callable, x: Array, noise_scale: Array, conditioning: str, is_energy: bool
-):
-    """A score, or an energy, out of a field of the size of noise of scale 1.
+    field: Callable[[Array, Array | None], Array],
+    x: Array,
+    noise_scale: Array,
+    conditioning: str,
+    is_energy: bool,
+) -> Array:
+    """Returns a score, or an energy, from a field of the size of noise of scale 1.
 
-    "division": the field is not told the scale, and is divided by it. "embedding": it
-    is told, and given x in units in which data of variance 1 and the noise in them have
-    variance 1 together.
+    "division": the field does not receive the scale, and is divided by it. "embedding":
+    the field receives the scale, and x in units in which data of variance 1 and their
+    noise together have variance 1.
     """
     if conditioning == "embedding":
         scaled = x / jnp.sqrt(1.0 + noise_scale**2)
@@ -55,6 +59,8 @@ def _of_noise(
 
 
 class _NoiseMLP(nn.Module):
+    """Dense layers of an example and the embedding of its noise scale."""
+
     widths: tuple[int, ...]
     activation: str
     conditioning: str
@@ -64,7 +70,7 @@ class _NoiseMLP(nn.Module):
     def __call__(self, x: Array, noise_scale: Array) -> Array:
         activation = activation_fn(self.activation, 0.2)
 
-        def field(x, embedding):
+        def field(x: Array, embedding: Array | None) -> Array:
             h = x.reshape(-1)
             for width in self.widths:
                 h = dense(h, width)
@@ -84,27 +90,28 @@ def noise_mlp(
     conditioning: str = "embedding",
     is_energy: bool = False,
 ) -> Network:
-    """Dense layers, of the flattened example, for vectors.
+    """Returns a noise-conditional score network (NCSN) of dense layers, for vectors.
 
     Args:
-      event_shape: Of one example; any rank.
-      widths: Of the hidden layers, first to last.
-      activation: See `mlp_energy`. Smooth ones: the score's derivatives are the
-        density's change of volume.
+      event_shape: Shape of one example, of any rank, which is flattened.
+      widths: Widths of the hidden layers, first to last.
+      activation: Name of the activation, as in `mlp_energy`. It should be smooth,
+        because the score's derivatives determine the change of volume of the density.
       conditioning: "embedding" gives every layer the scale's logarithm, and x in units
-        of `sqrt(1 + noise_scale^2)`, which wants data of about unit variance;
-        "division" gives x as it is, and no more: `field(x) / noise_scale`.
-      is_energy: Whether it is the energy `-<x, field> / noise_scale`, and no score.
+        of `sqrt(1 + noise_scale^2)`, for data of about unit variance. "division" gives
+        the unscaled x alone: the score is `field(x) / noise_scale`.
+      is_energy: Whether the result is the energy `-<x, field> / noise_scale` instead of
+        a score.
 
     Returns:
-      A stateless `Network`, `apply(params, x, noise_scale)`.
+      A stateless `Network` with `apply(params, x, noise_scale)`.
 
     Raises:
-      ValueError: If an argument is none of those named here.
+      ValueError: If an argument is not one of those named here.
 
     Source:
       Song & Ermon (2020), "Improved techniques for training score-based generative
-      models", Technique 3, for the division.
+      models" (NCSNv2), Technique 3, https://arxiv.org/abs/2006.09011, for the division.
     """
     _check(activation, conditioning)
     if not widths or min(widths) < 1:
@@ -114,11 +121,15 @@ def noise_mlp(
 
 
 class InstanceNorm(nn.Module):
-    """Channels over their own mean and deviation, and what that forgets given back.
+    """Instance normalisation that restores the means which it removes (InstanceNorm++).
 
-    `gain (x - mean) / std + shift + again (mean - their mean) / their std`, with the
-    means of all channels told apart: a plain instance normalisation makes a blank image
-    of any grey equal. With an embedding the three are affine functions of it.
+    The result is `gain (x - mean) / std + shift + again (mean - their mean) / their
+    std`, where the last term distinguishes the means of the channels. A plain instance
+    normalisation makes blank images of any grey equal. With an embedding, the three
+    coefficients are affine functions of it.
+
+    Attributes:
+      epsilon: Number that is added to variances.
     """
 
     epsilon: float = 1e-5
@@ -127,7 +138,7 @@ class InstanceNorm(nn.Module):
     def __call__(self, x: Array, embedding: Array | None) -> Array:
         features = x.shape[-1]
 
-        def coefficient(name, initial):
+        def coefficient(name: str, initial: float) -> Array:
             bias = nn.initializers.constant(initial)
             if embedding is None:
                 return self.param(name, bias, (features,))[None, None]
@@ -143,7 +154,10 @@ class InstanceNorm(nn.Module):
 
 
 class _Block(nn.Module):
-    """`shortcut(x) + conv(activation(norm(conv(activation(norm(x))))))`, 3 x 3."""
+    """Residual block of 3 x 3 convolutions, with normalisation before each activation.
+
+    It computes `shortcut(x) + conv(activation(norm(conv(activation(norm(x))))))`.
+    """
 
     features: int
     activation: Callable[[Array], Array]
@@ -160,6 +174,8 @@ class _Block(nn.Module):
 
 
 class _UNet(nn.Module):
+    """Residual blocks down to a small map and up again, with skip connections."""
+
     widths: tuple[int, ...]
     num_blocks: int
     activation: str
@@ -171,7 +187,12 @@ class _UNet(nn.Module):
         field = functools.partial(self.field, activation_fn(self.activation, 0.2))
         return _of_noise(field, x, noise_scale, self.conditioning, self.is_energy)
 
-    def field(self, activation, x, embedding):
+    def field(
+        self,
+        activation: Callable[[Array], Array],
+        x: Array,
+        embedding: Array | None,
+    ) -> Array:
         if embedding is not None:
             width = 4 * NUM_FREQUENCIES
             embedding = activation(dense(embedding, width))
@@ -210,37 +231,42 @@ def unet(
     conditioning: str = "embedding",
     is_energy: bool = False,
 ) -> Network:
-    """Residual blocks down to a small map and up again, each level joined with its own.
+    """Returns a U-Net score network, conditioned on the noise scale (as in NCSN).
 
-    A 3x3 convolution; for each width `num_blocks` residual blocks, with a mean over 2x2
-    pixels between one and the next; then back, by repeated pixels beside what was there
-    on the way down. Every block normalises each channel of each image by itself
-    (`InstanceNorm`), conditioned on the noise scale where it is embedded. The last
-    convolution starts from zeros, so that the score does.
+    The network is a 3x3 convolution; for each width `num_blocks` residual blocks, with
+    a mean over 2x2 pixels between two widths; and then the way back, by repeated pixels
+    concatenated with the maps of the way down. Every block normalises each channel of
+    each image by itself (`InstanceNorm`), conditioned on the noise scale if it is
+    embedded. The last convolution starts from zeros, and so does the score.
 
-    The papers' networks are a RefineNet and larger U-Nets with attention: this has
-    their normalisation, conditioning and scales, and neither their depth nor attention.
+    The papers' networks are a RefineNet and larger U-Nets with attention. This network
+    has their normalisation, conditioning and scales, and neither their depth nor
+    attention.
 
     Args:
       image_shape: `(height, width, channels)`; the sides are halved once for every
-        width but the first.
+        width except the first.
       widths: Channels of the levels, the finest first.
-      num_blocks: At each level, down and up.
-      activation: See `mlp_energy`. "elu" is the papers': once differentiable, which is
-        what a score needs; an energy's score needs one that is twice.
-      conditioning: See `noise_mlp`.
-      is_energy: See `noise_mlp`.
+      num_blocks: Number of blocks at each level, down and up.
+      activation: Name of the activation, as in `mlp_energy`. The papers use "elu",
+        which is once differentiable, as a score requires; an energy's score requires an
+        activation that is twice differentiable.
+      conditioning: Conditioning, as in `noise_mlp`.
+      is_energy: Whether the result is an energy, as in `noise_mlp`.
 
     Returns:
-      A stateless `Network`, `apply(params, x, noise_scale)`.
+      A stateless `Network` with `apply(params, x, noise_scale)`.
 
     Raises:
-      ValueError: If an argument is none of those named here, or sizes do not divide.
+      ValueError: If an argument is not one of those named here, or sizes do not divide.
 
     Source:
-      Song & Ermon (2019), "Generative modeling by estimating gradients of the data
-      distribution", and (2020), "Improved techniques for training score-based
-      generative models", for normalisation and conditioning.
+      Ronneberger, Fischer & Brox (2015), "U-Net: convolutional networks for biomedical
+      image segmentation", https://arxiv.org/abs/1505.04597. For normalisation and
+      conditioning: Song & Ermon (2019), "Generative modeling by estimating gradients of
+      the data distribution" (NCSN), https://arxiv.org/abs/1907.05600, and (2020),
+      "Improved techniques for training score-based generative models" (NCSNv2),
+      https://arxiv.org/abs/2006.09011.
     """
     _check(activation, conditioning)
     widths = tuple(widths)

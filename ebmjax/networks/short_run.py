@@ -1,4 +1,4 @@
-"""The plain convolutional energy of short-run Langevin dynamics."""
+"""The plain convolutional energy of short-run MCMC."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class ShortRun(nn.Module):
-    """Strided convolutions down to a small map, then a linear function of it."""
+    """Strided convolutions down to a small map, and a linear function of it."""
 
     width: int
     activation: str
@@ -43,36 +43,37 @@ def short_run_energy(
     negative_slope: float = 0.2,
     compute_dtype: str = "float32",
 ) -> Network:
-    """The energy network of short-run MCMC: convolutions, no normalisation.
+    """Returns the energy network of short-run MCMC, convolutions without normalisation.
 
-    A 3x3 convolution to `width` channels; then, while the map is larger than 4x4, 4x4
-    convolutions of stride 2 that double the channels, up to `8 * width`; then one that
-    spans the map and gives the energy. With leaky ReLUs the energy is piecewise linear
-    in `x`: its gradient is piecewise constant and its Hessian 0 almost everywhere.
+    The network is a 3x3 convolution to `width` channels; then, while the map is larger
+    than 4x4, 4x4 convolutions of stride 2 that double the channels, up to `8 * width`;
+    then a convolution that spans the map and gives the energy. With leaky ReLUs the
+    energy is piecewise linear in `x`: its gradient is piecewise constant and its
+    Hessian 0 almost everywhere.
 
-    Weights and biases start from `U[-b, b]`, `b = 1 / sqrt(fan_in)`, PyTorch's default
-    and so the paper's. The paper's Langevin step of 1 on `f = -energy` belongs with the
-    small gradients that follow: of norm 0.015 on noise of 32x32x3, where Flax's default
-    gives 0.24.
+    Weights and biases start from `U[-b, b]` with `b = 1 / sqrt(fan_in)`, which is
+    PyTorch's default and thus the paper's. The paper's Langevin step of 1 on
+    `f = -energy` requires the small gradients that follow: their norm is 0.015 on noise
+    of 32x32x3, where Flax's default gives 0.24.
 
     Args:
       image_shape: `(height, width, channels)`; 32x32x3 is the paper's CIFAR-10 network.
       width: Channels of the first layer, the paper's `n_f`: 32, 64 or 128.
-      activation: See `mlp_energy`.
-      negative_slope: Of `"leaky_relu"`.
-      compute_dtype: `"float32"` or `"bfloat16"`, that of the convolutions. Parameters,
-        gradients and the energy are float32 either way.
+      activation: Name of the activation, as in `mlp_energy`.
+      negative_slope: Slope of `"leaky_relu"` for negative inputs.
+      compute_dtype: Type of the convolutions, `"float32"` or `"bfloat16"`. Parameters,
+        gradients and the energy are float32 in both cases.
 
     Returns:
       A stateless `Network` whose `apply` is an energy.
 
     Raises:
-      ValueError: If an argument is none of those named here.
+      ValueError: If an argument is not one of those named here.
 
     Source:
       Nijkamp, Hill, Zhu & Wu (2019), "Learning non-convergent non-persistent short-run
-      MCMC toward energy-based model", and its released code (which trains
-      `f = -energy`).
+      MCMC toward energy-based model", https://arxiv.org/abs/1904.09770, and its
+      released code (which trains `f = -energy`).
     """
     activation_fn(activation, negative_slope)
     if compute_dtype not in DTYPES:

@@ -1,13 +1,14 @@
-"""Bases and energies of generalised energy-based models on images.
+"""Bases and energies of generalised energy-based models (GEBM) on images, as in SNGAN.
 
-Bases are normalised by batches; energies divide every matrix by its largest singular
-value, one power-iteration step for every renewal of their state ("spectral"), and are
-never normalised by batches. All weights start from Xavier's uniform law.
+Bases have batch normalisation. Energies divide every matrix by its largest singular
+value, with one power-iteration step for every renewal of their state ("spectral"), and
+never have batch normalisation. All weights start from Xavier's uniform law.
 
 Source:
   Miyato, Kataoka, Koyama & Yoshida (2018), "Spectral normalization for generative
-  adversarial networks", with the sizes of Arbel, Zhou & Gretton (2021), "Generalized
-  energy based models", released code.
+  adversarial networks" (SNGAN), https://arxiv.org/abs/1802.05957, with the sizes of
+  Arbel, Zhou & Gretton (2021), "Generalized energy based models",
+  https://arxiv.org/abs/2003.05033, released code.
 """
 
 import functools
@@ -34,7 +35,7 @@ __all__ = [
 ZEROS = nn.initializers.zeros
 
 
-def _xavier(gain: float = 1.0):
+def _xavier(gain: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
 
 
@@ -43,7 +44,10 @@ def _dense(features: int, name: str | None = None) -> nn.Dense:
 
 
 def _conv(features: int, size: int, stride: int = 1, gain: float = 1.0) -> nn.Conv:
-    """3x3 keep the image's size, 4x4 of stride 2 halve it, 1x1 see one pixel."""
+    """Returns a padded convolution: 3x3 keep the size, 4x4 of stride 2 halve it.
+
+    A 1x1 convolution takes single pixels.
+    """
     pad = (size - 1) // 2
     return nn.Conv(
         features,
@@ -57,8 +61,10 @@ def _conv(features: int, size: int, stride: int = 1, gain: float = 1.0) -> nn.Co
 
 
 def _spectral(layer: nn.Module, x: Array, train: bool) -> Array:
-    """The layer, divided by its largest singular value."""
-    return nn.SpectralNorm(layer, collection_name="spectral")(x, update_stats=train)
+    """Applies the layer, divided by its largest singular value."""
+    normalize = nn.SpectralNorm(layer, collection_name="spectral")
+    y: Array = normalize(x, update_stats=train)
+    return y
 
 
 def _normalized(h: Array, train: bool) -> Array:
@@ -68,7 +74,7 @@ def _normalized(h: Array, train: bool) -> Array:
 class ConvBase(nn.Module):
     """Transposed 4x4 convolutions that double the sides, and a 3x3 one to the image."""
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     widths: tuple[int, ...]
 
     @nn.compact
@@ -87,7 +93,7 @@ class ConvBase(nn.Module):
 
 
 class ConvEnergy(nn.Module):
-    """3x3 convolutions, with 4x4 ones of stride 2 between that widen them."""
+    """3x3 convolutions, with 4x4 ones of stride 2 between them that widen them."""
 
     widths: tuple[int, ...]
     negative_slope: float
@@ -106,7 +112,7 @@ class ConvEnergy(nn.Module):
 
 
 def _doubled(h: Array) -> Array:
-    """Every pixel four times."""
+    """Repeats every pixel in both directions."""
     return jnp.repeat(jnp.repeat(h, 2, axis=0), 2, axis=1)
 
 
@@ -117,7 +123,7 @@ def _halved(h: Array) -> Array:
 class ResnetBase(nn.Module):
     """Residual blocks that double the sides."""
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     width: int
     num_blocks: int
 
@@ -134,13 +140,13 @@ class ResnetBase(nn.Module):
 
 
 class ResnetEnergy(nn.Module):
-    """Two residual blocks that halve the sides, two that do not, a mean over pixels."""
+    """Two residual blocks that halve the sides, two that do not, and a mean."""
 
     width: int
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        def conv(h, size, gain=1.0):
+        def conv(h: Array, size: int, gain: float = 1.0) -> Array:
             return _spectral(_conv(self.width, size, gain=gain), h, train)
 
         # The first block has no ReLU before it, and means before it convolves.
@@ -155,9 +161,9 @@ class ResnetEnergy(nn.Module):
 
 
 class DcganBase(nn.Module):
-    """Transposed 4x4 convolutions all the way."""
+    """Transposed 4x4 convolutions, after a dense layer."""
 
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     widths: tuple[int, ...]
 
     @nn.compact
@@ -176,7 +182,7 @@ class DcganBase(nn.Module):
 
 
 class DcganEnergy(nn.Module):
-    """4x4 convolutions of stride 2 all the way."""
+    """4x4 convolutions of stride 2, and a dense layer."""
 
     widths: tuple[int, ...]
 
@@ -193,21 +199,26 @@ def sngan_base(
     latent_dim: int,
     widths: Sequence[int] = (64, 128, 256, 512),
 ) -> Network:
-    """The plain base: from a 4x4 map up, by transposed convolutions.
+    """Returns the plain base of SNGAN, transposed convolutions from a 4x4 map up.
 
     Args:
-      image_shape: `(height, width, channels)`, sides multiples of `2 ** (len(widths) -
-        1)`; values of the draws are in [-1, 1], by a tanh.
-      latent_dim: Length of the latent; published: 100, standard normal.
-      widths: Channels of the maps, the image's end first.
+      image_shape: `(height, width, channels)`, with sides that are multiples of
+        `2 ** (len(widths) - 1)`. Values of the draws are in [-1, 1], by a tanh.
+      latent_dim: Length of the latent. The published value is 100, with standard normal
+        latents.
+      widths: Channels of the maps, from the image's end on.
 
     Returns:
       A `Network` with the mutable collection "batch_stats", as
       `networks.strided_generator`.
 
     Raises:
-      ValueError: If the image has not three axes or its sides cannot be halved so
+      ValueError: If the image does not have three axes or its sides cannot be halved so
         often, or a size is not positive.
+
+    Source:
+      Miyato et al. (2018), "Spectral normalization for generative adversarial
+      networks", https://arxiv.org/abs/1802.05957.
     """
     check_sizes(image_shape, widths, latent_dim, 2 ** (len(widths) - 1))
     return from_module(ConvBase(tuple(image_shape), tuple(widths)), (latent_dim,))
@@ -219,19 +230,25 @@ def sngan_energy(
     widths: Sequence[int] = (64, 128, 256, 512),
     negative_slope: float = 0.1,
 ) -> Network:
-    """The plain energy, of convolutions that are spectrally normalised.
+    """Returns the plain energy of SNGAN, spectrally normalised convolutions.
 
     Args:
-      image_shape: As in `sngan_base`.
-      widths: Channels; between two of them the sides halve.
-      negative_slope: Of the leaky ReLUs.
+      image_shape: `(height, width, channels)`, as in `sngan_base`.
+      widths: Channels; between two of them the sides are halved.
+      negative_slope: Slope of the leaky ReLUs for negative inputs.
 
     Returns:
-      A `Network` with the mutable collection "spectral", which `apply_stateful(...,
-      train=True)` renews by one step of power iteration, whatever the example.
+      A `Network` with the mutable collection "spectral", which
+      `apply_stateful(..., train=True)` renews by one step of power iteration, whatever
+      the example is.
 
     Raises:
-      ValueError: As `sngan_base`.
+      ValueError: If the image does not have three axes or its sides cannot be halved so
+        often, or a size is not positive.
+
+    Source:
+      Miyato et al. (2018), "Spectral normalization for generative adversarial
+      networks", https://arxiv.org/abs/1802.05957.
     """
     check_sizes(image_shape, widths, divisor=2 ** (len(widths) - 1))
     module = ConvEnergy(tuple(widths), negative_slope)
@@ -245,19 +262,27 @@ def sngan_resnet_base(
     width: int = 128,
     num_blocks: int = 3,
 ) -> Network:
-    """The residual base: blocks that double the sides, by repeating pixels.
+    """Returns the residual (ResNet) base of SNGAN, whose blocks double the sides.
+
+    The sides are doubled by repeating pixels.
 
     Args:
-      image_shape: `(height, width, channels)`, sides multiples of `2 ** num_blocks`.
-      latent_dim: As in `sngan_base`.
+      image_shape: `(height, width, channels)`, with sides that are multiples of
+        `2 ** num_blocks`.
+      latent_dim: Length of the latent, as in `sngan_base`.
       width: Channels of all blocks.
-      num_blocks: Doublings.
+      num_blocks: Number of blocks, each of which doubles the sides.
 
     Returns:
-      As `sngan_base`.
+      A `Network` with the mutable collection "batch_stats", as `sngan_base`.
 
     Raises:
-      ValueError: As `sngan_base`.
+      ValueError: If the image does not have three axes or its sides cannot be halved so
+        often, or a size is not positive.
+
+    Source:
+      Miyato et al. (2018), "Spectral normalization for generative adversarial
+      networks", https://arxiv.org/abs/1802.05957.
     """
     check_sizes(image_shape, (width,), latent_dim, 2**num_blocks)
     module = ResnetBase(tuple(image_shape), width, num_blocks)
@@ -267,17 +292,22 @@ def sngan_resnet_base(
 def sngan_resnet_energy(
     image_shape: tuple[int, int, int], *, width: int = 128
 ) -> Network:
-    """The residual energy, every matrix of which is spectrally normalised.
+    """Returns the residual (ResNet) energy of SNGAN, all of it spectrally normalised.
 
     Args:
-      image_shape: `(height, width, channels)`, sides multiples of 4.
+      image_shape: `(height, width, channels)`, with sides that are multiples of 4.
       width: Channels of all blocks.
 
     Returns:
-      As `sngan_energy`.
+      A `Network` with the mutable collection "spectral", as `sngan_energy`.
 
     Raises:
-      ValueError: As `sngan_base`.
+      ValueError: If the image does not have three axes or its sides cannot be halved so
+        often, or a size is not positive.
+
+    Source:
+      Miyato et al. (2018), "Spectral normalization for generative adversarial
+      networks", https://arxiv.org/abs/1802.05957.
     """
     check_sizes(image_shape, (width,), divisor=4)
     return from_module(ResnetEnergy(width), tuple(image_shape))
@@ -289,18 +319,25 @@ def dcgan_base(
     latent_dim: int,
     widths: Sequence[int] = (64, 128, 256),
 ) -> Network:
-    """A base after Radford, Metz & Chintala (2016), with a dense layer first.
+    """Returns the DCGAN base, transposed 4x4 convolutions after a dense layer.
 
     Args:
-      image_shape: `(height, width, channels)`, sides multiples of `2 ** len(widths)`.
-      latent_dim: As in `sngan_base`.
-      widths: Channels of the maps, the image's end first.
+      image_shape: `(height, width, channels)`, with sides that are multiples of
+        `2 ** len(widths)`.
+      latent_dim: Length of the latent, as in `sngan_base`.
+      widths: Channels of the maps, from the image's end on.
 
     Returns:
-      As `sngan_base`.
+      A `Network` with the mutable collection "batch_stats", as `sngan_base`.
 
     Raises:
-      ValueError: As `sngan_base`.
+      ValueError: If the image does not have three axes or its sides cannot be halved so
+        often, or a size is not positive.
+
+    Source:
+      Radford, Metz & Chintala (2016), "Unsupervised representation learning with deep
+      convolutional generative adversarial networks" (DCGAN),
+      https://arxiv.org/abs/1511.06434.
     """
     check_sizes(image_shape, widths, latent_dim, 2 ** len(widths))
     return from_module(DcganBase(tuple(image_shape), tuple(widths)), (latent_dim,))
@@ -309,17 +346,24 @@ def dcgan_base(
 def dcgan_energy(
     image_shape: tuple[int, int, int], *, widths: Sequence[int] = (64, 128, 256)
 ) -> Network:
-    """Its energy: 4x4 convolutions of stride 2, spectrally normalised.
+    """Returns the DCGAN energy, spectrally normalised 4x4 convolutions of stride 2.
 
     Args:
-      image_shape: As in `dcgan_base`.
+      image_shape: `(height, width, channels)`, as in `dcgan_base`.
       widths: Channels; each halves the sides.
 
     Returns:
-      As `sngan_energy`.
+      A `Network` with the mutable collection "spectral", as `sngan_energy`.
 
     Raises:
-      ValueError: As `sngan_base`.
+      ValueError: If the image does not have three axes or its sides cannot be halved so
+        often, or a size is not positive.
+
+    Source:
+      Radford, Metz & Chintala (2016), "Unsupervised representation learning with deep
+      convolutional generative adversarial networks" (DCGAN),
+      https://arxiv.org/abs/1511.06434. The normalisation is that of SNGAN,
+      https://arxiv.org/abs/1802.05957.
     """
     check_sizes(image_shape, widths, divisor=2 ** len(widths))
     return from_module(DcganEnergy(tuple(widths)), tuple(image_shape))

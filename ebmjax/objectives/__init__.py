@@ -1,4 +1,4 @@
-"""Training objectives: a loss and its memory, for `training.Player`."""
+"""Training objectives: losses, with the memory they need, for `training.Player`."""
 
 from ebmjax.objectives import (
     entropy_gradient,
@@ -9,7 +9,13 @@ from ebmjax.objectives import (
     max_entropy,
     variational,
 )
-from ebmjax.objectives.base import Aux, Objective, stateless
+from ebmjax.objectives.base import (
+    Aux,
+    Objective,
+    generate,
+    interpolate,
+    stateless,
+)
 from ebmjax.objectives.binary import minimum_probability_flow, ratio_matching
 from ebmjax.objectives.contrastive import ContrastiveCarry, contrastive_divergence
 from ebmjax.objectives.denoising import (
@@ -44,10 +50,12 @@ __all__ = [
     "denoising_score_matching",
     "diffusion_score_matching",
     "entropy_gradient",
-    "finite_difference_score_matching",
     "f_contrastive",
+    "finite_difference_score_matching",
     "flow_contrastive",
     "generalized",
+    "generate",
+    "interpolate",
     "kernel_stein",
     "learned_stein",
     "max_entropy",

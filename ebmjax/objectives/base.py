@@ -1,76 +1,73 @@
-"""What an objective is: a loss with a memory."""
+"""The type of an objective, and functions that all objectives share."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 
-from ebmjax.types import BATCH, Array, Energy, Key, Network, Params
+from ebmjax.types import (
+    BATCH,
+    Array,
+    Aux,
+    Energy,
+    Key,
+    Metrics,
+    Network,
+    NetworkApplyStateful,
+    Objective,
+    Params,
+)
 
-__all__ = ["Aux", "Objective", "stateless"]
+__all__ = ["Aux", "Objective", "generate", "interpolate", "stateless"]
 
-
-class Aux(NamedTuple):
-    """What a loss returns beside its value.
-
-    Attributes:
-      carry: The objective's memory after this call.
-      metrics: Scalars to log, by name.
-      model_state: The entries of the model state that this call renewed.
-    """
-
-    carry: Any
-    metrics: dict[str, Array] = {}
-    model_state: dict[str, Any] = {}
-
-
-class Objective(NamedTuple):
-    """A loss to minimise, and the memory it needs.
-
-    Attributes:
-      init: `init(key) -> carry`; `()` where nothing is remembered.
-      loss: `loss(params, key, batch, carry) -> (scalar, Aux)`. `params` is a dict keyed
-        by network (`"energy"`, `"generator"`, ...), differentiated in argument 0.
-    """
-
-    init: Callable[[Key], Any]
-    loss: Callable[[Params, Key, Array, Any], tuple[Array, Aux]]
+Function = TypeVar("Function", bound=Callable[..., Array])
 
 
 def stateless(
-    loss: Callable[[Params, Key, Array], tuple[Array, dict[str, Array]]],
+    loss: Callable[[Params, Key, Array], tuple[Array, Metrics]],
 ) -> Objective:
-    """An objective without a memory.
+    """Returns an objective that has no memory.
 
     Args:
       loss: `loss(params, key, batch) -> (scalar, metrics)`.
+
+    Returns:
+      An `Objective` whose carry is `()`.
     """
 
-    def with_carry(params, key, batch, carry):
+    def with_carry(
+        params: Params, key: Key, batch: Array, carry: Any
+    ) -> tuple[Array, Aux]:
         value, metrics = loss(params, key, batch)
         return value, Aux(carry, metrics)
 
     return Objective(init=lambda key: (), loss=with_carry)
 
 
-def as_function(network: Energy | Network) -> Energy:
-    """A plain function, from one or from a `Network`."""
-    return network.apply if isinstance(network, Network) else network
+def as_function(network: Function | Network) -> Function:
+    """Returns the plain function of a function or of a `Network`."""
+    if isinstance(network, Network):
+        # What a network's module takes is known to the caller alone.
+        return cast(Function, network.apply)
+    return network
 
 
 def averaged(
-    example_loss: Callable[[Params, Key, Array], tuple[Array, dict[str, Array]]],
+    example_loss: Callable[[Params, Key, Array], tuple[Array, Metrics]],
 ) -> Objective:
-    """An objective that is the mean of a loss of one example.
+    """Returns an objective that is the mean over the batch of a loss of one example.
 
     Args:
       example_loss: `example_loss(params, key, x) -> (scalar, metrics)` for an example
-        `x: [*event]`, with a key of its own.
+        `x [*event]`, with a key of its own.
+
+    Returns:
+      A stateless `Objective`. Its metrics are the means of the examples' metrics.
     """
 
-    def loss(params, key, batch):
+    def loss(params: Params, key: Key, batch: Array) -> tuple[Array, Metrics]:
         keys = jax.random.split(key, batch.shape[0])
         values, metrics = jax.vmap(example_loss, (None, 0, 0))(params, keys, batch)
         metrics = jax.tree.map(jnp.mean, jax.lax.stop_gradient(metrics))
@@ -79,28 +76,27 @@ def averaged(
     return stateless(loss)
 
 
-Score = Callable[..., Array]
-"""`score(params, x, ...) -> [*event]` of the whole `params`, a dict by network."""
-
-
 def score_of(
-    energy: Energy | Network | None, score_network: Score | Network | None
-) -> Score:
-    """The score of an energy, `params["energy"]`, or a network that is one itself,
-    `params["score"]`. What else is given, such as a noise scale, is handed on.
+    energy: Callable[..., Array] | Network | None,
+    score_network: Callable[..., Array] | Network | None,
+) -> Callable[..., Array]:
+    """Returns the score of an energy, or of a network that is a score itself.
+
+    The energy's parameters are `params["energy"]`, and the score network's are
+    `params["score"]`. Further arguments, such as a noise scale, are passed on.
 
     Raises:
       TypeError: Unless exactly one of the two is given.
     """
-    if (energy is None) == (score_network is None):
+    if energy is not None and score_network is None:
+        gradient: Callable[..., Array] = jax.grad(as_function(energy), argnums=1)
+        return lambda params, x, *rest: -gradient(params["energy"], x, *rest)
+    if energy is not None or score_network is None:
         given = "neither" if energy is None else "both"
         raise TypeError(f"give exactly one of energy and score_network, got {given}")
-    if energy is not None:
-        gradient = jax.grad(as_function(energy), argnums=1)
-        return lambda params, x, *rest: -gradient(params["energy"], x, *rest)
     network = as_function(score_network)
 
-    def score(params, x, *rest):
+    def score(params: Params, x: Array, *rest: Any) -> Array:
         result = network(params["score"], x, *rest)
         if jnp.shape(result) != x.shape:
             raise ValueError(
@@ -113,22 +109,35 @@ def score_of(
 
 
 Generator = Callable[[Params, Array], Array] | Network
-"""`generator(params, latent) -> x` of one example. A `Network` with `apply_stateful` is
-one with batch statistics, which are in `params["<its name>_state"]`."""
+"""Function `generator(params, latent) -> x` of one example, or a `Network`. If it has
+`apply_stateful`, its batch statistics are in `params["<its name>_state"]`."""
 
 
 def generate(
     generator: Generator, params: Params, latents: Array, name: str = "generator"
 ) -> tuple[Array, dict[str, Any]]:
-    """`(draws, renewed model state)` of a batch of latents, as in training: what has
-    batch statistics normalises by this batch, on all devices."""
-    if not _has_state(generator):
-        one = as_function(generator)
-        return jax.vmap(one, (None, 0))(params[name], latents), {}
+    """Returns draws of a batch of latents and the renewed model state, as in training.
+
+    A network with batch statistics normalises by this batch, on all devices.
+
+    Args:
+      generator: `generator(params, latent) -> x`, or a `Network`.
+      params: Parameters by network, with the model state if there is one.
+      latents: Latents, `[n, latent_dim]`.
+      name: Name of the generator in `params`.
+
+    Returns:
+      `(x, model_state)`, the draws `[n, *event]` and the entry `"<name>_state"` that
+      was renewed, or `{}`.
+    """
+    apply_stateful = _apply_stateful(generator)
+    if apply_stateful is None:
+        draws = jax.vmap(as_function(generator), (None, 0))
+        return draws(params[name], latents), {}
     state = _state(params, name)
 
-    def one(latent):
-        return generator.apply_stateful(params[name], state, latent, train=True)
+    def one(latent: Array) -> tuple[Array, dict[str, Any]]:
+        return apply_stateful(params[name], state, latent, train=True)
 
     x, renewed = jax.vmap(one, out_axes=(0, None), axis_name=BATCH)(latents)
     return x, {f"{name}_state": renewed}
@@ -137,13 +146,14 @@ def generate(
 def single_generator(
     generator: Generator, params: Params, name: str = "generator"
 ) -> Callable[[Array], Array]:
-    """The generator of one latent, by its running statistics where it has any."""
-    if not _has_state(generator):
+    """Returns the generator of one latent, with running statistics if it has any."""
+    apply_stateful = _apply_stateful(generator)
+    if apply_stateful is None:
         return functools.partial(as_function(generator), params[name])
     state = _state(params, name)
 
-    def one(latent):
-        return generator.apply_stateful(params[name], state, latent)[0]
+    def one(latent: Array) -> Array:
+        return apply_stateful(params[name], state, latent)[0]
 
     return one
 
@@ -151,25 +161,40 @@ def single_generator(
 def refreshed(
     network: Energy | Network, params: Params, x: Array, name: str
 ) -> dict[str, Any]:
-    """The state of a network that does not look at examples, such as power-iteration
-    vectors, renewed once; `{}` for one without a state. No gradient runs through it."""
-    if not _has_state(network):
+    """Returns the state of a network, renewed once; `{}` for a network without a state.
+
+    The state must not depend on examples, as with power-iteration vectors. No gradient
+    flows through it.
+    """
+    apply_stateful = _apply_stateful(network)
+    if apply_stateful is None:
         return {}
     state = _state(params, name)
-    _, state = network.apply_stateful(params[name], state, x, train=True)
+    _, state = apply_stateful(params[name], state, x, train=True)
     return {f"{name}_state": jax.lax.stop_gradient(state)}
 
 
-def between(key: Key, a: Array, b: Array) -> Array:
-    """A uniformly random point on the way from each row of one batch to the other's."""
+def interpolate(key: Key, a: Array, b: Array) -> Array:
+    """Returns a uniformly random point between each pair of rows of two batches.
+
+    Args:
+      key: Typed key.
+      a: Batch `[n, *event]`.
+      b: Batch `[n, *event]`.
+
+    Returns:
+      Points `[n, *event]`, one for each row.
+    """
     shape = (len(a),) + (1,) * (a.ndim - 1)
     share = jax.random.uniform(key, shape, a.dtype)
     return share * a + (1 - share) * b
 
 
 def scalars_of(name: str, values: Array) -> Array:
-    """`[n]`, or said to be something else: means of `[n, 1]` would be the same, but not
-    of its pairs."""
+    """Returns `values`, which must have shape [n].
+
+    With [n, 1] the means would agree, but pairwise terms would broadcast silently.
+    """
     if values.ndim != 1:
         raise ValueError(
             f"{name} must return a scalar for one example, got {values.shape[1:]}"
@@ -178,6 +203,7 @@ def scalars_of(name: str, values: Array) -> Array:
 
 
 def check_draws(name: str, draws: Array, batch: Array) -> None:
+    """Raises unless draws have the shape of the batch's examples."""
     if draws.shape[1:] != batch.shape[1:]:
         raise ValueError(
             f"{name} must return an array of the example's shape {batch.shape[1:]},"
@@ -185,11 +211,15 @@ def check_draws(name: str, draws: Array, batch: Array) -> None:
         )
 
 
-def _has_state(generator: Generator) -> bool:
-    return isinstance(generator, Network) and generator.apply_stateful is not None
+def _apply_stateful(
+    network: Callable[..., Array] | Network,
+) -> NetworkApplyStateful | None:
+    """Returns the function of a network with mutable collections; None for others."""
+    return network.apply_stateful if isinstance(network, Network) else None
 
 
-def _state(params: Params, name: str):
+def _state(params: Params, name: str) -> Any:
+    """Returns the model state of the network with this name."""
     if f"{name}_state" not in params:
         raise ValueError(
             f"a {name} with a mutable state needs params['{name}_state'], from the"
@@ -198,15 +228,17 @@ def _state(params: Params, name: str):
     return params[f"{name}_state"]
 
 
-def score_metrics(score: Array) -> dict[str, Array]:
+def score_metrics(score: Array) -> Metrics:
+    """Returns the metric `score_norm` of one score, `[*event]`."""
     return {"score_norm": jnp.sqrt(dot(score, score))}
 
 
 def dot(a: Array, b: Array) -> Array:
-    """Of two events of one shape, over all elements."""
+    """Returns the inner product of two events of one shape, over all elements."""
     return jnp.sum(a * b)
 
 
-def check_choice(name: str, value, choices: tuple) -> None:
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raises unless `value` is one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {choices}, got {value!r}")

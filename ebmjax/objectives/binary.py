@@ -1,15 +1,17 @@
-"""Objectives for data of two values: an example beside those with one element flipped.
+"""Objectives for data of two values, which flip one element of an example at a time.
 
-Both are blind to the log partition function, cost an energy for every element, and have
-the data's own distribution as their minimum, if the energy can be it.
+Neither depends on the log partition function. Both cost one energy for every element,
+and their minimum is the data's own distribution if the energy can represent it.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from ebmjax.checks import check_values
 from ebmjax.objectives.base import Objective, as_function, averaged
-from ebmjax.types import Array, Energy, Network
+from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
 __all__ = ["minimum_probability_flow", "ratio_matching"]
 
@@ -17,10 +19,11 @@ __all__ = ["minimum_probability_flow", "ratio_matching"]
 def ratio_matching(
     energy: Energy | Network, *, values: tuple[float, float] = (0.0, 1.0)
 ) -> Objective:
-    """Squared distance of every element's conditional probability from 1.
+    """Returns the ratio matching objective of Hyvarinen (2007) for binary data.
 
-    `sum_i (1 - p(x_i | the others))^2`, with `p(x_i | the others) = 1 / (1 + exp(E(x) -
-    E(x with i flipped)))`: a proper score of every conditional.
+    The loss is `sum_i (1 - p(x_i | the others))^2`, the squared distance of every
+    element's conditional probability from 1, where `p(x_i | the others) = 1 / (1 +
+    exp(E(x) - E(x with i flipped)))`. It is a proper score of every conditional.
 
     Args:
       energy: `energy(params, x)` of one example, or a `Network`; its parameters are
@@ -28,18 +31,20 @@ def ratio_matching(
       values: The two values of an element.
 
     Returns:
-      A stateless `Objective`. Metrics: `conditional_prob`, the mean of `p(x_i | the
-      others)`.
+      A stateless `Objective`. Its metric `conditional_prob` is the mean of
+      `p(x_i | the others)`.
 
     Raises:
-      ValueError: If the two values are equal; at trace, if data cannot have them.
+      ValueError: If the two values are equal; at trace, if the data's type cannot
+        represent them.
 
     Source:
-      Hyvarinen (2007), "Some extensions of score matching".
+      Hyvarinen (2007), "Some extensions of score matching", Computational Statistics &
+      Data Analysis 51.
     """
     flips = energies_of_flips(energy, values)
 
-    def example_loss(params, key, x):
+    def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         here, flipped = flips(params, x)
         misses = jax.nn.sigmoid(here - flipped)
         return jnp.sum(misses**2), {"conditional_prob": jnp.mean(1 - misses)}
@@ -50,46 +55,51 @@ def ratio_matching(
 def minimum_probability_flow(
     energy: Energy | Network, *, values: tuple[float, float] = (0.0, 1.0)
 ) -> Objective:
-    """Probability that flows from data to their neighbours as dynamics set in.
+    """Returns the minimum probability flow (MPF) objective for binary data.
 
-    `sum_i exp((E(x) - E(x with i flipped)) / 2)`: the rate at which dynamics with the
-    model as their equilibrium would leave an example, by single flips. Flows between
-    examples are counted too, which leaves the minimum where it is for data drawn from
-    the model; the paper leaves them out, to fit a few states exactly.
+    The loss is `sum_i exp((E(x) - E(x with i flipped)) / 2)`. This is the rate at which
+    dynamics of single flips, with the model as their equilibrium, would leave an
+    example. Flows between examples are counted too, which does not move the minimum for
+    data drawn from the model. The paper leaves them out, in order to fit a few states
+    exactly.
 
     Args:
-      energy: As in `ratio_matching`.
+      energy: Energy or `Network`, as in `ratio_matching`.
       values: The two values of an element.
 
     Returns:
       A stateless `Objective` without metrics.
 
     Raises:
-      ValueError: If the two values are equal; at trace, if data cannot have them.
+      ValueError: If the two values are equal; at trace, if the data's type cannot
+        represent them.
 
     Source:
-      Sohl-Dickstein, Battaglino & DeWeese (2011), "Minimum probability flow learning".
+      Sohl-Dickstein, Battaglino & DeWeese (2011), "Minimum probability flow learning",
+      https://arxiv.org/abs/0906.4779.
     """
     flips = energies_of_flips(energy, values)
 
-    def example_loss(params, key, x):
+    def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         here, flipped = flips(params, x)
         return jnp.sum(jnp.exp(0.5 * (here - flipped))), {}
 
     return averaged(example_loss)
 
 
-def energies_of_flips(energy: Energy | Network, values: tuple[float, float]):
-    """`(params, x) -> (energy [], energies with element i flipped [d])`."""
+def energies_of_flips(
+    energy: Energy | Network, values: tuple[float, float]
+) -> Callable[[Params, Array], tuple[Array, Array]]:
+    """Returns `(params, x) -> (energy [], energies with element i flipped [d])`."""
     energy = as_function(energy)
     check_values(values, float)
     low, high = values
 
-    def flips(params, x: Array):
+    def flips(params: Params, x: Array) -> tuple[Array, Array]:
         check_values(values, x.dtype)
         flat = x.reshape(-1)
 
-        def flipped(index):
+        def flipped(index: Array) -> Array:
             other = jnp.where(flat[index] == high, low, high).astype(x.dtype)
             return energy(params["energy"], flat.at[index].set(other).reshape(x.shape))
 

@@ -1,4 +1,4 @@
-"""Maximum likelihood by sampling: short-run, CD-k and persistent learning in one."""
+"""Maximum likelihood by sampling: short-run learning, CD-k and persistent CD in one."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,26 +11,33 @@ import jax.numpy as jnp
 from ebmjax.objectives.base import Aux, Objective, as_function
 from ebmjax.samplers import Sampler, sample_chains
 from ebmjax.starts import Start
-from ebmjax.types import Array, Energy, Network
+from ebmjax.types import Array, Energy, Key, Network, Params
 
 __all__ = ["ContrastiveCarry", "contrastive_divergence"]
 
 
 class ContrastiveCarry(NamedTuple):
-    memory: Any  # the start's: a replay buffer [capacity, *event], or ()
-    count: Array  # [], int32: updates of this objective so far
+    """Memory of `contrastive_divergence`.
+
+    Attributes:
+      memory: Memory of the start: a replay buffer `[capacity, *event]`, in units of x,
+        or `()`.
+      num_updates: Number of updates of this objective so far, `[]`, int32.
+    """
+
+    memory: Any
+    num_updates: Array
 
 
 def _nearest_distance(x: Array) -> Array:
-    """Distance of each row `[n, *event]` to its nearest other row, `[n]`.
+    """Returns the distance of each row `[n, *event]` to its nearest other row, `[n]`.
 
-    Rows to measure from are held fixed: the gradient moves a sample, not its
-    neighbours.
+    The other rows are fixed: the gradient moves a sample, not its neighbours.
     """
     rows = x.reshape(x.shape[0], -1)
     others = jax.lax.stop_gradient(rows)
 
-    def one(row, index):
+    def one(row: Array, index: Array) -> Array:
         squares = jnp.sum((row[None] - others) ** 2, axis=1)
         nearest = jnp.min(jnp.where(jnp.arange(len(others)) == index, jnp.inf, squares))
         # Samples that coincide are this far apart: log and its gradient stay finite.
@@ -50,50 +57,67 @@ def contrastive_divergence(
     last_step_gradient: bool = False,
     entropy_weight: float = 0.0,
 ) -> Objective:
-    """Energy of data minus energy of samples, the gradient of the log likelihood.
+    """Returns contrastive divergence: CD-k, persistent CD (PCD) or short-run learning.
 
-    The loss is `mean E(batch + data_noise) - mean E(negatives)`. Negatives are the ends
-    of chains of `num_steps` moves and are held fixed: the gradient does not run through
-    the chain. Where the chains begin makes the method: `starts.noise` is short-run
-    learning (its model is the law of the chain's end, not `exp(-E)`), `starts.data` is
-    CD-k, `starts.replay` persistent contrastive divergence. The loss's value tells
-    nothing about progress: it hovers about 0 while all goes well.
+    If the negatives are draws of the model, its gradient is that of the negative log
+    likelihood. The loss is `mean E(batch + data_noise) - mean E(negatives)`. Negatives
+    are the ends of chains of `num_steps` moves and are fixed: no gradient flows through
+    the chain.
+
+    The start of the chains makes the method:
+
+    - `starts.noise` gives short-run learning (https://arxiv.org/abs/1904.09770), whose
+      model is the law of the chain's end, not `exp(-E)`;
+    - `starts.data` gives CD-k (Hinton 2002);
+    - `starts.replay` gives persistent contrastive divergence (Tieleman 2008; with a
+      replay buffer Du & Mordatch 2019, https://arxiv.org/abs/1903.08689).
+
+    The value of the loss does not measure progress: it stays near 0 while training goes
+    well.
 
     Args:
-      energy: `energy(params, x)` on one example, or a `Network`; its parameters are
+      energy: `energy(params, x)` of one example, or a `Network`; its parameters are
         `params["energy"]`.
-      sampler: Moves the chains.
-      num_steps: Moves of a chain; at least 1. The short-run paper's K.
-      start: Where chains begin.
-      data_noise_scale: Standard deviation of normal noise added to every batch, in
-        units of x: a number, or a schedule `count -> number` of this objective's own
-        updates. Data starts see the noisy batch. The model then learns the data
-        convolved with that noise.
-      energy_penalty: Adds this times `mean E(data)^2 + mean E(negatives)^2`, which pins
-        the energy's level. It biases the model.
-      last_step_gradient: "Improved contrastive divergence": adds the mean energy, with
-        parameters held fixed, of the negatives as functions of the parameters through
-        the last move alone.
-      entropy_weight: Subtracts this times the mean log distance of a sample, a function
-        of the parameters through the last move, to its nearest neighbour among the
-        other samples of the batch. Pushes samples apart. (Du et al. measure to 100
-        samples of the buffer.)
+      sampler: Sampler that moves the chains.
+      num_steps: Number of moves of a chain, at least 1; the short-run paper's K.
+      start: Start of the chains.
+      data_noise_scale: Standard deviation of normal noise that is added to every batch,
+        in units of x. It is a number, or a schedule `count -> number` of this
+        objective's own updates. Data starts receive the noisy batch. The model then
+        learns the data convolved with that noise.
+      energy_penalty: Weight of `mean E(data)^2 + mean E(negatives)^2`, which pins the
+        level of the energy. It biases the model.
+      last_step_gradient: Whether to add the term of improved contrastive divergence
+        (https://arxiv.org/abs/2012.01316). This is the mean energy, with its parameters
+        fixed, of the negatives as functions of the parameters through the last move
+        alone.
+      entropy_weight: Weight of the entropy term of improved contrastive divergence. The
+        term is the mean log distance of a sample, a function of the parameters through
+        the last move, to its nearest neighbour among the other samples of the batch,
+        and it is subtracted. It pushes samples apart. (Du et al. measure the distance
+        to 100 samples of the buffer.)
 
     Returns:
-      An `Objective` with a `ContrastiveCarry`. Metrics: `energy_data`, `energy_model`,
-      `energy_difference` (the first minus the second), `chain_<field>` for the
-      sampler's info averaged over moves and chains (`chain_gradient_norm`, times
-      `num_steps`, settles near the distance from start to data in short-run learning),
-      `negatives_abs_max` (a mean over devices of each device's largest element).
+      An `Objective` with a `ContrastiveCarry`. Its metrics are `energy_data`,
+      `energy_model`, `energy_difference` (the first minus the second), `chain_<field>`
+      for the sampler's info averaged over moves and chains, and `negatives_abs_max` (a
+      mean over devices of each device's largest element). In short-run learning,
+      `chain_gradient_norm` times `num_steps` settles near the distance from start to
+      data.
 
     Raises:
       ValueError: If `num_steps` is below 1 or a weight is negative; at trace, if
         `entropy_weight` is used with a batch of one.
 
     Source:
-      Nijkamp et al. (2019), "Learning non-convergent non-persistent short-run MCMC
-      toward energy-based model", algorithm 1; Du et al. (2021), "Improved contrastive
-      divergence training of energy-based models", for the last two options.
+      CD-k: Hinton (2002), "Training products of experts by minimizing contrastive
+      divergence", Neural Computation 14. PCD: Tieleman (2008), "Training restricted
+      Boltzmann machines using approximations to the likelihood gradient", ICML.
+      Short-run learning: Nijkamp, Hill, Zhu & Wu (2019), "Learning non-convergent
+      non-persistent short-run MCMC toward energy-based model", algorithm 1,
+      https://arxiv.org/abs/1904.09770. The last two options: Du, Li, Tenenbaum &
+      Mordatch (2021), "Improved contrastive divergence training of energy-based
+      models", https://arxiv.org/abs/2012.01316.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
@@ -103,40 +127,39 @@ def contrastive_divergence(
     ):
         if not weight >= 0:
             raise ValueError(f"{name} must not be negative, got {weight}")
-    if callable(data_noise_scale):
-        noise_schedule = data_noise_scale
-    elif data_noise_scale >= 0:
-        noise_schedule = None
-    else:
+    if not callable(data_noise_scale) and not data_noise_scale >= 0:
         raise ValueError(
             f"data_noise_scale must not be negative, got {data_noise_scale}"
         )
     energy = as_function(energy)
     is_last_attached = bool(last_step_gradient) or entropy_weight > 0
 
-    def init(key):
+    def init(key: Key) -> ContrastiveCarry:
         return ContrastiveCarry(start.init(key), jnp.zeros((), jnp.int32))
 
-    def add_noise(key, batch, count):
-        if noise_schedule is None and data_noise_scale == 0:
+    def add_noise(key: Key, batch: Array, num_updates: Array) -> Array:
+        if callable(data_noise_scale):
+            scale = data_noise_scale(num_updates)
+        elif data_noise_scale == 0:
             return batch
-        scale = data_noise_scale if noise_schedule is None else noise_schedule(count)
+        else:
+            scale = data_noise_scale
         return batch + scale * jax.random.normal(key, batch.shape, batch.dtype)
 
-    def last_move(params, key, x):
-        """One move from fixed positions, its end a function of the parameters."""
+    def last_move(params: Params, key: Key, x: Array) -> tuple[Array, Any]:
+        """Makes one move from fixed positions, differentiable in the parameters."""
         energy_fn = partial(energy, params)
 
-        def move(key, x):
+        def move(key: Key, x: Array) -> tuple[Any, Any]:
             return sampler.step(energy_fn, key, sampler.init(energy_fn, x))
 
         state, info = jax.vmap(move)(jax.random.split(key, x.shape[0]), x)
         return state.position, info
 
-    def loss(params, key, batch, carry):
+    def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
         noise_key, start_key, sample_key, last_key = jax.random.split(key, 4)
-        memory, count = carry
-        batch = add_noise(noise_key, batch, count)
+        memory, num_updates = carry
+        batch = add_noise(noise_key, batch, num_updates)
         x, slots = start.draw(start_key, memory, batch)
         chex.assert_equal_shape([x, batch])  # a start's noise may be of another shape
         if entropy_weight > 0 and x.shape[0] < 2:
@@ -176,7 +199,8 @@ def contrastive_divergence(
             "negatives_abs_max": jnp.abs(negatives).max(),
         } | {f"chain_{name}": mean.mean() for name, mean in info._asdict().items()}
         metrics = jax.lax.stop_gradient(metrics)
-        carry = ContrastiveCarry(start.write(memory, slots, negatives), count + 1)
+        memory = start.write(memory, slots, negatives)
+        carry = ContrastiveCarry(memory, num_updates + 1)
         return value, Aux(carry, metrics)
 
     return Objective(init, loss)

@@ -1,14 +1,15 @@
-"""Any f-divergence between data and model: an energy beside a critic of density ratios.
+"""Training by any f-divergence (f-EBM): an energy with a critic of density ratios.
 
-`min over the energy, max over the critic, of mean A(u) over data - mean B(u) over the
-model`, with `u = H + E` the sum of the critic's value and the energy. The best critic
-has `u = log(data / model)`, at which the value is the f-divergence of the data from the
-model. Maximum likelihood is the case "kl"; others weigh modes and outliers differently.
-A critic is `(params, x) -> []` of one example, with `params["critic"]`.
+The game is `min over the energy, max over the critic, of mean A(u) over data - mean
+B(u) over the model`, with `u = H + E` the sum of the critic's value and the energy. The
+best critic has `u = log(data / model)`, at which the value is the f-divergence of the
+data from the model. Maximum likelihood is the case "kl"; other divergences weight modes
+and outliers differently. A critic is `(params, x) -> []` of one example, with
+`params["critic"]`.
 
 Source:
   Yu, Song, Song & Ermon (2020), "Training deep energy-based models with f-divergence
-  minimization".
+  minimization", https://arxiv.org/abs/2003.03463.
 """
 
 from collections.abc import Callable
@@ -18,17 +19,28 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax.objectives.base import Objective, as_function, check_choice, stateless
-from ebmjax.types import Array, Energy, Key, Network, Params
+from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
 __all__ = ["critic_objective", "energy_objective"]
 
 
-class Divergence(NamedTuple):
-    """`f'(e^u)` and `f*(f'(e^u))`, functions of the log ratio `u` and of a clip for
-    what is raised to a power: where nothing is, a clip would only take gradients."""
+Clip = Callable[[Array], Array]
 
-    of_data: Callable[[Array, Callable], Array]
-    of_model: Callable[[Array, Callable], Array]
+
+class Divergence(NamedTuple):
+    """The functions `f'(e^u)` and `f*(f'(e^u))` of an f-divergence.
+
+    Both are functions of the log ratio `u` and of a function that clips what is raised
+    to a power. A term without a power is not clipped, because a clip would only remove
+    gradients.
+
+    Attributes:
+      of_data: `f'(e^u)`, the term of the data, `(u, clip) -> []`.
+      of_model: `f*(f'(e^u))`, the term of the model's draws, `(u, clip) -> []`.
+    """
+
+    of_data: Callable[[Array, Clip], Array]
+    of_model: Callable[[Array, Clip], Array]
 
 
 DIVERGENCES = {
@@ -51,9 +63,9 @@ DIVERGENCES = {
         lambda u, clip: jnp.expm1(0.5 * clip(u)),
     ),
 }
-"""Jensen-Shannon's is twice the usual: `KL(p, m) + KL(q, m)` with `m` the middle. Both
-chi-squared ones integrate `(data - model)^2`: Pearson's over the model's density,
-Neyman's over the data's."""
+"""Divergences by name. "js" is twice the usual Jensen-Shannon divergence, `KL(p, m) +
+KL(q, m)` with `m` the mixture. Both chi-squared divergences integrate `(data -
+model)^2`, "pearson" over the model's density and "neyman" over the data's."""
 
 Sample = Callable[[Params, Key], Array]
 
@@ -66,29 +78,34 @@ def critic_objective(
     divergence: str = "js",
     ratio_clip: float | None = 5.0,
 ) -> Objective:
-    """The critic's loss: minus the bound on the divergence.
+    """Returns the critic's loss in f-EBM, which is minus the bound on the divergence.
 
     Args:
       energy: `energy(params, x)` of one example, or a `Network`, with the parameters
-        `params["energy"]`; held fixed.
+        `params["energy"]`; fixed.
       critic: `critic(params, x) -> []`, with the parameters `params["critic"]`.
       sample: `sample(params, key) -> x`, one example drawn from the model with these
-        `params["energy"]`; held fixed.
-      divergence: "js", "kl", "neyman", "pearson", "reverse_kl" or "squared_hellinger",
-        of the data from the model.
-      ratio_clip: Log ratios whose exponential is taken are clipped to [-ratio_clip,
-        ratio_clip]: those of large ones end a run. None for none.
+        `params["energy"]`; fixed.
+      divergence: Divergence of the data from the model: "js", "kl", "neyman",
+        "pearson", "reverse_kl" or "squared_hellinger".
+      ratio_clip: Bound of log ratios whose exponential is taken, which are clipped to
+        [-ratio_clip, ratio_clip] because large ones would end a run. None does not
+        clip.
 
     Returns:
-      A stateless `Objective` for a player that trains `("critic",)`. Metrics:
-      `divergence`, the bound; `log_ratio_data`, `log_ratio_model`.
+      A stateless `Objective` for a player that trains `("critic",)`. Its metrics are
+      `divergence`, the bound; `log_ratio_data` and `log_ratio_model`.
 
     Raises:
       ValueError: If the divergence is unknown.
+
+    Source:
+      Yu, Song, Song & Ermon (2020), "Training deep energy-based models with
+      f-divergence minimization", https://arxiv.org/abs/2003.03463.
     """
     bound = _bound(energy, critic, sample, divergence, ratio_clip)
 
-    def loss(params, key, batch):
+    def loss(params: Params, key: Key, batch: Array) -> tuple[Array, Metrics]:
         params = params | jax.lax.stop_gradient({"energy": params["energy"]})
         value, _, metrics = bound(params, key, batch)
         return -value, metrics
@@ -104,30 +121,36 @@ def energy_objective(
     divergence: str = "js",
     ratio_clip: float | None = 5.0,
 ) -> Objective:
-    """The energy's loss, whose gradient is that of the bound on the divergence.
+    """Returns the energy's loss in f-EBM, whose gradient is that of the bound.
 
-    The draws move with the energy, and their law's derivative enters as a covariance:
-    the gradient of the mean of `B` over the model is the mean of `B`'s gradient less
-    the covariance of `B` with the energy's gradient, here of the batch's own draws.
+    The draws depend on the energy, and the derivative of their law enters as a
+    covariance. The gradient of the mean of `B` over the model is the mean of `B`'s
+    gradient minus the covariance of `B` with the energy's gradient, which is estimated
+    from the batch's own draws.
 
     Args:
-      energy: As in `critic_objective`.
-      critic: As in `critic_objective`; held fixed.
-      sample: As in `critic_objective`.
-      divergence: As in `critic_objective`.
-      ratio_clip: As in `critic_objective`.
+      energy: Energy or `Network`, as in `critic_objective`.
+      critic: Critic, as in `critic_objective`; fixed.
+      sample: Sampler of the model, as in `critic_objective`.
+      divergence: Name of the divergence, as in `critic_objective`.
+      ratio_clip: Bound of log ratios, as in `critic_objective`.
 
     Returns:
-      A stateless `Objective` for a player that trains `("energy",)`. Metrics: as in
-      `critic_objective`. The loss's value is not the bound; `divergence` is.
+      A stateless `Objective` for a player that trains `("energy",)`. The metrics are
+      those of `critic_objective`. The loss's value is not the bound; the metric
+      `divergence` is.
 
     Raises:
       ValueError: If the divergence is unknown; at trace, for a batch of one, which has
         no covariance.
+
+    Source:
+      Yu, Song, Song & Ermon (2020), "Training deep energy-based models with
+      f-divergence minimization", https://arxiv.org/abs/2003.03463.
     """
     bound = _bound(energy, critic, sample, divergence, ratio_clip)
 
-    def loss(params, key, batch):
+    def loss(params: Params, key: Key, batch: Array) -> tuple[Array, Metrics]:
         if len(batch) < 2:
             raise ValueError(
                 "f_contrastive needs a batch of at least 2 examples, got 1"
@@ -141,22 +164,30 @@ def energy_objective(
     return stateless(loss)
 
 
-def _bound(energy, critic, sample, divergence, ratio_clip):
-    """`(params, key, batch) -> (value, (energies, B) of draws, metrics)`."""
+def _bound(
+    energy: Energy | Network,
+    critic: Energy | Network,
+    sample: Sample,
+    divergence: str,
+    ratio_clip: float | None,
+) -> Callable[[Params, Key, Array], tuple[Array, tuple[Array, Array], Metrics]]:
+    """Returns `(params, key, batch) -> (value, (energies, B) of draws, metrics)`."""
     check_choice("divergence", divergence, tuple(DIVERGENCES))
     energy, critic = as_function(energy), as_function(critic)
     of_data, of_model = DIVERGENCES[divergence]
 
-    def bound(params, key, batch):
+    def bound(
+        params: Params, key: Key, batch: Array
+    ) -> tuple[Array, tuple[Array, Array], Metrics]:
         frozen = jax.lax.stop_gradient(params["energy"])
         keys = jax.random.split(key, len(batch))
         draws = jax.lax.stop_gradient(jax.vmap(sample, (None, 0))(frozen, keys))
 
-        def energy_and_ratio(x):
+        def energy_and_ratio(x: Array) -> tuple[Array, Array]:
             value = energy(params["energy"], x)
             return value, critic(params["critic"], x) + value
 
-        def clip(ratio):
+        def clip(ratio: Array) -> Array:
             if ratio_clip is None:
                 return ratio
             return jnp.clip(ratio, -ratio_clip, ratio_clip)

@@ -1,13 +1,14 @@
-"""Noise contrastive estimation whose noise is a flow that learns beside the energy.
+"""Flow contrastive estimation (FCE): NCE whose noise is a flow that is also trained.
 
-Two players. The energy tells data from the flow's draws; the flow, whose density is
-known, makes that harder. Where both have learned, the energy, the flow and the data are
-one law, and both losses stand at `2 log 2` and `-2 log 2`. Flows are `(sample: (params,
-key) -> x, log_prob: (params, x) -> [])` of one example, with `params["flow"]`.
+There are two players. The energy distinguishes data from the flow's draws. The flow,
+whose density is known, makes that harder. When both have learned, the energy, the flow
+and the data are one law, and the two losses are `2 log 2` and `-2 log 2`. Flows are
+`(sample: (params, key) -> x, log_prob: (params, x) -> [])` of one example, with
+`params["flow"]`.
 
 Source:
   Gao, Nijkamp, Kingma, Xu, Dai & Wu (2020), "Flow contrastive estimation of
-  energy-based models".
+  energy-based models", https://arxiv.org/abs/1912.00589.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 from ebmjax.objectives.base import Objective, as_function, averaged
 from ebmjax.objectives.noise_contrastive_estimation import classify
-from ebmjax.types import Array, Energy, Key, Network, Params
+from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
 __all__ = ["Flow", "energy_objective", "flow_objective"]
 
@@ -26,52 +27,62 @@ Flow = tuple[Callable[[Params, Key], Array], Callable[[Params, Array], Array]]
 
 
 def energy_objective(energy: Energy | Network, flow: Flow) -> Objective:
-    """The energy's loss: `noise_contrastive` with the flow, held fixed, as the noise.
+    """Returns the energy's loss in FCE, NCE with the fixed flow as the noise.
 
     Args:
       energy: `energy(params, x)` of one example, or a `Network`; its parameters are
-        `params["energy"]`, its log partition function's estimate
+        `params["energy"]`, and the estimate of its log partition function is
         `params["log_partition"]`.
       flow: `(sample, log_prob)`, with the parameters `params["flow"]`.
 
     Returns:
       A stateless `Objective` for a player that trains `("energy", "log_partition")`.
-      Metrics: `accuracy_data`, `accuracy_noise`, `log_partition`.
+      Its metrics are `accuracy_data`, `accuracy_noise`, `log_partition`.
+
+    Source:
+      Gao et al. (2020), "Flow contrastive estimation of energy-based models",
+      https://arxiv.org/abs/1912.00589.
     """
     return averaged(_example_loss(energy, flow, is_flow=False))
 
 
 def flow_objective(energy: Energy | Network, flow: Flow) -> Objective:
-    """The flow's loss: minus the energy's, with the energy held fixed.
+    """Returns the flow's loss in FCE, minus the energy's loss with the energy fixed.
 
-    The gradient runs through the flow's draws and through its density at draws and
-    data. Minimised over the flow where the energy is best, it is twice the
-    Jensen-Shannon divergence of the data and the flow less `2 log 2`.
+    The gradient flows through the flow's draws, and through its density at draws and
+    data. Where the energy is the best one, the loss is twice the Jensen-Shannon
+    divergence of the data and the flow, minus `2 log 2`.
 
     Args:
-      energy: As in `energy_objective`.
-      flow: As in `energy_objective`.
+      energy: Energy or `Network`, as in `energy_objective`.
+      flow: Flow, as in `energy_objective`.
 
     Returns:
-      A stateless `Objective` for a player that trains `("flow",)`. Metrics: as in
-      `energy_objective`.
+      A stateless `Objective` for a player that trains `("flow",)`. The metrics are
+      those of `energy_objective`.
+
+    Source:
+      Gao et al. (2020), "Flow contrastive estimation of energy-based models",
+      https://arxiv.org/abs/1912.00589.
     """
     return averaged(_example_loss(energy, flow, is_flow=True))
 
 
-def _example_loss(energy, flow, is_flow):
+def _example_loss(
+    energy: Energy | Network, flow: Flow, is_flow: bool
+) -> Callable[[Params, Key, Array], tuple[Array, Metrics]]:
     energy = as_function(energy)
     sample, log_prob = flow
     moved, fixed = ["energy", "log_partition"], ["flow"]
     if is_flow:
         moved, fixed = fixed, moved
 
-    def example_loss(params, key, x):
+    def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         params = {name: params[name] for name in moved} | jax.lax.stop_gradient(
             {name: params[name] for name in fixed}
         )
 
-        def logit(x):
+        def logit(x: Array) -> Array:
             model = -energy(params["energy"], x) - params["log_partition"]
             return model - log_prob(params["flow"], x)
 

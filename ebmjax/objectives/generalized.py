@@ -1,23 +1,24 @@
-"""Generalised energy-based models: a base that draws, and an energy that reweighs it.
+"""Generalised energy-based models (GEBM): a base that draws, an energy that reweights.
 
 The model is `exp(-E(x) - A)` times the base's law, with `A` the log partition function
-under the base: the base has the support, which may be thin, and the energy the weights.
-The energy maximises the generalised likelihood `-mean E(data) - A`, whose largest value
-is the divergence of the data from the base; the base then lowers it. It is sampled in
-the base's latents, `energies.latent_energy`.
+under the base. The base determines the support, which may be thin, and the energy the
+weights. The energy maximises the generalised likelihood `-mean E(data) - A`, whose
+largest value is the divergence of the data from the base; the base then lowers it. The
+model is sampled in the base's latents, by `energies.latent_energy`.
 
-A base is `(params, latent) -> x` of one example, with `params["base"]`. One with batch
-statistics, a `Network` with `apply_stateful`, has them in `params["base_state"]`: it
-normalises by the batch in its own objective, by its running statistics in the energy's.
-An energy with power-iteration vectors has them in `params["energy_state"]`, which its
-own objective renews and no other.
+A base is `(params, latent) -> x` of one example, with `params["base"]`. A base with
+batch statistics is a `Network` with `apply_stateful`, and has them in
+`params["base_state"]`. It normalises by the batch in its own objective, and by its
+running statistics in the energy's. An energy with power-iteration vectors has them in
+`params["energy_state"]`, which only its own objective renews.
 
 Source:
-  Arbel, Zhou & Gretton (2021), "Generalized energy based models", and its released
-  code.
+  Arbel, Zhou & Gretton (2021), "Generalized energy based models",
+  https://arxiv.org/abs/2003.05033, and its released code.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,18 +29,19 @@ from ebmjax.objectives.base import (
     Aux,
     Generator,
     Objective,
-    between,
     check_choice,
     check_draws,
     dot,
     generate,
+    interpolate,
     refreshed,
     scalars_of,
     single_generator,
 )
-from ebmjax.types import Array, Energy, EnergyFn, Network, Params
+from ebmjax.types import Array, Energy, EnergyFn, Key, Network, Params
 
 __all__ = [
+    "ESTIMATORS",
     "base_objective",
     "energy_objective",
     "floored",
@@ -48,6 +50,7 @@ __all__ = [
 ]
 
 ESTIMATORS = ("kale", "donsker_varadhan")
+"""Names of the bounds that `energy_objective` can use."""
 
 LogProb = Callable[[Params, Array], Array]
 
@@ -64,59 +67,66 @@ def energy_objective(
     transforms_log_partition: bool = True,
     energy_floor: float | None = None,
 ) -> Objective:
-    """The energy's loss: minus a bound of the generalised likelihood.
+    """Returns the energy's loss in a GEBM, minus a bound of the generalised likelihood.
 
-    - "kale": `mean (E + c) over data + mean exp(-(E + c)) over the base - 1`, with `c =
-      params["log_partition"]`, learned, the logarithm of the mean of `exp(-E)` under
-      the base where it is at its best. Unbiased in batches, and `c` remembers those
-      before. The value is minus KALE, the KL approximate lower-bound estimate.
-    - "donsker_varadhan": `mean E over data + log mean exp(-E) over the base`, of the
-      batch; biased in small ones. `log_partition` is not looked at.
+    - "kale" gives `mean (E + c) over data + mean exp(-(E + c)) over the base - 1`. The
+      constant `c = params["log_partition"]` is learned; at its best value it is the
+      logarithm of the mean of `exp(-E)` under the base. The estimate is unbiased in
+      batches, and `c` remembers earlier batches. The value is minus KALE, the KL
+      approximate lower-bound estimate.
+    - "donsker_varadhan" gives `mean E over data + log mean exp(-E) over the base`, of
+      the batch; it is biased in small batches. `log_partition` is not used.
 
     With `base_log_prob` the energy is `energy(params["energy"], x) +
-    base_log_prob(params["base"], x)`: then the model's density is `exp(-energy)` up to
-    a constant, whatever the base, which is where draws are proposed. The base is held
-    fixed either way.
+    base_log_prob(params["base"], x)`. The model's density is then `exp(-energy)` up to
+    a constant, whatever the base is, and the base is where draws are proposed. The base
+    is fixed in both cases.
 
     Args:
       energy: `energy(params, x)` of one example, or a `Network`, with the parameters
         `params["energy"]`.
-      base: `base(params, latent) -> x`, or a `Network`; held fixed. Fresh standard
-        normal latents at every call.
+      base: `base(params, latent) -> x`, or a `Network`; fixed. It receives fresh
+        standard normal latents at every call.
       latent_dim: Length of the latent.
-      estimator: See above.
+      estimator: "kale" or "donsker_varadhan", as described above.
       gradient_penalty: Weight of the mean of `|grad E|^2`, centred on 0, at random
-        points between data and draws, one an example. (WGAN-GP's is centred on 1.)
-      base_log_prob: `base_log_prob(params, x) -> []`, the base's density in nats.
-      num_draws: From the base for each row of the batch.
+        points between data and draws, one for each example. (WGAN-GP's is centred on
+        1.)
+      base_log_prob: `base_log_prob(params, x) -> []`, the base's log density in nats.
+      num_draws: Number of draws from the base for each row of the batch.
       transforms_log_partition: Whether `c` has the gradient `exp(c - A) - 1`, with `A`
-        the batch's log mean of `exp(-E)`, in place of the loss's own, `1 - exp(A -
-        c)`, which explodes where `c` is far below. In a batch it has the same sign and
-        zero; the value is untouched. Over batches, of each device its own, `c` ends at
-        `-log mean exp(-A)`, below the truth by about the variance of a batch's `A`; the
-        loss's own gradient has no such bias.
-      energy_floor: The energy network's value is kept above it, and has no gradient
-        below; None for no floor. Sampling wants the same one.
+        the batch's log mean of `exp(-E)`. The loss's own gradient is `1 - exp(A - c)`,
+        which explodes if `c` is far too small. In one batch the two have the same sign
+        and the same zero, and the value is unchanged. Over batches, of each device its
+        own, `c` ends at `-log mean exp(-A)`, which is below the truth by about the
+        variance of a batch's `A`. The loss's own gradient has no such bias.
+      energy_floor: Lower bound of the energy network's value, which has no gradient
+        below it; None for no floor. Sampling needs the same floor.
 
     Returns:
       A stateless `Objective` for a player that trains `("energy", "log_partition")`, or
-      `("energy",)` with "donsker_varadhan". Metrics: `energy_data`, `energy_model`;
-      `kale`, the bound, in nats; `log_partition`, of the batch; `mass`, the mean of
-      `exp(-(E + c))` under the base, 1 at best; with a penalty `gradient_square`. It
-      renews `energy_state` where the energy has one. With several devices the batch's
-      log mean, and what is made of it, is that of the rows of each.
+      `("energy",)` with "donsker_varadhan". Its metrics are `energy_data` and
+      `energy_model`; `kale`, the bound, in nats; `log_partition`, of the batch; `mass`,
+      the mean of `exp(-(E + c))` under the base, which is 1 at best; and, with a
+      penalty, `gradient_square`. The objective renews `energy_state` if the energy has
+      one. With several devices, the batch's log mean and everything computed from it
+      use the rows of each device.
 
     Raises:
-      ValueError: If the estimator is unknown, a weight negative or a count below 1; at
-        trace, if a state or `log_partition` is missing, draws have not the shape of the
-        data, or an energy is no scalar.
+      ValueError: If the estimator is unknown, a weight is negative or a count is below
+        1; at trace, if a state or `log_partition` is missing, draws do not have the
+        shape of the data, or an energy is not a scalar.
+
+    Source:
+      Arbel, Zhou & Gretton (2021), "Generalized energy based models",
+      https://arxiv.org/abs/2003.05033.
     """
     check_choice("estimator", estimator, ESTIMATORS)
     check_number("gradient_penalty", gradient_penalty, positive=False)
     check_count("latent_dim", latent_dim, 1)
     check_count("num_draws", num_draws, 1)
 
-    def loss(params, key, batch, carry):
+    def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
         latent_key, point_key = jax.random.split(key)
         renewed = refreshed(energy, params, batch[0], "energy")
         params = params | renewed
@@ -158,7 +168,7 @@ def energy_objective(
         }
         if gradient_penalty > 0:
             slopes = jax.vmap(jax.grad(total))(
-                between(point_key, batch, draws[: len(batch)])
+                interpolate(point_key, batch, draws[: len(batch)])
             )
             square = jax.vmap(dot)(slopes, slopes).mean()
             metrics["gradient_square"] = square
@@ -177,37 +187,43 @@ def base_objective(
     num_draws: int = 1,
     energy_floor: float | None = None,
 ) -> Objective:
-    """The base's loss: the generalised likelihood of the energy, held fixed.
+    """Returns the base's loss in a GEBM, the generalised likelihood of a fixed energy.
 
-    `-(mean E over data + log mean exp(-E) over draws)`: the gradient is that of the
-    draws' energies, weighed by `softmax(-E)`, and not evenly as a GAN's generator
-    weighs them. The learned log partition function is not looked at.
+    The loss is `-(mean E over data + log mean exp(-E) over draws)`. Its gradient is
+    that of the draws' energies, weighted by `softmax(-E)`; a GAN's generator weights
+    them equally. The learned log partition function is not used.
 
-    With `base_log_prob` its parameters are differentiated in it as well, at the data,
-    which is the likelihood of the base, and at the draws, beside the draws themselves.
+    With `base_log_prob`, the parameters of that density are differentiated as well: at
+    the data, which is the likelihood of the base, and at the draws, in addition to the
+    draws themselves.
 
     Args:
-      energy: As in `energy_objective`; held fixed.
-      base: As in `energy_objective`.
+      energy: Energy or `Network`, as in `energy_objective`; fixed.
+      base: Base, as in `energy_objective`.
       latent_dim: Length of the latent.
-      base_log_prob: As in `energy_objective`.
-      num_draws: As in `energy_objective`.
-      energy_floor: As in `energy_objective`.
+      base_log_prob: The base's log density, as in `energy_objective`.
+      num_draws: Number of draws from the base for each row of the batch.
+      energy_floor: Lower bound of the energy network's value, as in `energy_objective`.
 
     Returns:
-      A stateless `Objective` for a player that trains `("base",)`. Metrics: `kale`, the
-      generalised likelihood in nats; `energy_model`; `effective_draws`, the share of
-      the draws that their weights amount to. It renews `base_state` where there is one.
-      With several devices weights are normalised over the rows of each.
+      A stateless `Objective` for a player that trains `("base",)`. Its metrics are
+      `kale`, the generalised likelihood in nats; `energy_model`; and `effective_draws`,
+      the effective share of the draws under their weights. The objective renews
+      `base_state` if there is one. With several devices, weights are normalised over
+      the rows of each device.
 
     Raises:
-      ValueError: If a count is below 1; at trace, if a state is missing, draws have
-        not the shape of the data, or an energy is no scalar.
+      ValueError: If a count is below 1; at trace, if a state is missing, draws do not
+        have the shape of the data, or an energy is not a scalar.
+
+    Source:
+      Arbel, Zhou & Gretton (2021), "Generalized energy based models",
+      https://arxiv.org/abs/2003.05033.
     """
     check_count("latent_dim", latent_dim, 1)
     check_count("num_draws", num_draws, 1)
 
-    def loss(params, key, batch, carry):
+    def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
         latents = jax.random.normal(key, (num_draws * len(batch), latent_dim))
         draws, renewed = generate(base, params, latents, "base")
         check_draws("base", draws, batch)
@@ -228,18 +244,18 @@ def base_objective(
 
 
 def likelihood(log_prob: LogProb, *, name: str = "energy") -> Objective:
-    """Minus the mean log likelihood of a model whose density is known: a baseline.
+    """Returns minus the mean log likelihood of a model with a known density.
 
     Args:
       log_prob: `log_prob(params, x) -> []`, in nats, normalised.
-      name: Of its parameters: `params[name]`.
+      name: Name of the parameters, which are `params[name]`.
 
     Returns:
-      A stateless `Objective` for a player that trains `(name,)`. Metrics:
+      A stateless `Objective` for a player that trains `(name,)`. Its metric is
       `log_likelihood`.
     """
 
-    def loss(params, key, batch, carry):
+    def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
         del key
         value = jax.vmap(log_prob, (None, 0))(params[name], batch).mean()
         return -value, Aux(carry, {"log_likelihood": jax.lax.stop_gradient(value)})
@@ -248,32 +264,41 @@ def likelihood(log_prob: LogProb, *, name: str = "energy") -> Objective:
 
 
 def floored(energy_fn: EnergyFn, floor: float | None) -> EnergyFn:
-    """The energy kept above a floor, with no gradient below: `energy_floor` of the
-    objectives, for the sampling of what they have trained. None leaves it."""
+    """Returns the energy kept above a floor, with no gradient below it.
+
+    This is `energy_floor` of the objectives, for sampling from the models that they
+    have trained. None leaves the energy unchanged.
+    """
     if floor is None:
         return energy_fn
     return lambda x: jax.nn.relu(energy_fn(x) - floor) + floor
 
 
 def redescending_gradients() -> optax.GradientTransformation:
-    """`g -> 2 g / (1 + g^2)` of every element of a gradient, for before an optimizer.
+    """Returns a transformation `g -> 2 g / (1 + g^2)` of every element of a gradient.
 
-    At most 1, where `g` is 1, and smaller again for larger ones: the released code has
-    it on the energy's weights (not on the log partition function, so mask that).
+    Chain it before an optimizer. The result is at most 1, for `g = 1`, and decreases
+    again for larger `g`. The released code applies it to the energy's weights, not to
+    the log partition function; mask the latter.
     """
 
-    def update(gradients, params=None):
+    def update(gradients: Any, params: Any = None) -> Any:
         del params
         return jax.tree.map(lambda g: 2 * g / (1 + g**2), gradients)
 
     return optax.stateless(update)
 
 
-def _total(energy, params, base_log_prob, floor) -> Callable[[Array], Array]:
-    """The whole energy of an example, of all its parameters."""
+def _total(
+    energy: Energy | Network,
+    params: Params,
+    base_log_prob: LogProb | None,
+    floor: float | None,
+) -> EnergyFn:
+    """Returns the whole energy of an example, with the base's log density if given."""
     energy_fn = floored(single_generator(energy, params, "energy"), floor)
 
-    def total(x):
+    def total(x: Array) -> Array:
         value = energy_fn(x)
         if base_log_prob is not None:
             value = value + base_log_prob(params["base"], x)

@@ -1,15 +1,16 @@
-"""The Stein discrepancy with a learned critic: two players, no second derivatives of
-the energy in the data.
+"""The learned Stein discrepancy (LSD), with a critic as a second player.
 
-The Stein term of a critic `f`, a network `(params, x) -> [*event]`, is the mean over
-data of `score . f + divergence of f`, which is 0 for every critic where the model is
-the data's law. The critic maximises it less `l2_weight |f|^2`; its best is `(score -
-score of data) / (2 l2_weight)`, where the Stein term is the Fisher divergence over
-`l2_weight`. The energy minimises it.
+It needs no second derivatives of the energy in the data. The Stein term of a critic
+`f`, a network `(params, x) -> [*event]`, is the mean over data of
+`score . f + divergence of f`, which is 0 for every critic if the model is the data's
+law. The critic maximises it minus `l2_weight |f|^2`. The best critic is
+`(score - score of data) / (2 l2_weight)`, at which the Stein term is the Fisher
+divergence divided by `l2_weight`. The energy minimises it.
 
 Source:
   Grathwohl, Wang, Jacobsen, Duvenaud & Zemel (2020), "Learning the Stein discrepancy
-  for training and evaluating energy-based models without sampling".
+  for training and evaluating energy-based models without sampling",
+  https://arxiv.org/abs/2002.05616.
 """
 
 from collections.abc import Callable
@@ -26,11 +27,11 @@ from ebmjax.objectives.base import (
     dot,
     score_of,
 )
-from ebmjax.types import Array, Energy, Network
+from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
 __all__ = ["critic_objective", "energy_objective"]
 
-Critic = Callable[..., Array] | Network
+Critic = Callable[[Params, Array], Array] | Network
 
 
 def critic_objective(
@@ -40,27 +41,32 @@ def critic_objective(
     l2_weight: float,
     num_projections: int | None = 1,
 ) -> Objective:
-    """The critic's loss: minus the Stein term plus `l2_weight |f|^2`.
+    """Returns the critic's loss in LSD, minus the Stein term plus `l2_weight |f|^2`.
 
     Args:
       energy: `energy(params, x)` of one example, or a `Network`, with the parameters
-        `params["energy"]`; held fixed.
+        `params["energy"]`; fixed.
       critic: `critic(params, x) -> [*event]`, with the parameters `params["critic"]`.
-      l2_weight: Positive; it scales the best critic and changes no minimum.
-      num_projections: Normal directions of Hutchinson's estimate of the divergence;
-        None for the exact one.
+      l2_weight: Weight of `|f|^2`, positive; it scales the best critic and changes no
+        minimum.
+      num_projections: Number of normal directions in Hutchinson's estimate of the
+        divergence; None for the exact divergence.
 
     Returns:
-      A stateless `Objective` for a player that trains `("critic",)`. Metrics: `stein`,
-      the Stein term; `critic_square`, the mean of `|f|^2`.
+      A stateless `Objective` for a player that trains `("critic",)`. Its metrics are
+      `stein`, the Stein term; `critic_square`, the mean of `|f|^2`.
 
     Raises:
-      ValueError: If the weight is not positive or `num_projections` below 1.
+      ValueError: If the weight is not positive or `num_projections` is below 1.
+
+    Source:
+      Grathwohl et al. (2020), "Learning the Stein discrepancy",
+      https://arxiv.org/abs/2002.05616.
     """
     check_number("l2_weight", l2_weight, positive=True)
     stein = _stein_term(energy, critic, num_projections)
 
-    def example_loss(params, key, x):
+    def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         params = params | jax.lax.stop_gradient({"energy": params["energy"]})
         value, at_x = stein(params, key, x)
         square = dot(at_x, at_x)
@@ -72,26 +78,30 @@ def critic_objective(
 def energy_objective(
     energy: Energy | Network, critic: Critic, *, num_projections: int | None = 1
 ) -> Objective:
-    """The energy's loss: the Stein term of the critic, held fixed.
+    """Returns the energy's loss in LSD, the Stein term of the critic, which is fixed.
 
-    Only `score . f` depends on the energy; the divergence is there so that the value is
-    the discrepancy.
+    Only `score . f` depends on the energy; the divergence is included so that the value
+    is the discrepancy.
 
     Args:
-      energy: As in `critic_objective`.
-      critic: As in `critic_objective`.
-      num_projections: As in `critic_objective`.
+      energy: Energy or `Network`, as in `critic_objective`.
+      critic: Critic, as in `critic_objective`.
+      num_projections: Number of directions, as in `critic_objective`.
 
     Returns:
-      A stateless `Objective` for a player that trains `("energy",)`. Metrics: `stein`,
-      `critic_square`.
+      A stateless `Objective` for a player that trains `("energy",)`. Its metrics are
+      `stein` and `critic_square`.
 
     Raises:
       ValueError: If `num_projections` is below 1.
+
+    Source:
+      Grathwohl et al. (2020), "Learning the Stein discrepancy",
+      https://arxiv.org/abs/2002.05616.
     """
     stein = _stein_term(energy, critic, num_projections)
 
-    def example_loss(params, key, x):
+    def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         params = params | jax.lax.stop_gradient({"critic": params["critic"]})
         value, at_x = stein(params, key, x)
         return value, {"stein": value, "critic_square": dot(at_x, at_x)}
@@ -99,14 +109,16 @@ def energy_objective(
     return averaged(example_loss)
 
 
-def _stein_term(energy, critic, num_projections):
-    """`(params, key, x) -> (score . f + divergence of f, f)`."""
+def _stein_term(
+    energy: Energy | Network, critic: Critic, num_projections: int | None
+) -> Callable[[Params, Key, Array], tuple[Array, Array]]:
+    """Returns `(params, key, x) -> (score . f + divergence of f, f)`."""
     if num_projections is not None:
         check_count("num_projections", num_projections, 1)
     score, critic = score_of(energy, None), as_function(critic)
 
-    def stein(params, key, x):
-        def field(x):
+    def stein(params: Params, key: Key, x: Array) -> tuple[Array, Array]:
+        def field(x: Array) -> Array:
             return critic(params["critic"], x)
 
         at_x = field(x)
@@ -121,7 +133,7 @@ def _stein_term(energy, critic, num_projections):
             shape = (num_projections, *x.shape)
             directions = jax.random.normal(key, shape, x.dtype)
 
-            def along(v):
+            def along(v: Array) -> Array:
                 return dot(v, jax.jvp(field, (x,), (v,))[1])
 
             divergence = jnp.mean(jax.vmap(along)(directions))

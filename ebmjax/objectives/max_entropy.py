@@ -1,26 +1,29 @@
-"""Maximum entropy generators: an energy, and a generator that is held to be diverse.
+"""Maximum entropy generators (MEG): an energy, and a generator that is kept diverse.
 
-The energy learns from data against the generator's draws; the generator lowers their
-energy and raises an estimate of their entropy. Without noise on its output the entropy
-is, but for a constant, the mutual information of draw and latent, of which a third
-network, the statistics network, gives a bound that the generator raises as well: the
-two are one player, and nobody's opponents.
+The energy learns from data against the generator's draws. The generator lowers their
+energy and raises an estimate of their entropy. Without noise on the generator's output,
+the entropy is, up to a constant, the mutual information of draw and latent. A third
+network, the statistics network, gives a bound of it (MINE,
+https://arxiv.org/abs/1801.04062), which the generator raises as well. Generator and
+statistics network are thus one player and do not oppose each other.
 
-Generators are `(params, latent) -> x` of one example, with `params["generator"]`, and
-statistics networks `(params, x, latent) -> []`, with `params["statistics"]`. A
-generator with batch statistics, a `Network` with `apply_stateful`, has them in
-`params["generator_state"]`: it normalises by the batch in training, which both players
-do with it, and by its running statistics wherever one latent is looked at alone.
+Generators are `(params, latent) -> x` of one example, with `params["generator"]`.
+Statistics networks are `(params, x, latent) -> []`, with `params["statistics"]`. A
+generator with batch statistics is a `Network` with `apply_stateful`, and has them in
+`params["generator_state"]`. It normalises by the batch in training, in the objectives
+of both players, and by its running statistics wherever a single latent is used.
 
 Source:
   Kumar, Ozair, Goyal, Courville & Bengio (2019), "Maximum entropy generators for
-  energy-based models", and their released code. It has the information with weight
-  `1 / 2`, and of images the penalty's `reduction="channel_mean"`.
+  energy-based models", https://arxiv.org/abs/1901.08508, and the released code. The
+  code uses the information with weight `1 / 2`, and for images the penalty's
+  `reduction="channel_mean"`.
 """
 
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +43,7 @@ from ebmjax.objectives.base import (
 )
 from ebmjax.samplers.chains import sample_chains
 from ebmjax.samplers.sampler import Sampler
-from ebmjax.types import Array, Energy, Key, Network, Params
+from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
 __all__ = ["energy_objective", "generator_objective"]
 
@@ -65,43 +68,51 @@ def energy_objective(
     temperature: float = 1.0,
     prior: bool = True,
 ) -> Objective:
-    """The energy's loss: data against the generator's draws, and a penalty.
+    """Returns the energy's loss in MEG, of data against the generator's draws.
 
-    `mean E(data) - mean E(draws) + score_penalty * mean |score|^2`. The penalty is
-    centred on zero and has no half: data are to lie where the energy is at rest, and
-    without it the energy's scale grows without bound. It is not the `gradient_penalty`
-    of WGAN-GP, which wants norms of 1 between data and draws.
+    The loss is `mean E(data) - mean E(draws) + score_penalty * mean |score|^2`. The
+    penalty is centred on zero and has no factor of a half: data should lie where the
+    energy is stationary, and without the penalty the energy's scale grows without
+    bound. It is not the `gradient_penalty` of WGAN-GP, which pulls norms between data
+    and draws to 1.
 
     Args:
       energy: `energy(params, x)` of one example, or a `Network`, with the parameters
         `params["energy"]`.
-      generator: `generator(params, latent) -> x`, or a `Network`; held fixed. Fresh
-        standard normal latents at every call.
+      generator: `generator(params, latent) -> x`, or a `Network`; fixed. It receives
+        fresh standard normal latents at every call.
       latent_dim: Length of the latent.
-      score_penalty: Weight of the penalty; not negative. Published: 0.1 in the plane,
-        and with "channel_mean" 10 (100 for anomaly detection) on images.
-      penalty_on: "data", or "data_and_model" for the penalty on draws as well.
-      reduction: "sum" takes `|score|^2` over all elements of an example.
-        "channel_mean" sums over the last axis and takes the mean over all others, as
-        the released code does: of `[height, width, channels]` a `height * width`-th, of
-        `[d]` the same.
-      sampler: Moves the latents towards low energy before they are drawn from, as the
-        paper allows and its code does not. None leaves them.
-      num_steps: Of the sampler; at least 1 with one.
-      temperature: Divides the energy in `energies.latent_energy`, which the sampler
-        sees.
-      prior: Whether the latent's standard normal law is part of it.
+      score_penalty: Weight of the penalty, not negative. Published values are 0.1 in
+        the plane, and with "channel_mean" 10 (100 for anomaly detection) on images.
+      penalty_on: "data", or "data_and_model" for a penalty on draws as well.
+      reduction: "sum" takes `|score|^2` over all elements of an example. "channel_mean"
+        sums over the last axis and takes the mean over all others, as the released code
+        does. For `[height, width, channels]` that is the sum divided by
+        `height * width`; for `[d]` it is the sum.
+      sampler: Sampler that moves the latents towards low energy before the generator
+        maps them, as the paper allows and its code does not do. None does not move
+        them.
+      num_steps: Number of the sampler's moves, at least 1 with a sampler.
+      temperature: Temperature that divides the energy in `energies.latent_energy`,
+        which the sampler uses.
+      prior: Whether the latent energy includes the latent's standard normal law.
 
     Returns:
-      A stateless `Objective` for a player that trains `("energy",)`. Metrics:
-      `energy_data`, `energy_model`; with a penalty `score_square_data` (and `_model`
-      with "data_and_model"), by the reduction; with a sampler what it reports, means
-      over moves and chains. It renews `generator_state`, unless there is a sampler.
+      A stateless `Objective` for a player that trains `("energy",)`. Its metrics are
+      `energy_data` and `energy_model`; with a penalty `score_square_data` (and
+      `score_square_model` with "data_and_model"), after the reduction; with a sampler,
+      its infos as means over moves and chains. The objective renews `generator_state`,
+      unless there is a sampler.
 
     Raises:
-      ValueError: If a choice is none of those named, a weight negative, or of sampler
-        and num_steps one is given alone; at trace, if the generator's state is missing,
-        its draws have not the shape of the data, or an energy is no scalar.
+      ValueError: If a choice is not one of those named, a weight is negative, or only
+        one of `sampler` and `num_steps` is given; at trace, if the generator's state is
+        missing, its draws do not have the shape of the data, or an energy is not a
+        scalar.
+
+    Source:
+      Kumar et al. (2019), "Maximum entropy generators for energy-based models",
+      https://arxiv.org/abs/1901.08508.
     """
     energy = as_function(energy)
     check_number("score_penalty", score_penalty, positive=False)
@@ -115,13 +126,15 @@ def energy_objective(
             f" {'no sampler' if sampler is None else 'a sampler'} and"
             f" num_steps={num_steps}"
         )
-    score = jax.grad(energy, argnums=1)
+    score: Callable[..., Array] = jax.grad(energy, argnums=1)
     score_square = jax.vmap(
         lambda params, x: _reduced(score(params, x) ** 2, reduction), (None, 0)
     )
 
-    def draws(params, key, batch):
-        """`(x, renewed state, metrics)`, all held fixed."""
+    def draws(
+        params: Params, key: Key, batch: Array
+    ) -> tuple[Array, dict[str, Any], Metrics]:
+        """Returns `(x, renewed state, metrics)`, all of them fixed."""
         latent_key, chain_key = jax.random.split(key)
         latents = _latents(latent_key, batch, latent_dim)
         if sampler is None:
@@ -140,7 +153,7 @@ def energy_objective(
         metrics = {f"chain_{k}": jnp.mean(v) for k, v in infos._asdict().items()}
         return jax.vmap(single)(state.position), {}, metrics
 
-    def loss(params, key, batch, carry):
+    def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
         frozen = jax.lax.stop_gradient(params)
         negatives, renewed, metrics = jax.lax.stop_gradient(draws(frozen, key, batch))
         check_draws("generator", negatives, batch)
@@ -175,53 +188,62 @@ def generator_objective(
     estimator: str = "jsd",
     marginal: str = "permutation",
 ) -> Objective:
-    """The loss of the generator and its statistics network: energy less information.
+    """Returns the loss in MEG of the generator and its statistics network.
 
-    `mean E(draws) - information_weight * information`, of draws and the latents that
-    made them. Both networks raise the information. The batch is not looked at, but for
-    its size and type.
+    The loss is the energy minus the information,
+    `mean E(draws) - information_weight * information`, with the information of draws
+    and the latents that made them. Both networks raise the information. The batch
+    matters only by its size and type.
 
-    With `T` the statistics network's value, joint means draws with their own latents
-    and marginal draws with others:
+    Let `T` be the statistics network's value. "Joint" means draws with their own
+    latents, and "marginal" draws with other latents:
 
-    - "jsd": `-mean softplus(-T) over joint - mean softplus(T) over marginal`, between
+    - "jsd" is `-mean softplus(-T) over joint - mean softplus(T) over marginal`, between
       `-2 log 2` at independence and 0. Half of its negative is the binary cross-entropy
-      of telling joint from marginal, which the released code adds with weight 1:
-      `information_weight=0.5` is that. Bounded, it keeps draws apart; it is no entropy
-      in nats.
-    - "nce": the mean of `T` of the own latent less the logarithm of the mean of
-      `exp T` over the own and the batch's other latents: at most the logarithm of the
-      batch's size. It needs `n^2` values of the statistics network, of which what
-      depends on the draw alone is taken once.
-    - "donsker_varadhan": `mean T over joint - log mean exp T over marginal`, a bound of
-      the information in nats, without limit, and its gradient biased in small batches;
-      the paper's authors found it unstable.
+      of distinguishing joint from marginal, which the released code adds with weight 1;
+      use `information_weight=0.5` for that. It is bounded and keeps draws apart, but it
+      is not an entropy in nats. It is the estimator of Deep InfoMax,
+      https://arxiv.org/abs/1808.06670.
+    - "nce" is the mean of `T` of the own latent minus the logarithm of the mean of
+      `exp T` over the own and the batch's other latents. It is at most the logarithm of
+      the batch's size. It needs `n^2` values of the statistics network; the part that
+      depends on the draw alone is computed once. It is InfoNCE,
+      https://arxiv.org/abs/1807.03748.
+    - "donsker_varadhan" is `mean T over joint - log mean exp T over marginal`, a bound
+      of the information in nats, without limit, whose gradient is biased in small
+      batches. The paper's authors found it unstable. It is the estimator of MINE,
+      https://arxiv.org/abs/1801.04062.
 
-    With several devices the last two are of the rows of one device each.
+    With several devices, the last two use the rows of one device each.
 
     Args:
-      energy: `energy(params, x)` of one example, or a `Network`; held fixed.
+      energy: `energy(params, x)` of one example, or a `Network`; fixed.
       generator: `generator(params, latent) -> x`, or a `Network`.
-      statistics: `statistics(params, x, latent) -> []`, or a `Network`. None, with
+      statistics: `statistics(params, x, latent) -> []`, or a `Network`. Use None, with
         `information_weight=0`, for a generator that follows the energy alone, of a
         player that trains `("generator",)`.
       latent_dim: Length of the latent, which is standard normal.
-      information_weight: Not negative.
-      estimator: See above.
-      marginal: Where other latents come from: a "permutation" of the batch's, which
-        leaves one of them in its place on average; "shuffle_dimensions", a permutation
-        of every coordinate; "fresh" ones.
+      information_weight: Weight of the information, not negative.
+      estimator: "jsd", "nce" or "donsker_varadhan", as described above.
+      marginal: Origin of the other latents. "permutation" permutes the batch's latents,
+        which leaves one of them in its place on average; "shuffle_dimensions" permutes
+        every coordinate separately; "fresh" draws new ones.
 
     Returns:
       A stateless `Objective` for a player that trains `("generator", "statistics")`.
-      Metrics: `energy_model`; with a statistics network `information`. It renews
-      `generator_state`.
+      Its metrics are `energy_model`, and with a statistics network `information`. The
+      objective renews `generator_state`.
 
     Raises:
-      ValueError: If a choice is none of those named, the weight negative, or not 0
-        without a statistics network; at trace, for a batch of one, where nothing can be
-        told apart, if the generator's state is missing, its draws have not the shape of
-        the data, or a network that judges them returns no scalar.
+      ValueError: If a choice is not one of those named, or the weight is negative, or
+        it is not 0 without a statistics network. At trace: for a batch of one, in which
+        there are no other latents, or if the generator's state is missing, its draws do
+        not have the shape of the data, or a network that judges them does not return a
+        scalar.
+
+    Source:
+      Kumar et al. (2019), "Maximum entropy generators for energy-based models",
+      https://arxiv.org/abs/1901.08508.
     """
     energy = as_function(energy)
     if statistics is None and information_weight != 0:
@@ -234,7 +256,7 @@ def generator_objective(
     check_choice("estimator", estimator, ESTIMATORS)
     check_choice("marginal", marginal, MARGINALS)
 
-    def loss(params, key, batch, carry):
+    def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
         if len(batch) < 2:
             raise ValueError("max_entropy needs a batch of at least 2 examples, got 1")
         latent_key, marginal_key = jax.random.split(key)
@@ -266,7 +288,7 @@ def _latents(key: Key, batch: Array, latent_dim: int) -> Array:
 
 
 def _others(key: Key, latents: Array, marginal: str, estimator: str) -> Array:
-    """Latents that have nothing to do with the draw of their row."""
+    """Returns latents that are independent of the draw of their row."""
     if marginal == "fresh":
         return jax.random.normal(key, latents.shape, latents.dtype)
     if marginal == "shuffle_dimensions":
@@ -276,7 +298,13 @@ def _others(key: Key, latents: Array, marginal: str, estimator: str) -> Array:
     return jax.random.permutation(key, latents)
 
 
-def _information(statistic, x, latents, others, estimator) -> Array:
+def _information(
+    statistic: Callable[[Array, Array], Array],
+    x: Array,
+    latents: Array,
+    others: Array,
+    estimator: str,
+) -> Array:
     num = len(latents)
     joint = scalars_of("statistics", jax.vmap(statistic)(x, latents))
     if estimator == "nce":

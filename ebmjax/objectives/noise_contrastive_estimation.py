@@ -1,4 +1,4 @@
-"""Noise contrastive estimation: telling data from noise of a known density."""
+"""Noise contrastive estimation (NCE), which classifies data against known noise."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from ebmjax.objectives.base import (
     as_function,
     averaged,
 )
-from ebmjax.types import Array, Energy, Key, Network
+from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
 __all__ = [
     "NoiseDistribution",
@@ -30,41 +30,43 @@ def noise_contrastive(
     noise_distribution: NoiseDistribution,
     num_noise: int = 1,
 ) -> Objective:
-    """Noise contrastive estimation: logistic regression of data against noise.
+    """Returns noise contrastive estimation (NCE), which classifies data against noise.
 
-    `softplus(-h(data)) + sum over the noise of softplus(h(noise))` with the log odds
-    `h(x) = -E(x) - log_partition - log_prob(x) - log num_noise`. The log partition
-    function is a parameter, and at the optimum it is right: the energy is learned with
-    its constant. (A bias in the energy's last layer would be the same parameter twice.)
-    The noise's density must be positive wherever there are data, and near enough to
-    them: where a classifier is never wrong the gradient is gone.
+    The loss is `softplus(-h(data)) + sum over the noise of softplus(h(noise))` with the
+    log odds `h(x) = -E(x) - log_partition - log_prob(x) - log num_noise`. The log
+    partition function is a parameter, and at the optimum it has the right value: the
+    energy is learned with its constant. (A bias in the energy's last layer would be the
+    same parameter twice.) The noise's density must be positive wherever there are data,
+    and close enough to the data's density: the gradient vanishes if the classifier is
+    never wrong.
 
     Args:
       energy: `energy(params, x)` of one example, or a `Network`; its parameters are
-        `params["energy"]`, the log partition function's estimate
-        `params["log_partition"]`, a scalar. It wants a larger learning rate.
-      noise_distribution: `(sample: key -> x, log_prob: x -> [])`, one example, with a
+        `params["energy"]`. The estimate of its log partition function is
+        `params["log_partition"]`, a scalar, which needs a larger learning rate.
+      noise_distribution: `(sample: key -> x, log_prob: x -> [])` of one example, with a
         normalised density.
-      num_noise: Noise examples for every data example, at least 1. With many, the
-        estimator is as efficient as maximum likelihood.
+      num_noise: Number of noise examples for every data example, at least 1. With many,
+        the estimator is as efficient as maximum likelihood.
 
     Returns:
-      A stateless `Objective`. Metrics: `accuracy_data` and `accuracy_noise`, shares
-      that are classified rightly; `log_partition`.
+      A stateless `Objective`. Its metrics are `accuracy_data` and `accuracy_noise`, the
+      shares that are classified correctly, and `log_partition`.
 
     Raises:
       ValueError: If `num_noise` is below 1.
 
     Source:
       Gutmann & Hyvarinen (2012), "Noise-contrastive estimation of unnormalized
-      statistical models, with applications to natural image statistics".
+      statistical models, with applications to natural image statistics", Journal of
+      Machine Learning Research 13.
     """
     check_count("num_noise", num_noise, 1)
     energy = as_function(energy)
     sample, log_prob = noise_distribution
 
-    def example_loss(params, key, x):
-        def logit(x):
+    def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
+        def logit(x: Array) -> Array:
             model = -energy(params["energy"], x) - params["log_partition"]
             return model - log_prob(x) - jnp.log(float(num_noise))
 
@@ -75,8 +77,10 @@ def noise_contrastive(
     return averaged(example_loss)
 
 
-def classify(logit, x: Array, noise: Array) -> tuple[Array, dict[str, Array]]:
-    """The logistic loss of one example and `[n, *event]` of noise."""
+def classify(
+    logit: Callable[[Array], Array], x: Array, noise: Array
+) -> tuple[Array, Metrics]:
+    """Returns the logistic loss of an example against `[n, *event]` of noise."""
     data_logit, noise_logits = logit(x), jax.vmap(logit)(noise)
     # softplus, never the logarithm of one minus a sigmoid: that ends at 1e-8.
     value = jax.nn.softplus(-data_logit) + jnp.sum(jax.nn.softplus(noise_logits))
@@ -89,12 +93,12 @@ def classify(logit, x: Array, noise: Array) -> tuple[Array, dict[str, Array]]:
 def self_contrastive(
     energy: Energy | Network,
     *,
-    sample: Callable[..., Array],
+    sample: Callable[[Params, Key], Array],
     num_noise: int = 1,
 ) -> Objective:
-    """Noise contrastive estimation with the model itself as the noise.
+    """Returns self-contrastive estimation (SCE), NCE with the model as the noise.
 
-    The noise is drawn from the model and held fixed, its density too: the log odds
+    The noise is drawn from the model and fixed, and so is its density. The log odds
     `-E(x) + E_fixed(x) - log num_noise` are constant in value, and their gradient is
     `num_noise / (1 + num_noise)` times that of maximum likelihood. The log partition
     function cancels.
@@ -104,26 +108,26 @@ def self_contrastive(
         `params["energy"]`.
       sample: `sample(params, key) -> x`, one example drawn from the model that has
         these `params["energy"]`.
-      num_noise: Noise examples for every data example, at least 1.
+      num_noise: Number of noise examples for every data example, at least 1.
 
     Returns:
-      A stateless `Objective`. Metrics: `energy_data`, `energy_model`.
+      A stateless `Objective`. Its metrics are `energy_data` and `energy_model`.
 
     Raises:
       ValueError: If `num_noise` is below 1.
 
     Source:
       Goodfellow (2014), "On distinguishability criteria for estimating generative
-      models".
+      models", https://arxiv.org/abs/1412.6515.
     """
     check_count("num_noise", num_noise, 1)
     energy = as_function(energy)
 
-    def example_loss(params, key, x):
+    def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         params = params["energy"]
         frozen = jax.lax.stop_gradient(params)
 
-        def logit(x):
+        def logit(x: Array) -> Array:
             return energy(frozen, x) - energy(params, x) - jnp.log(float(num_noise))
 
         keys = jax.random.split(key, num_noise)
@@ -139,33 +143,35 @@ def self_contrastive(
 def conditional_noise_contrastive(
     energy: Energy | Network, *, noise_scale: float
 ) -> Objective:
-    """Noise contrastive estimation with the data's own neighbours as the noise.
+    """Returns conditional noise contrastive estimation (CNCE), with local noise.
 
-    `softplus(E(x) - E(x + noise_scale n))`: which of two is the one that was noised?
-    The log partition function cancels and cannot be learned. For small noise it is
-    `log 2 + noise_scale^2 / 4` times implicit score matching, of the data themselves:
-    unlike denoising score matching it has the data's score as its limit.
+    The noise is a neighbour of the data. The loss is
+    `softplus(E(x) - E(x + noise_scale n))`, that of a classifier which decides which of
+    the two is the noised one. The log partition function cancels and cannot be learned.
+    For small noise the loss is `log 2 + noise_scale^2 / 4` times implicit score
+    matching of the data themselves: its limit is the data's score, unlike that of
+    denoising score matching.
 
     Args:
       energy: `energy(params, x)` of one example, or a `Network`; its parameters are
         `params["energy"]`.
-      noise_scale: Standard deviation of the noise, in units of x; a tenth of the data's
-        to begin with.
+      noise_scale: Standard deviation of the noise, in units of x; begin with a tenth of
+        the data's.
 
     Returns:
-      A stateless `Objective`. Metrics: `accuracy`.
+      A stateless `Objective`. Its metric is `accuracy`.
 
     Raises:
       ValueError: If `noise_scale` is not positive.
 
     Source:
       Ceylan & Gutmann (2018), "Conditional noise-contrastive estimation of unnormalised
-      models".
+      models", https://arxiv.org/abs/1806.03664.
     """
     check_number("noise_scale", noise_scale, positive=True)
     energy = as_function(energy)
 
-    def example_loss(params, key, x):
+    def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         noise = jax.random.normal(key, x.shape, x.dtype)
         there = energy(params["energy"], x + noise_scale * noise)
         difference = energy(params["energy"], x) - there

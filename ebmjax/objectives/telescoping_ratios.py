@@ -1,4 +1,4 @@
-"""Telescoping density ratios: many easy classifiers in place of one hopeless one."""
+"""Telescoping density-ratio estimation (TRE), a chain of easy classifiers."""
 
 from collections.abc import Sequence
 
@@ -9,54 +9,57 @@ import numpy as np
 from ebmjax.checks import check_path
 from ebmjax.objectives.base import Objective, as_function, stateless
 from ebmjax.objectives.noise_contrastive_estimation import NoiseDistribution, classify
-from ebmjax.types import Energy, Network
+from ebmjax.types import Array, ConditionalEnergy, Energy, Key, Metrics, Network, Params
 
 __all__ = ["telescoping", "telescoping_energy"]
 
 
 def telescoping(
-    energy: Energy | Network,
+    energy: ConditionalEnergy | Network,
     *,
     noise_distribution: NoiseDistribution,
     waymarks: Sequence[float],
 ) -> Objective:
-    """Telescoping density-ratio estimation: noise becomes data in steps.
+    """Returns telescoping density-ratio estimation (TRE), from noise to data in steps.
 
-    Every example makes a path `sqrt(1 - a^2) noise + a data` from its own noise, `a =
-    0`, over the waymarks to itself, `a = 1`. A bridge tells a waymark's law from the
-    law of the one before it by logistic regression, as `noise_contrastive` tells data
-    from noise, with the log odds `-energy(x) - log_partition` of its own; the loss is
-    the sum over bridges. The bridges' log ratios add up to that of data and noise: the
-    model is `telescoping_energy`. With the one waymark 1 this is `noise_contrastive`
-    of that model. Where one classifier of data and noise is never wrong, and learns no
-    more, each of these is wrong often enough if there are enough of them.
+    Every example makes a path `sqrt(1 - a^2) noise + a data` from its own noise,
+    `a = 0`, over the waymarks to itself, `a = 1`. A bridge distinguishes the law of a
+    waymark from the law of the one before it by logistic regression, as
+    `noise_contrastive` distinguishes data from noise, with its own log odds
+    `-energy(x) - log_partition`. The loss is the sum over bridges. The log ratios of
+    the bridges add up to that of data and noise, so the model is `telescoping_energy`.
+    With the single waymark 1 this is `noise_contrastive` of that model. A single
+    classifier of data and noise may never be wrong, and then learns nothing more. With
+    enough bridges, each of them is wrong often enough.
 
-    A bridge learns at its two waymarks, and the model asks it at the data. Centre data
-    and noise: the shares' sum is above 1 in between, and a mean would wander.
+    A bridge learns at its two waymarks, and the model evaluates it at the data. Centre
+    data and noise: the sum of the two shares is above 1 between the ends, so a mean
+    would drift.
 
     Args:
       energy: `energy(params, x, index) -> []` of one example and the bridge's number,
-        an integer, from the noise on; or a `Network` of these. Its parameters are
-        `params["energy"]`, and `params["log_partition"]`, of shape `[bridges]`, are the
-        bridges' constants. Networks of their own are one whose parameters are stacked:
+        an integer that counts from the noise, or a `Network` of these. Its parameters
+        are `params["energy"]`. `params["log_partition"]`, of shape `[bridges]`, are the
+        bridges' constants. To give every bridge its own network, stack the parameters:
         `lambda params, x, i: apply(jax.tree.map(lambda leaf: leaf[i], params), x)`.
-      noise_distribution: `(sample: key -> x, log_prob: x -> [])`, one example, of about
-        the data's mean and scale. The loss needs the draws only.
-      waymarks: The values of `a`, one a bridge, increasing from above 0 to 1. They need
-        to be close together near 1 where the data are thin.
+      noise_distribution: `(sample: key -> x, log_prob: x -> [])` of one example, with
+        about the data's mean and scale. The loss uses the draws only.
+      waymarks: Values of `a`, one for each bridge, increasing from above 0 to 1. They
+        need to be close together near 1 if the data are thin.
 
     Returns:
-      A stateless `Objective`. Metrics: `accuracy`, the mean over bridges of the share
-      that is classified rightly, with `accuracy_min` and `accuracy_max`, those of the
-      hardest bridge and of the easiest, which needs a waymark more where it is near 1;
+      A stateless `Objective`. Its metrics are `accuracy`, the mean over bridges of the
+      share that is classified correctly; `accuracy_min` and `accuracy_max`, those of
+      the hardest and the easiest bridge (add a waymark if the latter is near 1); and
       `log_partition`, the model's.
 
     Raises:
-      ValueError: If the waymarks do not increase from above 0 to 1; at trace, if there
-        are not as many constants.
+      ValueError: If the waymarks do not increase from above 0 to 1; at trace, if the
+        number of constants is not that of the bridges.
 
     Source:
-      Rhodes, Xu & Gutmann (2020), "Telescoping density-ratio estimation".
+      Rhodes, Xu & Gutmann (2020), "Telescoping density-ratio estimation",
+      https://arxiv.org/abs/2006.12204.
     """
     data_shares = np.concatenate([[0.0], check_path("waymarks", waymarks)])
     noise_shares = np.sqrt(1 - data_shares**2)
@@ -64,14 +67,14 @@ def telescoping(
     energy = as_function(energy)
     sample, _ = noise_distribution
 
-    def example_loss(params, key, x):
+    def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         noise = sample(key)
         path = jax.vmap(lambda a, b: a * noise + b * x)(
             jnp.asarray(noise_shares, x.dtype), jnp.asarray(data_shares, x.dtype)
         )
 
-        def bridge(index, after, before):
-            def logit(x):
+        def bridge(index: Array, after: Array, before: Array) -> tuple[Array, Array]:
+            def logit(x: Array) -> Array:
                 value = energy(params["energy"], x, index)
                 return -value - params["log_partition"][index]
 
@@ -83,7 +86,7 @@ def telescoping(
         )
         return jnp.sum(values), accuracies
 
-    def loss(params, key, batch):
+    def loss(params: Params, key: Key, batch: Array) -> tuple[Array, Metrics]:
         if jnp.shape(params["log_partition"]) != (num_bridges,):
             raise ValueError(
                 f"log_partition must be of shape ({num_bridges},), one a waymark,"
@@ -104,25 +107,29 @@ def telescoping(
 
 
 def telescoping_energy(
-    energy: Energy | Network, *, noise_distribution: NoiseDistribution
+    energy: ConditionalEnergy | Network, *, noise_distribution: NoiseDistribution
 ) -> Energy:
-    """The model that `telescoping` learns: all bridges on top of the noise.
+    """Returns the model that `telescoping` (TRE) learns, noise and all bridges.
 
-    `-log_prob(x) + sum over bridges of energy(x) + log_partition`: its own log
-    partition function is 0 where the bridges are right.
+    The energy is `-log_prob(x) + sum over bridges of energy(x) + log_partition`. Its
+    own log partition function is 0 if the bridges are right.
 
     Args:
-      energy: As in `telescoping`.
-      noise_distribution: As in `telescoping`, with a normalised density.
+      energy: Energy of a bridge or `Network`, as in `telescoping`.
+      noise_distribution: Noise, as in `telescoping`, with a normalised density.
 
     Returns:
       An energy `(params, x) -> []` of the whole `params`, with `params["energy"]` and
       `params["log_partition"]`.
+
+    Source:
+      Rhodes, Xu & Gutmann (2020), "Telescoping density-ratio estimation",
+      https://arxiv.org/abs/2006.12204.
     """
     energy = as_function(energy)
     _, log_prob = noise_distribution
 
-    def model_energy(params, x):
+    def model_energy(params: Params, x: Array) -> Array:
         indices = jnp.arange(len(params["log_partition"]))
         bridges = jax.vmap(energy, (None, None, 0))(params["energy"], x, indices)
         return jnp.sum(bridges + params["log_partition"]) - log_prob(x)

@@ -1,4 +1,4 @@
-"""Samplers: `(init, step)` pairs on one example, which `sample_chains` runs."""
+"""Samplers: pairs `(init, step)` on one example, and functions that run them."""
 
 from ebmjax.diffusions import (
     largest_distance,

@@ -1,8 +1,8 @@
-"""Step sizes and masses found by running, then fixed."""
+"""Adaptation of step sizes and masses by running chains."""
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,29 +10,34 @@ import numpy as np
 
 from ebmjax.checks import check_chains, check_count, check_number, scalar_energy
 from ebmjax.samplers.chains import as_pytree
-from ebmjax.samplers.layout import chain_keys, lay_out, over_devices, pad_chains
+from ebmjax.samplers.layout import Layout, chain_keys, lay_out, over_devices, pad_chains
+from ebmjax.samplers.recompilation import watched_jit
 from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import DEVICE, Array, EnergyFn, Key
 
 __all__ = ["Adapted", "adapt"]
 
 SHRINKAGE, OFFSET, DECAY = 0.05, 10.0, 0.75
-"""Hoffman & Gelman's gamma, t0 and kappa."""
+"""The constants gamma, t0 and kappa of Hoffman & Gelman (2014)."""
 
 UNUSED = 2**31 - 1
-"""A move that no run comes to: its noise tries out step sizes."""
+"""Index of a move that no run reaches; its noise is used to try step sizes."""
 
 
 class Adapted(NamedTuple):
-    """What `adapt` found.
+    """Result of `adapt`.
 
     Attributes:
-      sampler: With the step size (and mass) found, fixed.
-      position: Where the chains are, `[chains, *event]`: a start nearer to equilibrium.
-      step_size: A number.
-      inverse_mass: `[*event]`; None if it was not adapted.
-      acceptance_rate: The chains' mean in the second half of the last stretch, while
-        the step size still wavered about the one found; a number.
+      sampler: Sampler with the step size, and the mass if it was adapted, fixed at the
+        values that were found.
+      position: Positions of the chains at the end, `[chains, *event]`, in units of x.
+        They are a start nearer to equilibrium.
+      step_size: Step size that was found, a number in the sampler's own unit.
+      inverse_mass: Diagonal of the inverse mass matrix, `[*event]`, in units of x^2;
+        None if it was not adapted.
+      acceptance_rate: Mean acceptance rate of the chains over the second half of the
+        last stretch, a number in [0, 1]. The step size still varied around the one
+        found at that time.
     """
 
     sampler: Sampler
@@ -53,16 +58,18 @@ def adapt(
     initial_step_size: float = 1.0,
     adapt_mass: bool = False,
 ) -> Adapted:
-    """Finds a step size, and a diagonal mass, for a Metropolis sampler.
+    """Finds a step size, and optionally a diagonal mass, for a Metropolis sampler.
 
-    The step size follows dual averaging of the acceptance rate, pooled over all chains
-    on all devices, so that it settles in tens of moves where one chain needs hundreds.
-    With `adapt_mass` the inverse mass becomes the position's variance in each
-    direction, pooled likewise, in three windows, each with the mass of the one before;
-    the step size is found anew after every one.
+    The step size follows dual averaging of the acceptance rate, as in NUTS (Hoffman &
+    Gelman, https://arxiv.org/abs/1111.4246). The rate is pooled over all chains on all
+    devices, so the step size settles in tens of moves where one chain needs hundreds.
+    With `adapt_mass`, the inverse mass becomes the variance of the position in each
+    direction, pooled in the same way, in three windows. Each window uses the mass of
+    the window before it, and the step size is found anew after every window.
 
-    Moves made while something adapts are no draws: throw them away, as this does. The
-    sampler returned is fixed, so its law is exact, and only it should be drawn from.
+    Moves made while something adapts are not draws from the target, so this function
+    discards them. The returned sampler is fixed and leaves its law exactly invariant;
+    draw from that sampler only.
 
         adapted = adapt(samplers.mala, energy_fn, key, x, 500,
                         target_acceptance_rate=0.574)
@@ -70,17 +77,18 @@ def adapt(
                                     adapted.position, num_steps)
 
     Args:
-      make_sampler: Called as `make_sampler(step_size=...)`, and with `inverse_mass=...`
-        too if `adapt_mass`; its info must have `acceptance_rate`. For example `mala`,
-        or `functools.partial(hmc, num_leapfrog=10)`.
+      make_sampler: Factory that is called as `make_sampler(step_size=...)`, and with
+        `inverse_mass=...` as well if `adapt_mass`. The sampler's info must have a field
+        `acceptance_rate`. Examples are `mala` and
+        `functools.partial(hmc, num_leapfrog=10)`.
       energy_fn: Energy of one example.
-      key: A typed key.
-      x: Where the chains begin, `[chains, *event]`; spread as far as the law is known
-        to be.
-      num_steps: Moves in all; at least 50, with `adapt_mass` at least 100. Some hundred
-        do.
-      target_acceptance_rate: In (0, 1). 0.574 for MALA; 0.65 to 0.8 for HMC.
-      initial_step_size: Where a search by factors of two begins.
+      key: Typed key.
+      x: Initial positions, `[chains, *event]`, spread as far as the law is known to be.
+      num_steps: Number of all moves; at least 50, and with `adapt_mass` at least 100. A
+        few hundred are enough.
+      target_acceptance_rate: Acceptance rate to reach, in (0, 1). Use 0.574 for MALA
+        and 0.65 to 0.8 for HMC.
+      initial_step_size: Step size at which a search by factors of two begins.
       adapt_mass: Whether to adapt the inverse mass as well.
 
     Returns:
@@ -91,7 +99,8 @@ def adapt(
         finite, arrays are traced, or no step size that the chains accept is found.
 
     Source:
-      Hoffman & Gelman (2014), "The No-U-Turn sampler", section 3.2.
+      Hoffman & Gelman (2014), "The No-U-Turn sampler", section 3.2,
+      https://arxiv.org/abs/1111.4246.
     """
     x = check_chains(key, x)
     check_number("initial_step_size", initial_step_size, positive=True)
@@ -116,7 +125,7 @@ def adapt(
             f"the energy must be finite where chains begin, got {energy[chain]} at"
             f" chain {chain}"
         )
-    # No work is saved by blocks here: the chains meet at every move.
+    # Blocks save no work here, because every move pools over all chains.
     layout = layout._replace(
         num_blocks=1, block_size=layout.num_blocks * layout.block_size
     )
@@ -154,57 +163,71 @@ def adapt(
             "no step size was found that the chains accept as often as was asked: the"
             f" last was {found}, with an acceptance rate of {float(acceptance_rate)}"
         )
-    options = {"step_size": found}
-    if adapt_mass:
-        inverse_mass = np.asarray(inverse_mass)
-        options["inverse_mass"] = inverse_mass
-    return Adapted(
-        make_sampler(**options), positions, found, inverse_mass, float(acceptance_rate)
-    )
+    rate = float(acceptance_rate)
+    if not adapt_mass:
+        return Adapted(make_sampler(step_size=found), positions, found, None, rate)
+    mass = np.asarray(inverse_mass)
+    sampler = make_sampler(step_size=found, inverse_mass=mass)
+    return Adapted(sampler, positions, found, mass, rate)
 
 
-@functools.partial(
-    jax.jit,
+@watched_jit(
+    "adapt",
+    ("make_sampler", "energy_fn"),
     static_argnames=("make_sampler", "target", "num_chains", "layout"),
 )
 def _stretch(
-    energy_fn,
-    key,
-    x,
-    step_size,
-    inverse_mass,
-    first,
-    num_steps,
+    energy_fn: EnergyFn,
+    key: Key,
+    x: Array,
+    step_size: Array,
+    inverse_mass: Array | None,
+    first: Array,
+    num_steps: Array,
     *,
-    make_sampler,
-    target,
-    num_chains,
-    layout,
-):
-    """`num_steps` moves with one mass; the positions, step size, variance, and rate.
+    make_sampler: Callable[..., Sampler],
+    target: float,
+    num_chains: int,
+    layout: Layout,
+) -> tuple[Array, Array, Array, Array]:
+    """Returns position, step size, variance and rate after moves with one mass.
 
-    The number is traced, so that stretches of all lengths are one program.
+    `num_steps` is traced, so that one compiled program serves stretches of all lengths.
     """
     keys = chain_keys(key, layout.num_chains)
     x = pad_chains(x, layout.num_chains)
-    # Those that only fill up a device's share have no say.
+    # Chains that only pad a device's share have no weight.
     weights = jnp.where(jnp.arange(layout.num_chains) < num_chains, 1 / num_chains, 0.0)
 
-    def local(energy_fn, step_size, inverse_mass, first, num_steps, keys, x, weights):
+    def local(
+        energy_fn: EnergyFn,
+        step_size: Array,
+        inverse_mass: Array | None,
+        first: Array,
+        num_steps: Array,
+        keys: Key,
+        x: Array,
+        weights: Array,
+    ) -> tuple[Array, Array, Array, Array]:
         energy_fn = scalar_energy(energy_fn)
 
-        def sampler_of(step_size):
+        def sampler_of(step_size: Array) -> Sampler:
             options = {} if inverse_mass is None else {"inverse_mass": inverse_mass}
             return make_sampler(step_size=step_size, **options)
 
-        def pooled(values):
+        def pooled(values: Array) -> Array:
             mean = jnp.tensordot(weights.astype(values.dtype), values, 1)
-            return mean if len(layout.devices) == 1 else jax.lax.psum(mean, DEVICE)
+            if layout.num_devices == 1:
+                return mean
+            total: Array = jax.lax.psum(mean, DEVICE)
+            return total
 
-        def move(step_size, states, index):
+        def move(
+            step_size: Array, states: Any, index: int | Array
+        ) -> tuple[Any, Array]:
             sampler = sampler_of(step_size)
 
-            def one(key, state):
+            def one(key: Key, state: Any) -> tuple[Any, Any]:
                 move_key = jax.random.fold_in(key, index)
                 return sampler.step(energy_fn, move_key, state)
 
@@ -221,23 +244,23 @@ def _stretch(
         states = jax.vmap(init)(x)
 
         # A first guess by factors of two, up or down until the rate crosses 0.5.
-        def rate(step_size):
+        def rate(step_size: Array) -> Array:
             return move(step_size, states, UNUSED)[1]
 
         direction = jnp.where(rate(step_size) > 0.5, 1.0, -1.0).astype(step_size.dtype)
 
-        def goes_on(carry):
+        def goes_on(carry: tuple[Array, Array]) -> Array:
             step_size, count = carry
             return (count < 60) & (direction * (rate(step_size) - 0.5) > 0)
 
-        def widen(carry):
+        def widen(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             step_size, count = carry
             return step_size * 2**direction, count + 1
 
         step_size, _ = jax.lax.while_loop(goes_on, widen, (step_size, 0))
         center = jnp.log(10 * step_size)
 
-        def update(index, carry):
+        def update(index: Array, carry: tuple[Any, ...]) -> tuple[Any, ...]:
             states, log_step, averaged, error, count, mean, squares, rates = carry
             states, acceptance_rate = move(jnp.exp(log_step), states, first + index)
             time = index + jnp.ones((), log_step.dtype)

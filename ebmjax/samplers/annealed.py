@@ -1,4 +1,4 @@
-"""Chains that pass through a sequence of energies."""
+"""Chains that pass through a sequence of energies, as in annealed Langevin dynamics."""
 
 import functools
 from collections.abc import Callable
@@ -10,12 +10,14 @@ import jax.numpy as jnp
 from ebmjax.checks import check_chains, check_count, scalar_energy
 from ebmjax.samplers.chains import Segment, Walk, as_pytree, no_means
 from ebmjax.samplers.layout import (
+    Layout,
     chain_keys,
     lay_out,
     over_blocks,
     over_devices,
     pad_chains,
 )
+from ebmjax.samplers.recompilation import watched_jit
 from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import Array, EnergyFn, Key
 
@@ -30,16 +32,18 @@ def sample_annealed(
     x: Array,
     num_steps_per_level: int,
 ) -> tuple[Any, Any]:
-    """Runs many chains through a sequence of energies, some moves at each.
+    """Runs many chains through a sequence of energies, as in annealed Langevin (NCSN).
 
-    At every level in turn the chains go on from where they are, with that level's
-    sampler and energy, `num_steps_per_level` moves. What a sampler keeps besides the
-    position (cached energies, a momentum) begins anew at every level. The last level's
-    law is reached only as far as its own moves bring it there: this anneals, and weighs
-    nothing (annealed importance sampling is another thing).
+    At each level in turn, the chains continue from where they are and make
+    `num_steps_per_level` moves with that level's sampler and energy. Everything that a
+    sampler keeps besides the position (cached energies, a momentum) starts anew at
+    every level. The chains reach the last level's law only as far as that level's own
+    moves bring them there. This function anneals but computes no weights; for annealed
+    importance sampling see `metrics.annealed_importance_sampling`.
 
-    Annealed Langevin dynamics over noise scales, with `step_size` in our convention and
-    functions that are made once, so that new parameters compile nothing:
+    Annealed Langevin dynamics over noise scales looks as follows, with `step_size` in
+    this library's convention. The functions are made once, so new parameters cause no
+    new compilation:
 
         def sampler_of(noise_scale):
             return langevin(step_size=c * noise_scale**2)
@@ -51,26 +55,29 @@ def sample_annealed(
                         noise_scales, key, x, num_steps_per_level=100)
 
     Args:
-      make_sampler: `make_sampler(level)` is a level's sampler, all of one kind.
-        It is called with a traced level.
-      energy_fns: `energy_fns(level)` is a level's `energy_fn`, likewise. Arrays bound
-        with `functools.partial` are arguments of the compiled program.
-      levels: `[levels, ...]`, or a tree of such arrays, scanned in order.
-      key: A typed key.
-      x: Where the chains begin, `[chains, *event]`.
-      num_steps_per_level: Moves at every level.
+      make_sampler: `make_sampler(level)` returns the sampler of a level; all must be of
+        one kind. It is called with a traced level.
+      energy_fns: `energy_fns(level)` returns the `energy_fn` of a level; it is also
+        called with a traced level. Arrays bound with `functools.partial` are arguments
+        of the compiled program.
+      levels: Array `[levels, ...]`, or a tree of such arrays, which is scanned in
+        order.
+      key: Typed key.
+      x: Initial positions, `[chains, *event]`.
+      num_steps_per_level: Number of moves at every level.
 
     Returns:
-      `(state, infos)`: the states at the end of the last level, `[chains, ...]`, and
-      each level's means of the infos, `[levels, chains, ...]`.
+      `(state, infos)`, the states at the end of the last level, `[chains, ...]`, and
+      the means of the infos over the moves of each level, `[levels, chains, ...]`.
 
     Raises:
       ValueError: If there is no level, the levels' arrays differ in length,
-        `num_steps_per_level` is not positive, or `x` or `key` are not as in
-        `sample_chains`.
+        `num_steps_per_level` is not positive, or `x` or `key` do not satisfy the
+        requirements of `sample_chains`.
 
     Source:
-      Song & Ermon (2019), Algorithm 1, for annealed Langevin dynamics.
+      Song & Ermon (2019), "Generative modeling by estimating gradients of the data
+      distribution", Algorithm 1, https://arxiv.org/abs/1907.05600.
     """
     check_count("num_steps_per_level", num_steps_per_level, 1)
     levels = jax.tree.map(jnp.asarray, levels)
@@ -83,7 +90,7 @@ def sample_annealed(
     x = check_chains(key, x)
     energy_fns = as_pytree(energy_fns)
     layout = lay_out(x, (energy_fns, levels, key, x))
-    return _sample_annealed(
+    sampled: tuple[Any, Any] = _sample_annealed(
         energy_fns,
         levels,
         key,
@@ -92,24 +99,40 @@ def sample_annealed(
         num_steps=num_steps_per_level,
         layout=layout,
     )
+    return sampled
 
 
-@functools.partial(jax.jit, static_argnames=("make_sampler", "num_steps", "layout"))
-def _sample_annealed(energy_fns, levels, key, x, *, make_sampler, num_steps, layout):
+@watched_jit(
+    "sample_annealed",
+    ("make_sampler", "energy_fns"),
+    static_argnames=("make_sampler", "num_steps", "layout"),
+)
+def _sample_annealed(
+    energy_fns: Callable[[Any], EnergyFn],
+    levels: Any,
+    key: Key,
+    x: Array,
+    *,
+    make_sampler: Callable[[Any], Sampler],
+    num_steps: int,
+    layout: Layout,
+) -> tuple[Any, Any]:
     num_chains = x.shape[0]
     keys = chain_keys(key, layout.num_chains)
     x = pad_chains(x, layout.num_chains)
 
-    def local(energy_fns, levels, keys, x):
-        def block(keys, x):
-            def start(level, x):
+    def local(
+        energy_fns: Callable[[Any], EnergyFn], levels: Any, keys: Key, x: Array
+    ) -> tuple[Any, ...]:
+        def block(keys: Key, x: Array) -> tuple[Any, Any]:
+            def start(level: Any, x: Array) -> Any:
                 sampler, energy_fn = (
                     make_sampler(level),
                     scalar_energy(energy_fns(level)),
                 )
                 return jax.vmap(functools.partial(sampler.init, energy_fn))(x)
 
-            def anneal(states, inputs):
+            def anneal(states: Any, inputs: tuple[Array, Any]) -> tuple[Any, Any]:
                 index, level = inputs
                 sampler = make_sampler(level)
                 energy_fn = scalar_energy(energy_fns(level))

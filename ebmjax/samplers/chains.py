@@ -17,6 +17,7 @@ from ebmjax.samplers.layout import (
     over_devices,
     pad_chains,
 )
+from ebmjax.samplers.recompilation import watched_jit
 from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import Array, EnergyFn, Key
 
@@ -60,12 +61,13 @@ def sample_chains(
 ) -> tuple[Any, Any]:
     """Runs many independent chains, on all local devices.
 
-    Compiled once for a sampler, an energy function, counts, a `collect` and shapes:
-    make functions once, not anew at every call. Bind parameters with
+    One program is compiled for each sampler, energy function, `collect`, counts and
+    shapes. A function or a sampler that is made anew is compiled anew, even if it is
+    equal to an earlier one: define it once, outside of loops. Bind parameters with
     `functools.partial(energy, params)`: they are then arguments of the compiled
-    program, and new ones need no new compilation. What a lambda closes over is read
-    when it is compiled: a lambda kept while its parameters change goes on with the
-    old ones, as under `jax.jit`.
+    program, and new parameters need no new program. The values that a lambda closes
+    over are read when it is compiled. A lambda that is kept while they change goes on
+    with the old values, as under `jax.jit`.
 
     Every chain has random numbers of its own that depend on `key`, on the chain's index
     and on the move alone: not on how many chains, devices or kept draws there are, nor
@@ -106,6 +108,10 @@ def sample_chains(
         the burn-in is longer than the run, `x` is not floating-point or has no chain
         axis, the key is not a typed one, the energy is not a scalar, or `on_progress`
         is given where arrays are traced.
+
+    Warns:
+      UserWarning: Once for each function or sampler that is compiled anew without need,
+        and once for each variable whose value in the compiled program is an old one.
     """
     counts = (("num_steps", num_steps, 0), ("num_burn_in", num_burn_in, 0))
     counts += (("thin", thin, 1), ("progress_every", progress_every, 1))
@@ -222,8 +228,9 @@ def _segment(first: int, end: int, num_burn_in: int, thin: int) -> Segment:
     return Segment(num_lead, has_odd, num_periods, thin, (end - done) % thin)
 
 
-@functools.partial(
-    jax.jit,
+@watched_jit(
+    "sample_chains",
+    ("sampler", "energy_fn", "collect"),
     static_argnames=(
         "sampler",
         "collect",

@@ -1,7 +1,8 @@
-"""Pairs of chains that meet, for expectations without a burn-in's bias."""
+"""Pairs of chains that meet, which give expectations without the bias of a burn-in."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,16 +20,22 @@ __all__ = [
 
 COUPLINGS = ("reflection", "maximal")
 
+Positions = TypeVar("Positions")
+State = tuple[Array, ...]
+"""A position, and its energy where a chain keeps that."""
+
 
 class CoupledChains(NamedTuple):
-    """Two chains of one law, the second a move behind.
+    """Two chains of one law, the second of which is one move behind.
 
     Attributes:
-      leader: `[max_steps + 1, *event]`, from its start.
-      follower: `[max_steps, *event]`, from its start.
-      meeting_time: `[]`, int32: the first t at least 1 with `leader[t] ==
-        follower[t - 1]`, from where on that is so for ever; `max_steps + 1` if they
-        have not met by then.
+      leader: Positions of the first chain from its start on, `[max_steps + 1, *event]`,
+        in units of x.
+      follower: Positions of the second chain from its start on, `[max_steps, *event]`,
+        in units of x.
+      meeting_time: Meeting time in moves, `[]`, int32. It is the first t of at least 1
+        with `leader[t] == follower[t - 1]`, which holds at all later times too. It is
+        `max_steps + 1` if the chains have not met by then.
     """
 
     leader: Array
@@ -46,35 +53,37 @@ def coupled_chains(
     max_steps: int,
     coupling: str = "reflection",
 ) -> CoupledChains:
-    """Two random-walk Metropolis chains that are each right alone, and meet.
+    """Runs two random-walk Metropolis chains that each have the right law and meet.
 
-    The leader makes a move alone; then both move together, with proposals `N(position,
-    step_size^2)` that are equal as often as they can be, and one uniform number for
-    both acceptances. Once equal they stay so.
+    The leader makes one move alone. Then both chains move together: their proposals
+    `N(position, step_size^2)` are equal as often as they can be, and one uniform number
+    decides both acceptances. Once the chains are equal, they stay equal.
 
     Args:
       energy_fn: Energy of one example.
-      key: A typed key.
-      x: Where the leader begins, `[*event]`.
-      y: Where the follower begins, of the same law as `x`; may be `x` itself.
-      step_size: Standard deviation of a proposal, in units of x (for Langevin samplers
-        it is the square of that).
-      max_steps: Moves of the leader, whether or not they meet before.
-      coupling: Of the proposals: "reflection" mirrors the one at the other's where they
-        are not equal, which brings chains in many dimensions nearer; "maximal" draws
-        anew, by rejection, which takes the longer the nearer the chains are, and under
-        `vmap` as long as the longest.
+      key: Typed key.
+      x: Initial position of the leader, `[*event]`.
+      y: Initial position of the follower, drawn from the same law as `x`; may be `x`
+        itself.
+      step_size: Standard deviation of a proposal, in units of x. (The `step_size` of
+        Langevin samplers is the square of such a number.)
+      max_steps: Number of moves of the leader, whether or not the chains meet before.
+      coupling: Coupling of the proposals. "reflection" reflects the leader's proposal
+        for the follower if the two are not equal, which brings chains in many
+        dimensions nearer. "maximal" draws the follower's proposal anew by rejection,
+        which takes longer the nearer the chains are, and under `vmap` as long as the
+        slowest pair.
 
     Returns:
-      `CoupledChains` of one pair.
+      A `CoupledChains` of one pair.
 
     Raises:
-      ValueError: If the step is not positive, `max_steps` below 1, or the coupling
-        unknown.
+      ValueError: If `step_size` is not positive, `max_steps` is below 1, or the
+        coupling is unknown.
 
     Source:
       Jacob, O'Leary & Atchade (2020), "Unbiased Markov chain Monte Carlo methods with
-      couplings".
+      couplings", https://arxiv.org/abs/1708.03625.
     """
     check_number("step_size", step_size, positive=True)
     check_count("max_steps", max_steps, 1)
@@ -83,15 +92,18 @@ def coupled_chains(
     energy_fn = functools.partial(value, scalar_energy(energy_fn))
     propose = _reflected if coupling == "reflection" else _maximal
 
-    def accept(log_uniform, proposed, state):
+    def accept(log_uniform: Array, proposed: Array, state: State) -> State:
         new = proposed, energy_fn(proposed)
         is_accepted = log_uniform <= state[1] - new[1]
-        return jax.tree.map(lambda a, b: jnp.where(is_accepted, a, b), new, state)
+        taken: State = jax.tree.map(
+            lambda a, b: jnp.where(is_accepted, a, b), new, state
+        )
+        return taken
 
-    def log_uniform(key):
+    def log_uniform(key: Key) -> Array:
         return jnp.log(draw_uniform(key, (), x))
 
-    def together(key, leader, follower):
+    def together(key: Key, leader: State, follower: State) -> tuple[State, State]:
         proposal_key, accept_key = jax.random.split(key)
         proposals = propose(proposal_key, leader[0], follower[0], step_size)
         uniform = log_uniform(accept_key)
@@ -100,7 +112,7 @@ def coupled_chains(
             accept(uniform, proposals[1], follower),
         )
 
-    def alone(key, leader):
+    def alone(key: Key, leader: State) -> State:
         proposal_key, accept_key = jax.random.split(key)
         noise = jax.random.normal(proposal_key, x.shape, x.dtype)
         return accept(log_uniform(accept_key), leader[0] + step_size * noise, leader)
@@ -118,38 +130,39 @@ def coupled_gibbs_chains(
     max_steps: int,
     values: tuple[float, float] = (0.0, 1.0),
 ) -> CoupledChains:
-    """Two Gibbs chains of binary data that are each right alone, and meet.
+    """Runs two Gibbs chains of binary data that each have the right law and meet.
 
-    A move draws every element in turn from its law given the others. Both chains
-    compare theirs with one uniform number, so that the two draws are equal as often as
-    they can be.
+    A move draws every element in turn from its law given the other elements. Both
+    chains use the same uniform number for an element, so that the two draws are equal
+    as often as they can be.
 
     Args:
-      energy_fn: Energy of one example, whose elements are of two values.
-      key: A typed key.
-      x: As in `coupled_chains`.
-      y: As in `coupled_chains`.
-      max_steps: Moves of the leader, whether or not they meet before. A move takes two
-        energies for every element and chain.
+      energy_fn: Energy of one example, whose elements take two values.
+      key: Typed key.
+      x: Initial position of the leader, as in `coupled_chains`.
+      y: Initial position of the follower, as in `coupled_chains`.
+      max_steps: Number of moves of the leader, whether or not the chains meet before. A
+        move takes two energies for every element and chain.
       values: The two values of an element.
 
     Returns:
-      `CoupledChains` of one pair.
+      A `CoupledChains` of one pair.
 
     Raises:
-      ValueError: If `max_steps` is below 1, the two values are equal, or `x` cannot
-        have them.
+      ValueError: If `max_steps` is below 1, the two values are equal, or the type of
+        `x` cannot represent them.
 
     Source:
-      As `coupled_chains`.
+      Jacob, O'Leary & Atchade (2020), "Unbiased Markov chain Monte Carlo methods with
+      couplings", https://arxiv.org/abs/1708.03625.
     """
     check_count("max_steps", max_steps, 1)
     check_values(values, x.dtype)
     energy_fn = functools.partial(value, scalar_energy(energy_fn))
     low, high = (jnp.asarray(v, x.dtype) for v in values)
 
-    def redrawn(position, site, logit):
-        """With one element drawn anew: `logit` is that of a uniform number."""
+    def redrawn(position: Array, site: Array, logit: Array) -> Array:
+        """Redraws one element; `logit` is the logit of a uniform number."""
         flat = position.reshape(-1)
         at_low, at_high = (
             energy_fn(flat.at[site].set(v).reshape(x.shape)) for v in (low, high)
@@ -157,46 +170,58 @@ def coupled_gibbs_chains(
         difference = at_low - at_high
         drawn = jnp.where(logit < difference, high, low)
         if jnp.issubdtype(x.dtype, jnp.floating):
-            # An energy that is no number is not to end up as one of the two values.
+            # A NaN energy must not end up as one of the two values.
             drawn = jnp.where(jnp.isnan(difference), jnp.nan, drawn)
         return flat.at[site].set(drawn).reshape(x.shape)
 
-    def sweep(key, positions):
-        def site(positions, inputs):
+    def sweep(key: Key, positions: Positions) -> Positions:
+        def site(
+            positions: Positions, inputs: tuple[Array, Array]
+        ) -> tuple[Positions, tuple[()]]:
             index, logit = inputs
             return jax.tree.map(lambda p: redrawn(p, index, logit), positions), ()
 
-        # The logit of a uniform number is a logistic one.
+        # The logit of a uniform number has the logistic law.
         logits = jax.random.logistic(key, (x.size,))
         return jax.lax.scan(site, positions, (jnp.arange(x.size), logits))[0]
 
-    def together(key, leader, follower):
+    def together(key: Key, leader: State, follower: State) -> tuple[State, State]:
         return sweep(key, (leader, follower))
 
     return _pair(key, ((x,), (y,)), sweep, together, max_steps)
 
 
-def _pair(key, start, alone, together, max_steps: int) -> CoupledChains:
-    """One chain ahead by a move, then both together.
+def _pair(
+    key: Key,
+    start: tuple[State, State],
+    alone: Callable[[Key, State], State],
+    together: Callable[[Key, State, State], tuple[State, State]],
+    max_steps: int,
+) -> CoupledChains:
+    """Runs one chain alone for a move, then both chains together.
 
     Args:
-      key: Move i's is `fold_in(key, i)`.
-      start: Two states, tuples of which the first entry is the position.
+      key: Typed key; move i uses `fold_in(key, i)`.
+      start: Two states, tuples whose first entry is the position.
       alone: `alone(key, leader) -> leader`.
       together: `together(key, leader, follower) -> (leader, follower)`.
-      max_steps: Of the leader.
+      max_steps: Number of moves of the leader.
     """
 
-    def joined(leader, follower, has_met):
-        has_met |= jnp.all(leader[0] == follower[0])
-        # Equal positions have equal energies, but for what a compiler makes of them.
+    def joined(
+        leader: State, follower: State, has_met: bool | Array
+    ) -> tuple[State, State, Array]:
+        has_met = has_met | jnp.all(leader[0] == follower[0])
+        # Equal positions have equal energies only up to the compiler's rounding.
         follower = jax.tree.map(lambda a, b: jnp.where(has_met, a, b), leader, follower)
         return leader, follower, has_met
 
-    def move(carry, index):
+    def move(
+        carry: tuple[State, State, Array], index: Array
+    ) -> tuple[tuple[State, State, Array], tuple[Array, Array, Array]]:
         leader, follower, has_met = carry
-        pair = together(jax.random.fold_in(key, index), leader, follower)
-        carry = joined(*pair, has_met)
+        leader, follower = together(jax.random.fold_in(key, index), leader, follower)
+        carry = joined(leader, follower, has_met)
         return carry, (carry[0][0], carry[1][0], carry[2])
 
     leader, follower = start
@@ -212,37 +237,37 @@ def _pair(key, start, alone, together, max_steps: int) -> CoupledChains:
     )
 
 
-def _reflected(key, x, y, step_size):
+def _reflected(key: Key, x: Array, y: Array, step_size: float) -> tuple[Array, Array]:
     noise_key, uniform_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, x.shape, x.dtype)
     shift = (x - y) / step_size
     uniform = jnp.log(draw_uniform(uniform_key, (), x))
     is_equal = uniform <= -0.5 * jnp.sum(shift * (2 * noise + shift))
-    # A shift of 0 is always equal: its direction is never asked for.
+    # With a shift of 0 the proposals are equal, and its direction is never used.
     square = jnp.maximum(jnp.sum(shift**2), jnp.finfo(x.dtype).tiny)
     mirrored = noise - 2 * jnp.sum(noise * shift) / square * shift
     ahead = x + step_size * noise
     return ahead, jnp.where(is_equal, ahead, y + step_size * mirrored)
 
 
-def _maximal(key, x, y, step_size):
+def _maximal(key: Key, x: Array, y: Array, step_size: float) -> tuple[Array, Array]:
     noise_key, uniform_key, loop_key = jax.random.split(key, 3)
     ahead = x + step_size * jax.random.normal(noise_key, x.shape, x.dtype)
 
-    def log_ratio(point, other, own):
-        """log N(point; other) - log N(point; own)."""
+    def log_ratio(point: Array, other: Array, own: Array) -> Array:
+        """Returns log N(point; other) - log N(point; own)."""
         squares = jnp.sum((point - own) ** 2) - jnp.sum((point - other) ** 2)
         return 0.5 * squares / step_size**2
 
     uniform = jnp.log(draw_uniform(uniform_key, (), x))
     is_equal = uniform <= log_ratio(ahead, y, x)
 
-    def again(carry):
+    def again(carry: tuple[Key, Array, Array]) -> tuple[Key, Array, Array]:
         key, _, _ = carry
         key, noise_key, uniform_key = jax.random.split(key, 3)
         point = y + step_size * jax.random.normal(noise_key, x.shape, x.dtype)
         uniform = jnp.log(draw_uniform(uniform_key, (), x))
-        # Not "above": a NaN would be tried for ever.
+        # Not `uniform > ...`, with which a NaN would be redrawn for ever.
         return key, point, ~(uniform <= log_ratio(point, x, y))
 
     _, point, _ = jax.lax.while_loop(
@@ -254,24 +279,29 @@ def _maximal(key, x, y, step_size):
 def unbiased_weights(
     meeting_time: Array, num_burn_in: int, num_steps: int, max_steps: int
 ) -> tuple[Array, Array]:
-    """Weights with which the mean over a pair of chains has no bias.
+    """Returns weights with which the mean over a pair of chains has no bias.
 
-    With `k = num_burn_in` and `m = num_steps`: the mean of the leader's positions k to
-    m, and for every t from `k + 1` until they meet `min(1, (t - k) / (m - k + 1))`
-    times the leader at t less the follower at `t - 1`.
+    Let `k = num_burn_in` and `m = num_steps`. The weighted sum is the mean of the
+    leader's positions k to m, plus, for every t from `k + 1` until the chains meet,
+    `min(1, (t - k) / (m - k + 1))` times the difference of the leader at t and the
+    follower at `t - 1`.
 
     Args:
-      meeting_time: From `CoupledChains`.
-      num_burn_in: First positions left out, at least 0.
-      num_steps: The last position of the plain mean, at most `max_steps`.
-      max_steps: Of the chains. A pair that has not met by then is cut off there, which
-        is a bias: count them.
+      meeting_time: Meeting time of a `CoupledChains`, `[]`.
+      num_burn_in: Number of first positions to leave out, at least 0.
+      num_steps: Index of the last position of the plain mean, at most `max_steps`.
+      max_steps: Number of moves of the chains. A pair that has not met by then is cut
+        off there, which is a bias: count such pairs.
 
     Returns:
-      `([max_steps + 1], [max_steps])`, for leader and follower.
+      The leader's weights, `[max_steps + 1]`, and the follower's, `[max_steps]`.
 
     Raises:
-      ValueError: Unless `0 <= num_burn_in <= num_steps <= max_steps`, whole numbers.
+      ValueError: Unless `0 <= num_burn_in <= num_steps <= max_steps` are whole numbers.
+
+    Source:
+      Jacob, O'Leary & Atchade (2020), "Unbiased Markov chain Monte Carlo methods with
+      couplings", https://arxiv.org/abs/1708.03625.
     """
     check_count("num_burn_in", num_burn_in, 0)
     check_count("num_steps", num_steps, 0)

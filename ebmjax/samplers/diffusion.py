@@ -1,6 +1,5 @@
-"""Diffusions run backwards: from noise to data, by predictors and correctors."""
+"""Reverse-time sampling of diffusions by predictors and correctors."""
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,43 +10,53 @@ import numpy as np
 from ebmjax.checks import check_chains, check_count, check_number, shaped_score
 from ebmjax.diffusions import Diffusion
 from ebmjax.samplers.chains import as_pytree
-from ebmjax.samplers.layout import chain_keys, lay_out, over_devices, pad_chains
+from ebmjax.samplers.layout import Layout, chain_keys, lay_out, over_devices, pad_chains
 from ebmjax.samplers.normal import draw_normal
-from ebmjax.types import DEVICE, Array, Key
+from ebmjax.samplers.recompilation import watched_jit
+from ebmjax.types import DEVICE, Array, Key, TimedScoreFn
 
-__all__ = ["DiffusionInfo", "PREDICTORS", "sample_diffusion"]
+__all__ = ["DiffusionInfo", "sample_diffusion"]
 
 
 class DiffusionInfo(NamedTuple):
-    """Of every step, means over all chains: `[steps]`.
+    """Means over all chains at every step of `sample_diffusion`.
 
     Attributes:
-      score_norm: Before the predictor's move.
-      corrector_step_size: Mean of the corrector's moves; 0 without one.
+      score_norm: Mean norm of the score before the predictor's move, `[steps]`, in 1 /
+        units of x.
+      corrector_step_size: Mean step size of the corrector's moves, `[steps]`, in units
+        of x^2; 0 without a corrector.
     """
 
     score_norm: Array
     corrector_step_size: Array
 
 
-def _euler_maruyama(diffusion, x, score, time, end):
-    """The mean and deviation of a step of the reversed equation."""
+def _euler_maruyama(
+    diffusion: Diffusion, x: Array, score: Array, time: Array, end: Array
+) -> tuple[Array, Array]:
+    """Returns the mean and the deviation of a step of the reversed equation."""
     length, scale = time - end, diffusion.diffusion_scale(time)
     drift = diffusion.drift_rate(time) * x - scale**2 * score
     return x - length * drift, scale * jnp.sqrt(length)
 
 
-def _reverse_diffusion(diffusion, x, score, time, end):
-    """The forward step between the two times, exact, and reversed to first order.
+def _reverse_diffusion(
+    diffusion: Diffusion, x: Array, score: Array, time: Array, end: Array
+) -> tuple[Array, Array]:
+    """Reverses the exact forward step between the two times to first order.
 
-    Forward `x_t = ratio x_s + spread n`; backward with the same two numbers.
+    The forward step is `x_t = ratio x_s + spread n`; the backward one uses the same two
+    numbers.
     """
     ratio, spread = _between(diffusion, time, end)
     return (2 - ratio) * x + spread**2 * score, spread
 
 
-def _ancestral(diffusion, x, score, time, end):
-    """The law of `x_s` given `x_t` and the example that the score points to."""
+def _ancestral(
+    diffusion: Diffusion, x: Array, score: Array, time: Array, end: Array
+) -> tuple[Array, Array]:
+    """Returns the law of `x_s` given `x_t` and the example that the score predicts."""
     ratio, spread = _between(diffusion, time, end)
     here, there = diffusion.std(time), diffusion.std(end)
     example = (x + here**2 * score) / diffusion.mean_scale(time)
@@ -55,9 +64,11 @@ def _ancestral(diffusion, x, score, time, end):
     return mean / here**2, spread * there / here
 
 
-def _between(diffusion, time, end):
-    """`x_t` given `x_s`, from a time `end` before `time`: what its mean is multiplied
-    with, and its deviation."""
+def _between(diffusion: Diffusion, time: Array, end: Array) -> tuple[Array, Array]:
+    """Returns the law of `x_t` given `x_s`, where `end` is the time s before `time`.
+
+    The result is the factor of `x_s` in the mean, and the standard deviation.
+    """
     ratio = diffusion.mean_scale(time) / diffusion.mean_scale(end)
     variance = diffusion.std(time) ** 2 - (ratio * diffusion.std(end)) ** 2
     return ratio, jnp.sqrt(jnp.maximum(variance, 0.0))
@@ -72,7 +83,7 @@ PREDICTORS = {
 
 def sample_diffusion(
     diffusion: Diffusion,
-    score_fn: Callable[[Array, Array], Array],
+    score_fn: TimedScoreFn,
     key: Key,
     x: Array,
     num_steps: int,
@@ -84,61 +95,72 @@ def sample_diffusion(
     is_denoised: bool = True,
     known: tuple[Array, Array] | None = None,
 ) -> tuple[Array, DiffusionInfo]:
-    """Runs a diffusion backwards from time 1, in equal steps, on all local devices.
+    """Runs a diffusion (VE, VP or sub-VP SDE) backwards, on all local devices.
 
-    At every time first the corrector, moves of Langevin dynamics that leave the law of
-    that time about as it is, then the predictor, which takes it to the next:
+    This is the predictor-corrector (PC) sampler, which takes equal steps from time 1
+    on.
+
+    At every time, the corrector comes first: moves of Langevin dynamics that leave the
+    law of that time approximately unchanged. Then the predictor takes the chains to the
+    next time:
 
     - "euler_maruyama" discretises the reversed equation;
-    - "reverse_diffusion" reverses the exact step of the forward one to first order;
+    - "reverse_diffusion" reverses the exact step of the forward equation to first
+      order;
     - "ancestral" draws from the law of the step given the example that the score
-      expects, `(x + std^2 score) / mean_scale`. Exact where the data are one point; of
-      VP it is DDPM's, with the smaller of its two variances.
+      predicts, `(x + std^2 score) / mean_scale`. It is exact if the data are one point.
+      For the variance-preserving diffusion it is the step of DDPM
+      (https://arxiv.org/abs/2006.11239) with the smaller of its two variances.
 
-    The corrector's step is `2 a (signal_to_noise |n| / |score|)^2` in our convention,
-    where `a` is what the forward step multiplies the variance with, 1 for VE, and both
-    norms are means over all chains on all devices (inside of a caller's own `pmap` or
-    `shard_map` over those of one device alone). Where all scores are zero it stays. So
-    chains are not independent with a corrector: a chain's numbers depend on what the
-    others' scores are. Without, they depend on its key and index alone, as in
+    The corrector's step is `2 a (signal_to_noise |n| / |score|)^2` in this library's
+    convention. Here `a` is the factor by which the forward step multiplies the
+    variance, which is 1 for VE. Both norms are means over all chains on all devices;
+    inside a caller's own `pmap` or `shard_map` they are means over the chains of one
+    device. If all scores are zero, the corrector does not move. With a corrector,
+    chains are therefore not independent: the numbers of a chain depend on the scores of
+    the others. Without one, they depend on the chain's key and index alone, as in
     `sample_chains`.
 
-    With something known, inpainting by replacement: what is known is put back at every
-    time, with that time's noise, drawn once, before any score is asked for. The rest
-    is then drawn given noised values at every time and not given the values at all: the
-    law is the conditional one only as far as the corrector brings it there, or where
-    the rest does not depend on what is known.
+    If `known` is given, this function inpaints by replacement. At every time, before
+    any score is computed, the known elements are replaced by their values with that
+    time's noise, drawn once. The other elements are thus drawn given noised values at
+    every time and never given the values themselves. The law is the conditional one
+    only as far as the corrector brings it there, or if the other elements do not depend
+    on the known ones.
 
     Args:
-      diffusion: From `ebmjax.diffusions`.
-      score_fn: `score_fn(x, time) -> [*event]` of one chain, made once. Arrays bound
+      diffusion: Diffusion from `ebmjax.diffusions`.
+      score_fn: `score_fn(x, time) -> [*event]` of one chain. Make it once. Arrays bound
         with `functools.partial` are arguments of the compiled program.
-      key: A typed key.
-      x: Draws of the prior, `[chains, *event]`: `diffusion.prior_std` times standard
-        normal ones.
-      num_steps: Steps from time 1 to `time_min`.
-      predictor: One of the three, or None to go by the corrector alone, with the steps'
-        times as levels.
-      num_corrections: Moves of the corrector at every time.
-      signal_to_noise: Of the corrector.
-      time_min: Where to stop: at time 0 scores are not to be had.
-      is_denoised: Whether to return, of the last draw, the example that the score
-        expects: noise of `std(time_min)` is else left in it.
-      known: `(is_known, values)`, of the example: booleans `[*event]` or `[chains,
-        *event]`, and `[chains, *event]`, of which those at True are looked at and come
-        back as they are.
+      key: Typed key.
+      x: Draws of the prior, `[chains, *event]`, which are `diffusion.prior_std` times
+        standard normal numbers.
+      num_steps: Number of steps from time 1 to `time_min`.
+      predictor: One of the three, or None to use the corrector alone, with the steps'
+        times as its levels.
+      num_corrections: Number of moves of the corrector at every time.
+      signal_to_noise: Signal-to-noise ratio of the corrector.
+      time_min: Time at which to stop. It is above 0, because scores do not exist at
+        time 0.
+      is_denoised: Whether to return, for the last draw, the example that the score
+        predicts. Otherwise noise of `std(time_min)` is left in the result.
+      known: `(is_known, values)` of the examples. `is_known` is boolean, `[*event]` or
+        `[chains, *event]`; `values` is `[chains, *event]`. Only the values at True are
+        used, and they are returned unchanged.
 
     Returns:
-      `(x, DiffusionInfo)`: `[chains, *event]` at the end.
+      `(x, DiffusionInfo)`, where `x` holds the chains at the end, `[chains, *event]`.
 
     Raises:
       ValueError: If an option is none of these, there is neither a predictor nor a
-        corrector, `known` is not of those shapes, or `x` or `key` are not as in
-        `sample_chains`.
+        corrector, `known` does not have those shapes, or `x` or `key` do not satisfy
+        the requirements of `sample_chains`.
 
     Source:
       Song et al. (2021), "Score-based generative modeling through stochastic
-      differential equations", and its released code.
+      differential equations", https://arxiv.org/abs/2011.13456, and its released code.
+      "ancestral" is from Ho, Jain & Abbeel (2020), "Denoising diffusion probabilistic
+      models", https://arxiv.org/abs/2006.11239.
     """
     if predictor is not None and predictor not in PREDICTORS:
         raise ValueError(
@@ -159,7 +181,7 @@ def sample_diffusion(
     layout = layout._replace(
         num_blocks=1, block_size=layout.num_blocks * layout.block_size
     )
-    return _sample_diffusion(
+    sampled: tuple[Array, DiffusionInfo] = _sample_diffusion(
         score_fn,
         key,
         x,
@@ -172,10 +194,13 @@ def sample_diffusion(
         is_denoised=bool(is_denoised),
         layout=layout,
     )
+    return sampled
 
 
-def _check_known(known, x):
-    """`(is_known, values)`, both of `x`'s shape, or None."""
+def _check_known(
+    known: tuple[Array, Array] | None, x: Array
+) -> tuple[Array, Array] | None:
+    """Returns `(is_known, values)`, both of `x`'s shape, or None."""
     if known is None:
         return None
     is_known, values = map(jnp.asarray, known)
@@ -189,8 +214,9 @@ def _check_known(known, x):
     return jnp.broadcast_to(is_known, x.shape), values.astype(x.dtype)
 
 
-@functools.partial(
-    jax.jit,
+@watched_jit(
+    "sample_diffusion",
+    ("diffusion", "score_fn"),
     static_argnames=(
         "diffusion",
         "times",
@@ -202,45 +228,52 @@ def _check_known(known, x):
     ),
 )
 def _sample_diffusion(
-    score_fn,
-    key,
-    x,
-    known,
+    score_fn: TimedScoreFn,
+    key: Key,
+    x: Array,
+    known: tuple[Array, Array] | None,
     *,
-    diffusion,
-    times,
-    predictor,
-    num_corrections,
-    signal_to_noise,
-    is_denoised,
-    layout,
-):
+    diffusion: Diffusion,
+    times: tuple[float, ...],
+    predictor: str | None,
+    num_corrections: int,
+    signal_to_noise: float,
+    is_denoised: bool,
+    layout: Layout,
+) -> tuple[Array, DiffusionInfo]:
     num_chains = x.shape[0]
     keys = chain_keys(key, layout.num_chains)
     is_real = jnp.arange(layout.num_chains) < num_chains
     x, known = pad_chains((x, known), layout.num_chains)
-    times = jnp.asarray(times, jnp.promote_types(x.dtype, jnp.float32))
-    has_axis = not layout.is_traced and len(layout.devices) > 1
+    path = jnp.asarray(times, jnp.promote_types(x.dtype, jnp.float32))
 
-    def local(score_fn, keys, x, known, is_real):
-        def scores_of(x, time):
+    def local(
+        score_fn: TimedScoreFn,
+        keys: Key,
+        x: Array,
+        known: tuple[Array, Array] | None,
+        is_real: Array,
+    ) -> tuple[Array, DiffusionInfo]:
+        def scores_of(x: Array, time: Array) -> Array:
             return jax.vmap(lambda x: shaped_score(score_fn)(x, time))(x)
 
-        def mean_norm(vectors):
-            """Over the chains of all devices, without those that fill up."""
+        def mean_norm(vectors: Array) -> Array:
+            """Returns the mean norm over the chains of all devices except padding."""
             norms = jnp.sqrt(jnp.sum(vectors.reshape(len(vectors), -1) ** 2, axis=1))
             total = jnp.sum(jnp.where(is_real, norms, 0.0))
-            return (jax.lax.psum(total, DEVICE) if has_axis else total) / num_chains
+            if layout.num_devices > 1:
+                total = jax.lax.psum(total, DEVICE)
+            return total / num_chains
 
-        def noise_of(index, place):
-            def draw(key):
+        def noise_of(index: int | Array, place: int | Array) -> Array:
+            def draw(key: Key) -> Array:
                 key = jax.random.fold_in(jax.random.fold_in(key, index), place)
                 return draw_normal(key, x.shape[1:], x.dtype)
 
             return jax.vmap(draw)(keys)
 
-        def replacement(index, time):
-            """Puts what is known, with noise of a time, in its place."""
+        def replacement(index: int | Array, time: Array) -> Callable[[Array], Array]:
+            """Returns a function that puts noised known values in their place."""
             if known is None:
                 return lambda x: x
             is_known, values = known
@@ -248,22 +281,24 @@ def _sample_diffusion(
             noised = diffusion.mean_scale(time) * values + diffusion.std(time) * noise
             return lambda x: jnp.where(is_known, noised, x).astype(x.dtype)
 
-        def step(x, inputs):
+        def step(
+            x: Array, inputs: tuple[Array, Array, Array]
+        ) -> tuple[Array, DiffusionInfo]:
             index, time, end = inputs
             ratio, _ = _between(diffusion, time, end)
             put_back = replacement(index, time)
 
-            def correct(x, place):
+            def correct(x: Array, place: Array) -> tuple[Array, Array]:
                 x = put_back(x)
                 score, noise = scores_of(x, time), noise_of(index, place)
                 norm = mean_norm(score)
                 signal = signal_to_noise * mean_norm(noise) / norm
-                # A score of zero, as networks begin with, says nothing of a step.
+                # A score of zero, with which networks begin, determines no step.
                 length = jnp.where(norm == 0, 0.0, 2 * ratio**2 * signal**2)
                 moved = x + length * score + jnp.sqrt(2 * length) * noise
                 return moved.astype(x.dtype), length
 
-            length = jnp.zeros((), times.dtype)
+            length = jnp.zeros((), path.dtype)
             if num_corrections:
                 places = 1 + jnp.arange(num_corrections)
                 x, lengths = jax.lax.scan(correct, x, places)
@@ -276,15 +311,16 @@ def _sample_diffusion(
                 x = (mean + spread * noise_of(index, 0)).astype(x.dtype)
             return x, DiffusionInfo(norm, length)
 
-        indices = jnp.arange(len(times) - 1)
-        x, info = jax.lax.scan(step, x, (indices, times[:-1], times[1:]))
-        last = times[-1]
-        x = replacement(len(times) - 1, last)(x)
+        indices = jnp.arange(len(path) - 1)
+        x, info = jax.lax.scan(step, x, (indices, path[:-1], path[1:]))
+        last = path[-1]
+        x = replacement(len(path) - 1, last)(x)
         if is_denoised:
             example = x + diffusion.std(last) ** 2 * scores_of(x, last)
             x = (example / diffusion.mean_scale(last)).astype(x.dtype)
         if known is not None:
-            x = jnp.where(*known, x)
+            is_known, values = known
+            x = jnp.where(is_known, values, x)
         return x, info
 
     x, info = over_devices(local, layout, (None, 0, 0, 0, 0), (0, None))(

@@ -1,4 +1,4 @@
-"""Hamiltonian Monte Carlo."""
+"""Hamiltonian Monte Carlo (HMC)."""
 
 from typing import NamedTuple
 
@@ -8,114 +8,145 @@ import numpy as np
 
 from ebmjax.checks import check_count, check_number
 from ebmjax.samplers.normal import draw_normal
-from ebmjax.samplers.sampler import Sampler, metropolis, value_and_gradient
+from ebmjax.samplers.sampler import Sampler, metropolis, named, value_and_gradient
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["HMCInfo", "HMCState", "hmc"]
 
 
 class HMCState(NamedTuple):
-    position: Array  # [*event]
-    energy: Array  # []
-    gradient: Array  # [*event], of the energy, at `position`
-    num_moves: Array  # [], moves since `init`; decides random numbers of leapfrogs
+    """State of a Hamiltonian Monte Carlo chain.
+
+    Attributes:
+      position: Place of the chain, `[*event]`, in units of x.
+      energy: Energy at `position`, `[]`, in nats.
+      gradient: Gradient of the energy at `position`, `[*event]`, in nats / units of x.
+      num_moves: Number of moves since `init`, `[]`, int32. It decides the random
+        numbers of leapfrogs.
+    """
+
+    position: Array
+    energy: Array
+    gradient: Array
+    num_moves: Array
 
 
 class HMCInfo(NamedTuple):
-    energy: Array  # [], after the move
-    gradient_norm: Array  # [], after the move
-    acceptance_rate: Array  # [], min(1, exp(-energy_error / temperature))
-    is_accepted: Array  # [], bool
-    energy_error: Array  # [], of energy plus kinetic energy, along the trajectory
-    num_leapfrog: Array  # [], in this move
+    """Report of one move of Hamiltonian Monte Carlo.
+
+    Attributes:
+      energy: Energy after the move, `[]`, in nats.
+      gradient_norm: Norm of the energy's gradient after the move, `[]`, in nats / units
+        of x.
+      acceptance_rate: Probability of accepting,
+        `min(1, exp(-energy_error / temperature))`, `[]`, in [0, 1].
+      is_accepted: Whether the end of the trajectory was accepted, `[]`, bool.
+      energy_error: Change of energy plus kinetic energy along the trajectory, `[]`, in
+        nats.
+      num_leapfrog: Number of leapfrogs of this move, `[]`, int32.
+    """
+
+    energy: Array
+    gradient_norm: Array
+    acceptance_rate: Array
+    is_accepted: Array
+    energy_error: Array
+    num_leapfrog: Array
 
 
+@named
 def hmc(
     *,
-    step_size: float,
+    step_size: float | Array,
     num_leapfrog: int,
-    inverse_mass: Array | None = None,
+    inverse_mass: float | Array | np.ndarray | None = None,
     randomize_num_leapfrog: bool = False,
-    temperature: float = 1.0,
+    temperature: float | Array = 1.0,
 ) -> Sampler:
-    """Hamiltonian trajectories by the leapfrog rule, accepted or refused.
+    """Returns a sampler that runs Hamiltonian Monte Carlo (HMC) with the leapfrog rule.
 
-    Draws a momentum `p ~ N(0, temperature * mass)`, makes `num_leapfrog` times
+    A move draws a momentum `p ~ N(0, temperature * mass)` and makes `num_leapfrog`
+    times
 
         p -= step_size / 2 * grad E(x);  x += step_size * inverse_mass * p;
-        p -= step_size / 2 * grad E(x),
+        p -= step_size / 2 * grad E(x).
 
-    and accepts the end with probability `min(1, exp(-energy_error / temperature))`,
+    It accepts the end with probability `min(1, exp(-energy_error / temperature))`,
     which leaves `exp(-E / temperature)` invariant at every step size. Momenta are drawn
-    anew at every move (`underdamped` keeps them). The step is a time, not `langevin`'s
-    length: one leapfrog of step h is a MALA proposal of step_size h^2 / 2.
+    anew at every move (`underdamped` keeps them). The step is a time, not a length as
+    in `langevin`: one leapfrog of step h is a MALA proposal of step_size h^2 / 2.
 
-    **A fixed number of leapfrogs resonates.** Where `num_leapfrog * step_size` is near
-    a multiple of half the period `2 pi sqrt(mass / curvature)` of some direction, the
-    trajectory comes back to where it began, or to its mirror image, and that direction
-    is hardly sampled, though the acceptance looks well. `randomize_num_leapfrog` makes
-    the number uniform on 1, ..., 2 num_leapfrog - 1, of mean `num_leapfrog`: for long
-    runs, the better choice. The number is a fixed pseudo-random function of
-    how many moves were made since `init`, not of the key, so that chains under `vmap`
-    make equally many and none waits for the longest; any sequence of numbers that does
-    not look at the chain leaves the law invariant. Every call begins the sequence
-    anew: calls of one move have one length. Moves by twos add up to twice the mean.
+    **A fixed number of leapfrogs resonates.** If `num_leapfrog * step_size` is near a
+    multiple of half the period `2 pi sqrt(mass / curvature)` of some direction, the
+    trajectory returns to its beginning or to its mirror image. That direction is then
+    hardly sampled, although the acceptance rate looks good. `randomize_num_leapfrog`
+    makes the number uniform on 1, ..., 2 num_leapfrog - 1, with mean `num_leapfrog`,
+    which is the better choice for long runs. The number is a fixed pseudo-random
+    function of the number of moves since `init`, not of the key. Chains under `vmap`
+    therefore make equally many leapfrogs, and none waits for the longest. Any sequence
+    of numbers that does not depend on the chain leaves the law invariant. Every call
+    begins the sequence anew, so calls of one move all have the same length. The numbers
+    of moves 2 k and 2 k + 1 add up to twice the mean.
 
-    A trajectory to infinite energy is refused. One to NaN is refused too, and
-    `acceptance_rate` and `energy_error` are then NaN, so that it is seen.
+    A trajectory to infinite energy is refused. A trajectory to NaN is refused too, and
+    `acceptance_rate` and `energy_error` are then NaN, so that it is visible.
 
     Args:
-      step_size: Of a leapfrog, in units of x / sqrt(energy) at unit mass. Positive.
-      num_leapfrog: Leapfrogs a move, or their mean.
-      inverse_mass: `[*event]` or `[]`, positive: the diagonal of the inverse of the
-        mass matrix. Best near the variance of each direction (not its inverse). None
-        is 1.
-      randomize_num_leapfrog: See above.
-      temperature: As in `langevin`. Positive.
+      step_size: Step size of a leapfrog, in units of x / sqrt(energy) at unit mass.
+        Positive.
+      num_leapfrog: Number of leapfrogs of a move, or its mean.
+      inverse_mass: Diagonal of the inverse of the mass matrix, `[*event]` or `[]`,
+        positive. The best values are near the variance of each direction (not its
+        inverse). None means 1.
+      randomize_num_leapfrog: Whether to randomize the number of leapfrogs, as described
+        above.
+      temperature: Temperature, as in `langevin`. Positive.
 
     Returns:
-      A `Sampler` with `HMCState` and `HMCInfo`: `num_leapfrog` gradients a move, only
-      the last of them with the energy, and one to start.
+      A `Sampler` with `HMCState` and `HMCInfo`. A move takes `num_leapfrog` gradients,
+      only the last of them with the energy; the start takes one.
 
     Raises:
-      ValueError: If a number is not positive, or `inverse_mass` is not positive or not
-        of the position's shape.
+      ValueError: If a number is not positive, or `inverse_mass` is not positive or does
+        not have the position's shape.
 
     Source:
-      Neal (2011), "MCMC using Hamiltonian dynamics", which also proposes random lengths
-      against resonance.
+      Neal (2011), "MCMC using Hamiltonian dynamics", https://arxiv.org/abs/1206.1901,
+      which also proposes random lengths against resonance. The method is from Duane,
+      Kennedy, Pendleton & Roweth (1987), "Hybrid Monte Carlo", Physics Letters B 195.
     """
     check_number("step_size", step_size, positive=True)
     check_number("temperature", temperature, positive=True)
     check_count("num_leapfrog", num_leapfrog, 1)
-    if inverse_mass is None:
-        inverse_mass = 1.0
-    elif not isinstance(inverse_mass, jax.core.Tracer):
-        inverse_mass = np.asarray(inverse_mass)
-        if not (inverse_mass > 0).all():
-            raise ValueError(f"inverse_mass must be positive, got {inverse_mass}")
+    diagonal = 1.0 if inverse_mass is None else inverse_mass
+    if inverse_mass is not None and not isinstance(inverse_mass, jax.core.Tracer):
+        diagonal = np.asarray(inverse_mass)
+        if not (diagonal > 0).all():
+            raise ValueError(f"inverse_mass must be positive, got {diagonal}")
 
-    def check_mass(x):
-        if np.shape(inverse_mass) not in ((), x.shape):
+    def check_mass(x: Array) -> None:
+        if np.shape(diagonal) not in ((), x.shape):
             raise ValueError(
                 f"inverse_mass must be a number or of the position's shape {x.shape},"
-                f" got shape {np.shape(inverse_mass)}"
+                f" got shape {np.shape(diagonal)}"
             )
 
     def init(energy_fn: EnergyFn, x: Array) -> HMCState:
         check_mass(x)
         return HMCState(x, *value_and_gradient(energy_fn, x), jnp.zeros((), jnp.int32))
 
-    def step(energy_fn: EnergyFn, key: Key, state: HMCState):
+    def step(
+        energy_fn: EnergyFn, key: Key, state: HMCState
+    ) -> tuple[HMCState, HMCInfo]:
         momentum_key, accept_key = jax.random.split(key)
         x, energy, gradient, num_moves = state
         dtype = x.dtype
         # Hyper-parameters of another type must not change the position's.
-        inverse = jnp.asarray(inverse_mass, dtype)
+        inverse = jnp.asarray(diagonal, dtype)
         noise = draw_normal(momentum_key, x.shape, dtype)
         start = noise * jnp.asarray(temperature**0.5, dtype) / jnp.sqrt(inverse)
 
-        count = num_leapfrog
+        count: int | Array = num_leapfrog
         if randomize_num_leapfrog:
             count = shared_num_leapfrog(num_moves, num_leapfrog)
         y, momentum, end_energy, end_gradient = trajectory(
@@ -146,21 +177,24 @@ def trajectory(
     x: Array,
     momentum: Array,
     gradient: Array,
-    step_size: float,
+    step_size: float | Array,
     inverse_mass: Array,
-    num_leapfrog: Array,
+    num_leapfrog: int | Array,
 ) -> tuple[Array, Array, Array, Array]:
-    """`num_leapfrog` leapfrogs from `x [*event]`, whose gradient is given.
+    """Makes `num_leapfrog` leapfrogs from `x [*event]`, whose gradient is given.
 
-    Returns position, momentum, energy and gradient at the end. Volume-preserving, and
-    reversible: the end with its momentum turned round leads back to the start. The
-    error in energy plus kinetic energy is of order step_size^2.
+    The map preserves volume and is reversible: from the end, with its momentum
+    reversed, it leads back to the start. The error in energy plus kinetic energy is of
+    order step_size^2.
+
+    Returns:
+      Position, momentum, energy and gradient at the end.
     """
     step = jnp.asarray(step_size, x.dtype)
     drift = step * inverse_mass
 
     # Whole kicks between half ones; the energy is computed at the end alone.
-    def leapfrog(_, carry):
+    def leapfrog(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         y, momentum = carry
         momentum = momentum - step * jax.grad(energy_fn)(y)
         return y + drift * momentum, momentum
@@ -174,23 +208,27 @@ def trajectory(
 
 
 def shared_num_leapfrog(num_moves: Array, mean: int) -> Array:
-    """Uniform on 1, ..., 2 mean - 1, a function of the move alone, moves by twos
-    adding up to twice the mean.
+    """Returns a uniform number in 1, ..., 2 mean - 1 that depends on the move alone.
 
-    Under `vmap` one number serves all: they are equal where chains began together, and
-    the trajectories then make one loop of that length. A number of each chain's own
-    would have all of them wait for the longest.
+    The numbers of moves 2 k and 2 k + 1 add up to twice the mean.
+
+    Under `vmap` one number serves all chains. They have made equally many moves if they
+    began together, so the trajectories make one loop of that length. If each chain had
+    a number of its own, all chains would wait for the longest.
     """
 
     @jax.custom_batching.custom_vmap
-    def draw(num_moves):
+    def draw(num_moves: Array) -> Array:
         key = jax.random.fold_in(jax.random.key(0, impl="threefry2x32"), num_moves // 2)
         number = jax.random.randint(key, (), 1, 2 * mean)
         return jnp.where(num_moves % 2 == 0, number, 2 * mean - number)
 
     @draw.def_vmap
-    def _(axis_size, in_batched, num_moves):
+    def _(
+        axis_size: int, in_batched: list[bool], num_moves: Array
+    ) -> tuple[Array, bool]:
         first = num_moves[0] if in_batched[0] else num_moves
         return draw(first), False
 
-    return draw(num_moves)
+    number: Array = draw(num_moves)
+    return number

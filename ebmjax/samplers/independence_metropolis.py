@@ -1,4 +1,4 @@
-"""Metropolis-Hastings with proposals that do not look at the chain."""
+"""Metropolis-Hastings with proposals that do not depend on the chain's position."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,53 +7,80 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax.checks import check_number
-from ebmjax.samplers.sampler import Sampler, metropolis, value
+from ebmjax.samplers.sampler import Sampler, metropolis, named, value
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["IndependenceInfo", "IndependenceState", "independence"]
 
 
 class IndependenceState(NamedTuple):
-    position: Array  # [*event]
-    energy: Array  # []
-    log_prob: Array  # [], of the proposal's density at `position`
+    """State of an independence Metropolis-Hastings chain.
+
+    Attributes:
+      position: Place of the chain, `[*event]`, in units of x.
+      energy: Energy at `position`, `[]`, in nats.
+      log_prob: Log of the proposal's density at `position`, `[]`, in nats, up to a
+        constant.
+    """
+
+    position: Array
+    energy: Array
+    log_prob: Array
 
 
 class IndependenceInfo(NamedTuple):
-    energy: Array  # [], after the move
-    acceptance_rate: Array  # [], min(1, Metropolis-Hastings ratio)
-    is_accepted: Array  # [], bool
+    """Report of one move of independence Metropolis-Hastings.
+
+    Attributes:
+      energy: Energy after the move, `[]`, in nats.
+      acceptance_rate: Probability of accepting, `min(1, Metropolis-Hastings ratio)`,
+        `[]`, in [0, 1].
+      is_accepted: Whether the proposal was accepted, `[]`, bool.
+    """
+
+    energy: Array
+    acceptance_rate: Array
+    is_accepted: Array
 
 
+@named
 def independence(
     *,
     proposal: tuple[Callable[[Key], Array], Callable[[Array], Array]],
-    temperature: float = 1.0,
+    temperature: float | Array = 1.0,
 ) -> Sampler:
-    """Proposals drawn from one fixed distribution, accepted or refused.
+    """Returns a sampler whose proposals come from one fixed distribution (IMH).
 
-    Draws `y` from the proposal, wherever the chain is, and accepts with probability
+    This is independence Metropolis-Hastings (Tierney 1994, Annals of Statistics 22). A
+    move draws `y` from the proposal, wherever the chain is, and accepts it with
+    probability
 
         min(1, exp(-(E(y) - E(x)) / temperature) proposal(x) / proposal(y)),
 
-    which leaves `exp(-E / temperature)` invariant. It needs no gradient and crosses any
-    barrier, and it is as good as the proposal: where `exp(-E / temperature) / proposal`
-    has no bound the chain sticks at places that the proposal misses. With a latent's
-    prior for the proposal and `energies.latent_energy` this is GEBM's independent
-    Metropolis-Hastings. It is not importance sampling: refused draws repeat the last.
+    which leaves `exp(-E / temperature)` invariant. The sampler needs no gradient and
+    crosses any barrier, and it is as good as the proposal: if
+    `exp(-E / temperature) / proposal` is unbounded, the chain sticks at places that the
+    proposal misses. With the prior of a latent as the proposal and
+    `energies.latent_energy`, this is the independent Metropolis-Hastings of GEBM. It is
+    not importance sampling: a refused move repeats the last draw.
 
     Args:
-      proposal: `(sample, log_prob)`: `sample(key) -> x [*event]`, of the type of the
-        chain's positions, and `log_prob(x) -> []`, up to a constant, in nats.
-      temperature: As in `langevin`. Positive.
+      proposal: `(sample, log_prob)` with `sample(key) -> x [*event]`, of the type of
+        the chain's positions, and `log_prob(x) -> []`, in nats, up to a constant.
+      temperature: Temperature, as in `langevin`. Positive.
 
     Returns:
-      A `Sampler` with `IndependenceState` and `IndependenceInfo`: one energy a move, no
-      gradient, and one to start.
+      A `Sampler` with `IndependenceState` and `IndependenceInfo`. A move takes one
+      energy and no gradient; the start takes one energy.
 
     Raises:
       ValueError: If `temperature` is not positive, or `sample` draws another shape than
         the chain's.
+
+    Source:
+      Tierney (1994), "Markov chains for exploring posterior distributions", Annals of
+      Statistics 22. For latents: Arbel, Zhou & Gretton (2021), "Generalized energy
+      based models", https://arxiv.org/abs/2003.05033.
     """
     check_number("temperature", temperature, positive=True)
     sample, log_prob = proposal
@@ -61,7 +88,9 @@ def independence(
     def init(energy_fn: EnergyFn, x: Array) -> IndependenceState:
         return IndependenceState(x, value(energy_fn, x), value(log_prob, x))
 
-    def step(energy_fn: EnergyFn, key: Key, state: IndependenceState):
+    def step(
+        energy_fn: EnergyFn, key: Key, state: IndependenceState
+    ) -> tuple[IndependenceState, IndependenceInfo]:
         proposal_key, accept_key = jax.random.split(key)
         y = sample(proposal_key)
         if jnp.shape(y) != state.position.shape:

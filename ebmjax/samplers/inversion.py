@@ -1,7 +1,8 @@
-"""A chain read as a generator: from where it begins to where it ends, and back."""
+"""Chains as generators, from an initial position to a final one, and inversion."""
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,43 +17,48 @@ __all__ = ["chain_generator", "invert_chain"]
 def chain_generator(
     sampler: Sampler, energy_fn: EnergyFn, num_steps: int, jacobian: str = "autodiff"
 ) -> Callable[[Key, Array], Array]:
-    """The map from a chain's beginning to its end, `generate(key, z) -> x`.
+    """Returns the map from a chain's initial to its final position (short-run MCMC).
 
-    With the key held fixed it is a deterministic function of `z`: a residual network of
-    `num_steps` layers that share the energy's weights. It is a generator only with the
-    number of steps it was trained with.
+    With the key fixed, `generate(key, z) -> x` is a deterministic function of `z`: a
+    residual network of `num_steps` layers that share the energy's weights. It is a
+    generator only with the number of steps with which it was trained.
 
     Args:
-      sampler: Moves the chain.
+      sampler: Sampler that moves the chain.
       energy_fn: Energy of one example.
-      num_steps: Moves of the chain; the short-run paper's K.
-      jacobian: What differentiating `generate` in `z` gives. `"autodiff"` is exact and
-        runs backwards through the chain, which costs second derivatives of the energy
-        (every move is recomputed, so that memory grows with the positions alone).
-        `"identity"` takes dx/dz to be the identity at no cost: exact where the energy
-        is piecewise linear, as leaky-ReLU networks are, if the sampler is `langevin`
-        without clips; an approximation elsewhere.
+      num_steps: Number of moves of the chain; the short-run paper's K.
+      jacobian: Derivative of `generate` in `z`. `"autodiff"` is exact and
+        differentiates backwards through the chain, which costs second derivatives of
+        the energy. Every move is recomputed, so that memory grows with the positions
+        alone. `"identity"` takes dx/dz to be the identity at no cost. That is exact if
+        the energy is piecewise linear, as leaky-ReLU networks are, and the sampler is
+        `langevin` without clips; otherwise it is an approximation.
 
     Returns:
-      `generate(key, z)` for one `z: [*event]`.
+      `generate(key, z)` for one `z [*event]`.
 
     Raises:
-      ValueError: For another `jacobian`.
+      ValueError: If `jacobian` is neither of the two.
+
+    Source:
+      Nijkamp, Hill, Zhu & Wu (2019), "Learning non-convergent non-persistent short-run
+      MCMC toward energy-based model", https://arxiv.org/abs/1904.09770.
     """
     if jacobian not in ("autodiff", "identity"):
         raise ValueError(f"jacobian must be 'autodiff' or 'identity', got {jacobian!r}")
 
-    def run(key, z):
+    def run(key: Key, z: Array) -> Array:
         # The same numbers as `sample_chain`, with every move recomputed backwards.
         @jax.checkpoint
-        def move(state, step):
+        def move(state: Any, step: Array) -> tuple[Any, None]:
             step_key = jax.random.fold_in(key, step)
             return sampler.step(energy_fn, step_key, state)[0], None
 
         state = sampler.init(energy_fn, z)
-        return jax.lax.scan(move, state, jnp.arange(num_steps))[0].position
+        end: Array = jax.lax.scan(move, state, jnp.arange(num_steps))[0].position
+        return end
 
-    def run_with_identity(key, z):
+    def run_with_identity(key: Key, z: Array) -> Array:
         return z + jax.lax.stop_gradient(run(key, z) - z)
 
     return run if jacobian == "autodiff" else run_with_identity
@@ -69,36 +75,43 @@ def invert_chain(
     observe: Callable[[Array], Array] = lambda x: x,
     project: Callable[[Array], Array] = lambda z: z,
 ) -> tuple[Array, Array]:
-    """Finds beginnings whose chains end at what was observed, by gradient descent.
+    """Finds by gradient descent initial positions whose chains end at observations.
 
-    Minimises `|observe(generate(key, z)) - target|^2` over `z`, the chain's noise held
-    fixed. With the identity for `observe` this reconstructs; with a mask it inpaints,
-    with a mean over blocks it makes super-resolution. It is a point estimate: no
-    uncertainty is sampled.
+    The descent minimises `|observe(generate(key, z)) - target|^2` over `z` with the
+    chain's noise fixed. With the identity for `observe` it reconstructs, with a mask it
+    inpaints, and with a mean over blocks it makes super-resolution. The result is a
+    point estimate: no uncertainty is sampled.
 
-    What is returned is the best beginning visited, not the last: the chain of a
-    piecewise linear energy jumps where `z` crosses a crease, so that a constant step
-    ends in a jitter.
+    The function returns the best initial position visited, not the last one. The chain
+    of a piecewise linear energy jumps where `z` crosses a crease, so a constant step
+    does not settle.
 
     Args:
-      generate: From `chain_generator`.
+      generate: Generator from `chain_generator`.
       key: One typed key; every example has noise of its own.
-      z: Where the descent begins, `[n, *event]`.
-      target: What is observed of each example, `[n, ...]`, of `observe`'s shape.
-      num_iterations: Descent steps.
-      step_size: Of the descent; the gradient of the sum of squares is twice the
-        residual, so that 0.5 with the identity Jacobian replaces `z` by
+      z: Initial positions at which the descent begins, `[n, *event]`.
+      target: Observations of each example, `[n, ...]`, of the shape that `observe`
+        returns.
+      num_iterations: Number of descent steps.
+      step_size: Step size of the descent. The gradient of the sum of squares is twice
+        the residual, so 0.5 with the identity Jacobian replaces `z` by
         `z - (x - target)`.
-      observe: What is seen of one example.
-      project: Applied to every `z` after each step, e.g. a clip to the start's range.
+      observe: Function from one example to its observation.
+      project: Function that is applied to every `z` after each step, for example a clip
+        to the range of the start.
 
     Returns:
-      `(z, losses)`: for each example the visited beginning with the lowest sum of
-      squares, `[n, *event]`, and the sums of squares before each step,
+      `(z, losses)`, the visited initial position with the lowest sum of squares for
+      each example, `[n, *event]`, and the sums of squares before each step,
       `[num_iterations, n]`.
 
     Raises:
-      ValueError: If `step_size` or `num_iterations` is not positive or shapes disagree.
+      ValueError: If `step_size` or `num_iterations` is not positive, or shapes
+        disagree.
+
+    Source:
+      Nijkamp, Hill, Zhu & Wu (2019), "Learning non-convergent non-persistent short-run
+      MCMC toward energy-based model", https://arxiv.org/abs/1904.09770.
     """
     check_number("step_size", step_size, positive=True)
     if num_iterations < 1:
@@ -111,13 +124,15 @@ def invert_chain(
     keys = jax.random.split(key, z.shape[0])
 
     @partial(jax.vmap, in_axes=(0, 0, 0))
-    def value_and_gradient(z, key, target):
-        def loss(z):
+    def value_and_gradient(z: Array, key: Key, target: Array) -> tuple[Array, Array]:
+        def loss(z: Array) -> Array:
             return jnp.sum((observe(generate(key, z)) - target) ** 2)
 
         return jax.value_and_grad(loss)(z)
 
-    def descend(carry, _):
+    def descend(
+        carry: tuple[Array, Array, Array], _: None
+    ) -> tuple[tuple[Array, Array, Array], Array]:
         z, best, least = carry
         losses, gradient = value_and_gradient(z, keys, target)
         is_better = losses < least

@@ -1,4 +1,4 @@
-"""How chains are laid out over devices and caches."""
+"""Layout of chains over devices and caches."""
 
 import functools
 import math
@@ -13,28 +13,40 @@ from jax.sharding import PartitionSpec as P
 
 from ebmjax.types import DEVICE, Array, Key
 
+__all__ = [
+    "BLOCK",
+    "Layout",
+    "chain_keys",
+    "lay_out",
+    "over_blocks",
+    "over_devices",
+    "pad_chains",
+]
+
 BLOCK = 64
-"""Chains that share one folded key. Part of the random numbers: never change it."""
+"""Number of chains that share one folded key. It is part of the random numbers, so it
+must never change."""
 
 
 CACHE_ELEMENTS, FEWEST_CHAINS = 2**15, 16
 
 
 MOST_CHAINS, MOST_CHAINS_OF_LARGE, LARGE_ELEMENTS = 128, 256, 2**12
-"""How many chains a CPU core walks together, so that what a move touches stays in its
-cache, and so that XLA does not divide small arrays among threads, each of which would
-wait for the other device's. Products with large matrices, those of so many elements,
-want more rows. Changes speed and no random number."""
+"""Bounds on the number of chains that a CPU core runs together. The data of a move then
+stay in its cache, and XLA does not divide small arrays among threads, each of which
+would wait for the threads of the other device. Products with matrices of at least
+`LARGE_ELEMENTS` elements are faster with more rows. These constants change speed and no
+random number."""
 
 
 class Layout(NamedTuple):
-    """Where chains run; changes speed and no random number.
+    """Division of chains among devices and blocks; changes speed and no random number.
 
     Attributes:
-      devices: One device or more, among which the chains are divided; None where arrays
-        are traced, for the program that is being traced to decide.
-      num_blocks: Blocks of chains that each device walks one after the other.
-      block_size: Chains a block.
+      devices: Devices, at least one, among which the chains are divided; None if arrays
+        are traced, so that the program being traced decides.
+      num_blocks: Number of blocks of chains that each device runs one after the other.
+      block_size: Number of chains in a block.
     """
 
     devices: tuple[Any, ...] | None
@@ -46,9 +58,14 @@ class Layout(NamedTuple):
         return self.devices is None
 
     @property
+    def num_devices(self) -> int:
+        """Number of devices, 1 if arrays are traced."""
+        return len(self.devices or (None,))
+
+    @property
     def num_chains(self) -> int:
-        """With those that only fill up the last block."""
-        return len(self.devices or (None,)) * self.num_blocks * self.block_size
+        """Number of chains, including those that only fill up the last block."""
+        return self.num_devices * self.num_blocks * self.block_size
 
     @property
     def mesh(self) -> Mesh:
@@ -56,18 +73,18 @@ class Layout(NamedTuple):
 
 
 def lay_out(x: Array, arrays: Any) -> Layout:
-    """The layout of chains `x`; `arrays` are all that the program will be given."""
+    """Returns the layout of chains `x`; `arrays` are all arguments of the program."""
     num_chains, *event_shape = x.shape
     leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
-    # What a function closes over may be traced, which no argument shows: under a trace
-    # the simplest sum is.
+    # A function may close over traced arrays, which no argument shows. Under a trace,
+    # the sum below is traced too.
     probe = jnp.zeros(()) + 0
     if any(isinstance(leaf, jax.core.Tracer) for leaf in (*leaves, probe)):
         return Layout(None, 1, num_chains)
     devices = _devices([x, *leaves])
     local = -(-num_chains // len(devices))
     num_blocks = 1
-    # A CPU device that is not alone is one core's. One that is alone may have many
+    # One of several CPU devices has one core. A single CPU device may have many
     # threads, for which a small block is too little work.
     if devices[0].platform == "cpu" and len(devices) > 1:
         size = CACHE_ELEMENTS // max(1, math.prod(event_shape))
@@ -80,7 +97,7 @@ def lay_out(x: Array, arrays: Any) -> Layout:
 
 
 def _devices(leaves: list[Array]) -> tuple[Any, ...]:
-    """Those of the first array that was put somewhere on purpose, else all local."""
+    """Returns the devices of the first committed array, or else all local devices."""
     for leaf in leaves:
         if leaf.committed:
             if isinstance(leaf.sharding, NamedSharding):
@@ -91,19 +108,21 @@ def _devices(leaves: list[Array]) -> tuple[Any, ...]:
     return tuple(jax.local_devices())
 
 
-def over_devices(function: Callable, layout: Layout, in_axes: Any, out_axes: Any):
-    """`function` of local chains, run by every device of the layout on its own.
+def over_devices(
+    function: Callable[..., Any], layout: Layout, in_axes: Any, out_axes: Any
+) -> Callable[..., Any]:
+    """Runs `function` of local chains on every device of the layout separately.
 
-    The axes say where an argument's or a result's chains are: 0, 1, or None for what
-    every device has whole.
+    The axes say which axis of an argument or of a result holds the chains: 0, 1, or
+    None if every device has the whole array.
     """
-    if layout.is_traced or len(layout.devices) == 1:
+    if layout.num_devices == 1:
         return function
 
-    def spec(axis):
+    def spec(axis: int | None) -> P:
         return P() if axis is None else P(*[None] * axis, DEVICE)
 
-    def specs(axes):
+    def specs(axes: Any) -> Any:
         return jax.tree.map(spec, axes, is_leaf=lambda axis: axis is None)
 
     return jax.shard_map(
@@ -115,21 +134,23 @@ def over_devices(function: Callable, layout: Layout, in_axes: Any, out_axes: Any
     )
 
 
-def over_blocks(function: Callable, layout: Layout, out_axes: tuple[int, ...]):
-    """`function(*chains)` of one block of chains, run on all blocks in turn.
+def over_blocks(
+    function: Callable[..., tuple[Any, ...]], layout: Layout, out_axes: tuple[int, ...]
+) -> Callable[..., tuple[Any, ...]]:
+    """Runs `function(*chains)`, which takes one block of chains, on all blocks in turn.
 
-    Takes trees of `[chains, ...]` and returns a tuple of trees, each with its chains
-    at the axis that `out_axes` names.
+    The returned function takes trees of `[chains, ...]` and returns a tuple of trees,
+    each with its chains at the axis that `out_axes` names.
     """
     num_blocks, size = layout.num_blocks, layout.block_size
     if num_blocks == 1:
         return function
 
-    def mapped(*trees):
-        def divide(leaf):
+    def mapped(*trees: Any) -> tuple[Any, ...]:
+        def divide(leaf: Array) -> Array:
             return leaf.reshape(num_blocks, size, *leaf.shape[1:])
 
-        def join(axis, leaf):
+        def join(axis: int, leaf: Array) -> Array:
             leaf = jnp.moveaxis(leaf, 0, axis)
             shape = leaf.shape[:axis] + (num_blocks * size,) + leaf.shape[axis + 2 :]
             return leaf.reshape(shape)
@@ -145,10 +166,10 @@ def over_blocks(function: Callable, layout: Layout, out_axes: tuple[int, ...]):
 
 
 def chain_keys(key: Key, num_chains: int) -> Key:
-    """One key a chain, `[num_chains]`.
+    """Returns one key for each chain, `[num_chains]`.
 
-    Keyed by fixed blocks of chains and the place in the block, so that a chain draws
-    the same whatever the chains around it and the devices they are on.
+    A key depends on a fixed block of chains and on the place in the block. A chain thus
+    draws the same numbers whatever the number of chains and devices.
     """
     blocks = jnp.arange(-(-num_chains // BLOCK))
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(blocks)
@@ -159,7 +180,7 @@ def chain_keys(key: Key, num_chains: int) -> Key:
 def pad_chains(tree: Any, num_chains: int) -> Any:
     """Repeats the last chain until there are `num_chains`."""
 
-    def pad(leaf):
+    def pad(leaf: Array) -> Array:
         missing = num_chains - leaf.shape[0]
         widths = [(0, missing), *[(0, 0)] * (leaf.ndim - 1)]
         return jnp.pad(leaf, widths, "edge") if missing else leaf

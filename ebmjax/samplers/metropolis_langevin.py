@@ -1,4 +1,4 @@
-"""The Metropolis-adjusted Langevin algorithm."""
+"""The Metropolis-adjusted Langevin algorithm (MALA)."""
 
 from typing import NamedTuple
 
@@ -7,54 +7,77 @@ import jax.numpy as jnp
 
 from ebmjax.checks import check_number
 from ebmjax.samplers.normal import draw_normal
-from ebmjax.samplers.sampler import Sampler, metropolis, value_and_gradient
+from ebmjax.samplers.sampler import Sampler, metropolis, named, value_and_gradient
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["MALAInfo", "MALAState", "mala"]
 
 
 class MALAState(NamedTuple):
-    position: Array  # [*event]
-    energy: Array  # []
-    gradient: Array  # [*event], of the energy, at `position`
+    """State of a Metropolis-adjusted Langevin chain.
+
+    Attributes:
+      position: Place of the chain, `[*event]`, in units of x.
+      energy: Energy at `position`, `[]`, in nats.
+      gradient: Gradient of the energy at `position`, `[*event]`, in nats / units of x.
+    """
+
+    position: Array
+    energy: Array
+    gradient: Array
 
 
 class MALAInfo(NamedTuple):
-    energy: Array  # [], after the move
-    gradient_norm: Array  # [], after the move
-    acceptance_rate: Array  # [], min(1, Metropolis-Hastings ratio)
-    is_accepted: Array  # [], bool
+    """Report of one move of the Metropolis-adjusted Langevin algorithm.
+
+    Attributes:
+      energy: Energy after the move, `[]`, in nats.
+      gradient_norm: Norm of the energy's gradient after the move, `[]`, in nats / units
+        of x.
+      acceptance_rate: Probability of accepting, `min(1, Metropolis-Hastings ratio)`,
+        `[]`, in [0, 1].
+      is_accepted: Whether the proposal was accepted, `[]`, bool.
+    """
+
+    energy: Array
+    gradient_norm: Array
+    acceptance_rate: Array
+    is_accepted: Array
 
 
-def mala(*, step_size: float, temperature: float = 1.0) -> Sampler:
-    """Langevin proposals, accepted or refused so that the law is exact.
+@named
+def mala(*, step_size: float | Array, temperature: float | Array = 1.0) -> Sampler:
+    """Returns a sampler that runs the Metropolis-adjusted Langevin algorithm (MALA).
 
-    Proposes `y = x - step_size * grad E(x) + sqrt(2 * step_size * temperature) * n`, as
-    `langevin` moves, and accepts with probability
+    A move proposes `y = x - step_size * grad E(x) + sqrt(2 * step_size * temperature) *
+    n`, which is a move of `langevin`, and accepts it with probability
 
         min(1, exp(-(E(y) - E(x)) / temperature) q(x | y) / q(y | x)),
 
     which leaves `exp(-E / temperature)` invariant at every step size. The proposal
-    ratio is not optional: dropping it, or taking a norm where the squared norm belongs,
-    gives another law, as published code shows. The step size costs acceptance only;
-    0.574 is the rate to aim at in high dimension.
+    ratio is not optional: dropping it, or using a norm in place of the squared norm,
+    gives another law, as published code shows. The step size affects only the
+    acceptance rate; aim at 0.574 in high dimension.
 
-    A proposal at which the energy is infinite is refused. One at which it is NaN is
-    refused too, and `acceptance_rate` is then NaN, so that it is seen.
+    A proposal with infinite energy is refused. A proposal with NaN energy is refused
+    too, and `acceptance_rate` is then NaN, so that it is visible.
 
     Args:
-      step_size: As in `langevin`, in units of x^2 / energy. Positive.
-      temperature: As in `langevin`. Positive.
+      step_size: Step size as in `langevin`, in units of x^2 / energy. Positive.
+      temperature: Temperature, as in `langevin`. Positive.
 
     Returns:
-      A `Sampler` with `MALAState` and `MALAInfo`: one gradient a move, and one to
-      start.
+      A `Sampler` with `MALAState` and `MALAInfo`. A move takes one gradient, and so
+      does the start.
 
     Raises:
       ValueError: If `step_size` or `temperature` is not positive.
 
     Source:
-      Roberts & Tweedie (1996); the rate 0.574 is Roberts & Rosenthal (1998).
+      Roberts & Tweedie (1996), "Exponential convergence of Langevin distributions and
+      their discrete approximations", Bernoulli 2. The rate 0.574 is from Roberts &
+      Rosenthal (1998), "Optimal scaling of discrete approximations to Langevin
+      diffusions", Journal of the Royal Statistical Society B 60.
     """
     check_number("step_size", step_size, positive=True)
     check_number("temperature", temperature, positive=True)
@@ -63,7 +86,9 @@ def mala(*, step_size: float, temperature: float = 1.0) -> Sampler:
     def init(energy_fn: EnergyFn, x: Array) -> MALAState:
         return MALAState(x, *value_and_gradient(energy_fn, x))
 
-    def step(energy_fn: EnergyFn, key: Key, state: MALAState):
+    def step(
+        energy_fn: EnergyFn, key: Key, state: MALAState
+    ) -> tuple[MALAState, MALAInfo]:
         noise_key, accept_key = jax.random.split(key)
         x = state.position
         noise = draw_normal(noise_key, x.shape, x.dtype)

@@ -1,4 +1,4 @@
-"""Replica exchange, also called parallel tempering."""
+"""Replica exchange, also called parallel tempering (PT)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -8,71 +8,95 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebmjax.checks import check_count
-from ebmjax.samplers.sampler import Sampler, draw_uniform, value
+from ebmjax.samplers.sampler import Sampler, draw_uniform, named, value
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["ReplicaExchangeInfo", "ReplicaExchangeState", "replica_exchange"]
 
 OF_PLACE, OF_LEVEL = {"position", "energy", "gradient"}, {"momentum", "num_moves"}
-"""Fields of a level's state that a swap takes along, and that it leaves behind."""
+"""Fields of a level's state that a swap moves, and fields that it leaves in place."""
 
 
 class ReplicaExchangeState(NamedTuple):
-    position: Array  # [*event], of the coldest replica
-    replicas: Any  # states of the levels' samplers, [levels, ...], coldest first
-    num_moves: Array  # [], since `init`
+    """State of a replica exchange chain.
+
+    Attributes:
+      position: Place of the coldest replica, `[*event]`, in units of x.
+      replicas: States of the levels' samplers, with leaves `[levels, ...]`, the coldest
+        first.
+      num_moves: Number of moves since `init`, `[]`, int32.
+    """
+
+    position: Array
+    replicas: Any
+    num_moves: Array
 
 
 class ReplicaExchangeInfo(NamedTuple):
-    energy: Array  # [], of the coldest replica, after move and swap
-    num_attempted: Array  # [], swaps attempted in this move
-    num_swapped: Array  # [], of them accepted; the ratio of the means is the rate
-    coldest: Any  # info of the coldest level's own move
+    """Report of one move of replica exchange.
+
+    Attributes:
+      energy: Energy of the coldest replica after the move and the swap, `[]`, in nats.
+      num_attempted: Number of swaps that were attempted in this move, `[]`.
+      num_swapped: Number of swaps that were accepted in this move, `[]`. The ratio of
+        the two means is the rate.
+      coldest: Info of the coldest level's own move, with scalar leaves.
+    """
+
+    energy: Array
+    num_attempted: Array
+    num_swapped: Array
+    coldest: Any
 
 
+@named
 def replica_exchange(
     make_sampler: Callable[[Any], Sampler],
     *,
     temperatures: Sequence[float],
     swap_every: int,
 ) -> Sampler:
-    """Chains at several temperatures that swap places, to cross barriers.
+    """Returns a sampler that runs replica exchange, or parallel tempering (PT).
 
-    Every level moves at its own temperature; every `swap_every` moves, neighbours i and
-    j swap their places with probability
+    Chains at several temperatures cross barriers that stop a single chain. Every level
+    moves at its own temperature. Every `swap_every` moves, neighbours i and j swap
+    their places with probability
 
         min(1, exp((1 / T_i - 1 / T_j) (E(x_i) - E(x_j)))),
 
-    the pairs (0, 1), (2, 3), ... and (1, 2), (3, 4), ... by turns. With levels that are
-    exact, so is the whole: the coldest replica has the law `exp(-E / T_0)`, the others
-    theirs. It is no annealing: every temperature stays where it is, for ever.
+    where the pairs (0, 1), (2, 3), ... and (1, 2), (3, 4), ... alternate. If the levels
+    are exact, so is the whole: the coldest replica has the law `exp(-E / T_0)`, and the
+    others have theirs. This is not annealing: every temperature stays constant.
 
-    `state.position` is the coldest replica; `state.replicas.position` has all, coldest
-    first. A swap takes along `position`, `energy` and `gradient`, and leaves `momentum`
-    and `num_moves` with the temperature. A level's state that has other fields is begun
-    anew at its new place, at the cost of an `init` of every level a move.
+    `state.position` is the coldest replica; `state.replicas.position` has all, the
+    coldest first. A swap moves `position`, `energy` and `gradient`, and leaves
+    `momentum` and `num_moves` with the temperature. If a level's state has other
+    fields, it is initialised anew at its new place, at the cost of one `init` for every
+    level and move.
 
     Args:
-      make_sampler: `make_sampler(temperature)` is a level's sampler, all of one kind.
-        It is called under `vmap`, with a traced temperature:
-        `lambda t: mala(step_size=0.1, temperature=t)`. Heat makes the noise larger by
-        itself; the largest stable step follows the steepest curvature, which heat does
-        not lessen where the energy grows like a square.
-      temperatures: At least two, positive, all different, in any order. A ratio that
-        lets a quarter to a half of the swaps through is about right; in d dimensions
-        it is near `1 + sqrt(2 / d)`.
-      swap_every: Moves from one attempt to the next.
+      make_sampler: `make_sampler(temperature)` returns the sampler of a level; all must
+        be of one kind. It is called under `vmap`, with a traced temperature, as in
+        `lambda t: mala(step_size=0.1, temperature=t)`. A higher temperature by itself
+        makes the noise larger. The largest stable step follows the steepest curvature,
+        which a higher temperature does not reduce if the energy grows like a square.
+      temperatures: Temperatures, at least two, positive, all different, in any order. A
+        ratio at which a quarter to a half of the swaps are accepted is about right; in
+        d dimensions it is near `1 + sqrt(2 / d)`.
+      swap_every: Number of moves from one attempt to the next.
 
     Returns:
-      A `Sampler` with `ReplicaExchangeState` and `ReplicaExchangeInfo`; a move costs
-      one of every level's, and an energy of each where their states have none.
+      A `Sampler` with `ReplicaExchangeState` and `ReplicaExchangeInfo`. A move costs
+      one move of every level, and one energy of each if their states have none.
 
     Raises:
-      ValueError: If `temperatures` or `swap_every` are not as above, or `make_sampler`
-        raises it for one of them.
+      ValueError: If `temperatures` or `swap_every` do not satisfy the conditions above,
+        or `make_sampler` raises it for one of the temperatures.
 
     Source:
-      Syed et al. (2022), "Non-reversible parallel tempering", for the alternation.
+      Swendsen & Wang (1986), "Replica Monte Carlo simulation of spin glasses", Physical
+      Review Letters 57. Syed et al. (2022), "Non-reversible parallel tempering",
+      https://arxiv.org/abs/1905.02939, for the alternation.
     """
     ladder = np.sort(np.asarray(temperatures, float).reshape(-1))
     if len(ladder) < 2 or not (ladder > 0).all() or not (np.diff(ladder) > 0).all():
@@ -82,22 +106,24 @@ def replica_exchange(
         )
     check_count("swap_every", swap_every, 1)
     for temperature in ladder:
-        make_sampler(float(temperature))  # raises here what it has to say
+        make_sampler(float(temperature))  # so that a bad temperature raises here
     num_levels = len(ladder)
 
     def init(energy_fn: EnergyFn, x: Array) -> ReplicaExchangeState:
-        def begin(temperature):
+        def begin(temperature: Array) -> Any:
             return make_sampler(temperature).init(energy_fn, x)
 
         replicas = jax.vmap(begin)(jnp.asarray(ladder, x.dtype))
         return ReplicaExchangeState(x, replicas, jnp.zeros((), jnp.int32))
 
-    def step(energy_fn: EnergyFn, key: Key, state: ReplicaExchangeState):
+    def step(
+        energy_fn: EnergyFn, key: Key, state: ReplicaExchangeState
+    ) -> tuple[ReplicaExchangeState, ReplicaExchangeInfo]:
         moved = jnp.asarray(ladder, state.position.dtype)
         inverse = jnp.asarray(1 / ladder, state.position.dtype)
         move_key, swap_key = jax.random.split(key)
 
-        def move(temperature, key, replica):
+        def move(temperature: Array, key: Key, replica: Any) -> tuple[Any, Any]:
             return make_sampler(temperature).step(energy_fn, key, replica)
 
         keys = jax.random.split(move_key, num_levels)
@@ -118,10 +144,10 @@ def replica_exchange(
         from_above = jnp.append(is_swapped, False)
         from_below = jnp.append(False, is_swapped)
 
-        def column(flags, leaf):
+        def column(flags: Array, leaf: Array) -> Array:
             return flags.reshape(-1, *[1] * (leaf.ndim - 1))
 
-        def swap(leaf):
+        def swap(leaf: Array) -> Array:
             below = jnp.roll(leaf, 1, 0)
             above = jnp.roll(leaf, -1, 0)
             leaf = jnp.where(column(from_above, leaf), above, leaf)
@@ -130,7 +156,7 @@ def replica_exchange(
         swapped = _exchange(replicas, swap)
         if swapped is None:
 
-            def begin_at(temperature, x):
+            def begin_at(temperature: Array, x: Array) -> Any:
                 return make_sampler(temperature).init(energy_fn, x)
 
             fresh = jax.vmap(begin_at)(moved, swap(replicas.position))
@@ -154,14 +180,14 @@ def replica_exchange(
     return Sampler(init, step)
 
 
-def _of_level(replicas) -> dict:
-    """The fields that stay with a temperature."""
+def _of_level(replicas: Any) -> dict[str, Array]:
+    """Returns the fields that stay with a temperature."""
     names = OF_LEVEL & set(replicas._fields)
     return {name: getattr(replicas, name) for name in names}
 
 
-def _exchange(replicas, swap: Callable):
-    """With the fields of a place swapped; None if there are fields of neither kind."""
+def _exchange(replicas: Any, swap: Callable[[Array], Array]) -> Any:
+    """Swaps the fields of a place; returns None if there are fields of neither kind."""
     if set(replicas._fields) - OF_PLACE - OF_LEVEL:
         return None
     names = OF_PLACE & set(replicas._fields)

@@ -1,8 +1,7 @@
 """The deterministic flow that has a diffusion's marginals, and its change of volume."""
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import jax.numpy as jnp
 from ebmjax.checks import check_chains, check_count, check_number, shaped_score
 from ebmjax.diffusions import Diffusion
 from ebmjax.samplers.chains import as_pytree
-from ebmjax.types import Array, Key
+from ebmjax.types import Array, Key, TimedScoreFn
 
 __all__ = ["Flowed", "probability_flow"]
 
@@ -18,14 +17,14 @@ TRACES = ("rademacher", "exact", None)
 
 
 class Flowed(NamedTuple):
-    """Where the flow takes examples.
+    """Examples that a probability flow has moved.
 
     Attributes:
-      x: `[n, *event]`, at the time of the end.
-      log_det: `[n]`, of the Jacobian of the way there: `log p_start(x_start) =
-        log p_end(x_end) + log_det`.
-      num_evaluations: `[n]`, scores that each needed; all are computed as many times
-        as the one that needs most.
+      x: Examples at the end time, `[n, *event]`, in units of x.
+      log_det: Log-determinant of the Jacobian of the map to the end, `[n]`, in nats. It
+        satisfies `log p_start(x_start) = log p_end(x_end) + log_det`.
+      num_evaluations: Number of scores that each example needed, `[n]`. All examples
+        are computed as many times as the one that needs most.
     """
 
     x: Array
@@ -35,7 +34,7 @@ class Flowed(NamedTuple):
 
 def probability_flow(
     diffusion: Diffusion,
-    score_fn: Callable[[Array, Array], Array],
+    score_fn: TimedScoreFn,
     key: Key,
     x: Array,
     *,
@@ -45,37 +44,40 @@ def probability_flow(
     tolerance: float = 1e-5,
     max_steps: int = 4096,
 ) -> Flowed:
-    """Moves examples along the flow that has the diffusion's marginals.
+    """Moves examples along the probability flow ODE of a diffusion.
 
-    `dx / dt = drift_rate x - diffusion_scale^2 score / 2`, by Dormand and Prince's
-    method of order 5 with steps of its own for every example. From time 0 to 1 it takes
-    data to noise, and back.
+    The flow has the diffusion's marginals. The equation is
+    `dx / dt = drift_rate x - diffusion_scale^2 score / 2`. It is solved by the
+    Dormand-Prince method of order 5, with step sizes of its own for every example. From
+    time 0 to 1 it takes data to noise, and from time 1 to 0 noise to data.
 
     Args:
-      diffusion: From `ebmjax.diffusions`.
+      diffusion: Diffusion from `ebmjax.diffusions`.
       score_fn: `score_fn(x, time) -> [*event]` of one example.
-      key: Of the probes, one for each example, the same at all its times: another at
-        every time would be no differential equation.
-      x: `[n, *event]`.
-      start: Time at which they are there.
-      end: Time to which they are taken, before or after it.
-      trace: Of the velocity's Jacobian: "rademacher", an unbiased estimate by one
-        vector of signs; "exact", for few dimensions, as it takes as many products as
-        there are, all at once; None for no `log_det`, which is then 0.
-      tolerance: Relative and absolute, of each step.
-      max_steps: Most steps, accepted or not.
+      key: Typed key of the probes. Each example has one probe, which is the same at all
+        times: if it varied with time, the system would not be a differential equation.
+      x: Examples at time `start`, `[n, *event]`.
+      start: Time of the given examples.
+      end: Time to which they are taken, before or after `start`.
+      trace: Estimator of the trace of the velocity's Jacobian. "rademacher" is an
+        unbiased estimate by one vector of signs. "exact" is for few dimensions, because
+        it takes as many products as there are dimensions, all at once. None computes no
+        `log_det`, which is then 0.
+      tolerance: Relative and absolute tolerance of each step.
+      max_steps: Largest number of steps, accepted or not.
 
     Returns:
       A `Flowed`, in float32 at least. An example that needs more steps is NaN.
 
     Raises:
       ValueError: If the trace is none of these, a time is not within [0, 1], the two
-        are equal, the tolerance or `max_steps` is not positive, or `x` or `key` are not
-        as in `sample_chains`.
+        times are equal, the tolerance or `max_steps` is not positive, or `x` or `key`
+        do not satisfy the requirements of `sample_chains`.
 
     Source:
       Song et al. (2021), "Score-based generative modeling through stochastic
-      differential equations".
+      differential equations", https://arxiv.org/abs/2011.13456. The "rademacher" trace
+      is the one of FFJORD, Grathwohl et al. (2019), https://arxiv.org/abs/1810.01367.
     """
     if trace not in TRACES:
         raise ValueError(f"trace must be one of {TRACES}, got {trace!r}")
@@ -86,7 +88,7 @@ def probability_flow(
     check_number("tolerance", tolerance, positive=True)
     check_count("max_steps", max_steps, 1)
     x = check_chains(key, x)
-    return _flow(
+    flowed: Flowed = _flow(
         as_pytree(score_fn),
         key,
         x,
@@ -96,28 +98,45 @@ def probability_flow(
         tolerance=float(tolerance),
         max_steps=max_steps,
     )
+    return flowed
 
 
 @functools.partial(
     jax.jit, static_argnames=("diffusion", "times", "trace", "tolerance", "max_steps")
 )
-def _flow(score_fn, key, x, *, diffusion, times, trace, tolerance, max_steps):
-    import diffrax  # takes as long to import as all else here
+def _flow(
+    score_fn: TimedScoreFn,
+    key: Key,
+    x: Array,
+    *,
+    diffusion: Diffusion,
+    times: tuple[float, float],
+    trace: str | None,
+    tolerance: float,
+    max_steps: int,
+) -> Flowed:
+    try:
+        import diffrax  # imported here because it takes long
+    except ModuleNotFoundError as error:
+        message = 'probability_flow needs diffrax: pip install "ebmjax[full]"'
+        raise ModuleNotFoundError(message) from error
 
-    # Never bfloat16, as of times; and times of the positions' type, as diffrax would
-    # promote the positions to that of the times.
+    # Neither positions nor times are bfloat16. Times have the positions' type, because
+    # diffrax would promote the positions to the type of the times.
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     start, end = (jnp.asarray(time, x.dtype) for time in times)
 
-    def velocity(time, x):
+    def velocity(time: Array, x: Array) -> Array:
         scale = diffusion.diffusion_scale(time)
         score = shaped_score(score_fn)(x, time)
         return diffusion.drift_rate(time) * x - 0.5 * scale**2 * score
 
-    def one_example(key, x):
+    def one_example(key: Key, x: Array) -> tuple[Array, Array, Array]:
         probe = jax.random.rademacher(key, x.shape, x.dtype)
 
-        def field(time, state, _):
+        def field(
+            time: Any, state: tuple[Array, Array], _: None
+        ) -> tuple[Array, Array]:
             time = jnp.asarray(time, x.dtype)
             position, _ = state
             of_time = functools.partial(velocity, time)
@@ -144,8 +163,8 @@ def _flow(score_fn, key, x, *, diffusion, times, trace, tolerance, max_steps):
         last, change = jax.tree.map(
             lambda leaf: jnp.where(is_solved, leaf[-1], jnp.nan), solution.ys
         )
-        # Six a step: the seventh is the next step's first. One to begin, one for the
-        # first step's length.
+        # A step takes six evaluations: the seventh is the next step's first. The start
+        # takes one more, and so does the length of the first step.
         return last, change, 6 * solution.stats["num_steps"] + 2
 
     keys = jax.random.split(key, x.shape[0])

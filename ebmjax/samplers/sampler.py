@@ -6,13 +6,20 @@ every update and the sampler does not.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ebmjax.types import Array, EnergyFn, Key
+
+P = ParamSpec("P")
+
+LONGEST = 60
+"""Characters up to which the repr of a sampler shows an option in full."""
 
 
 class Sampler(NamedTuple):
@@ -27,6 +34,47 @@ class Sampler(NamedTuple):
 
     init: Callable[[EnergyFn, Array], Any]
     step: Callable[[EnergyFn, Key, Any], tuple[Any, Any]]
+
+    def __repr__(self) -> str:
+        made_by = getattr(self.step, "made_by", None)
+        # A function that was replaced makes another sampler than the factory's.
+        if made_by is None or getattr(self.init, "made_by", None) is not made_by:
+            return f"Sampler(init={self.init!r}, step={self.step!r})"
+        name, options = made_by
+        shown = (f"{option}={_abbreviate(value)}" for option, value in options.items())
+        return f"{name}({', '.join(shown)})"
+
+
+def named(factory: Callable[P, Sampler]) -> Callable[P, Sampler]:
+    """Returns the factory of samplers whose repr shows its name and their options."""
+    signature = inspect.signature(factory)
+
+    @functools.wraps(factory)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Sampler:
+        sampler = factory(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        made_by = (factory.__name__, bound.arguments)
+        for function in sampler:
+            vars(function)["made_by"] = made_by
+        return sampler
+
+    return make
+
+
+def _abbreviate(value: Any) -> str:
+    """The value of an option: its number, an array's type and shape, or a name."""
+    if isinstance(value, jax.core.Tracer) or np.ndim(value) and hasattr(value, "dtype"):
+        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        return str(np.asarray(value))
+    if isinstance(value, functools.partial):
+        return f"partial({_abbreviate(value.func)}, ...)"
+    if isinstance(value, tuple | list):
+        text = f"({', '.join(map(_abbreviate, value))})"
+    else:
+        text = getattr(value, "__name__", None) or repr(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def value(function: EnergyFn, x: Array) -> Array:

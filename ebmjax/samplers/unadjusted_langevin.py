@@ -1,4 +1,4 @@
-"""Unadjusted Langevin dynamics."""
+"""Unadjusted Langevin dynamics (ULA)."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,25 +7,43 @@ import jax.numpy as jnp
 
 from ebmjax.checks import check_number
 from ebmjax.samplers.normal import draw_normal
-from ebmjax.samplers.sampler import Sampler, value_and_gradient
+from ebmjax.samplers.sampler import Sampler, named, value_and_gradient
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["LangevinInfo", "LangevinState", "langevin"]
 
 
 class LangevinState(NamedTuple):
-    position: Array  # [*event]
-    energy: Array  # []
-    gradient: Array  # [*event], of the energy, at `position`
+    """State of a Langevin chain.
+
+    Attributes:
+      position: Place of the chain, `[*event]`, in units of x.
+      energy: Energy at `position`, `[]`, in nats.
+      gradient: Gradient of the energy at `position`, `[*event]`, in nats / units of x.
+    """
+
+    position: Array
+    energy: Array
+    gradient: Array
 
 
 class LangevinInfo(NamedTuple):
-    energy: Array  # [], after the move
-    gradient_norm: Array  # [], after the move, before any clipping
+    """Report of one move of Langevin dynamics.
+
+    Attributes:
+      energy: Energy after the move, `[]`, in nats.
+      gradient_norm: Norm of the energy's gradient after the move, before any clipping,
+        `[]`, in nats / units of x.
+    """
+
+    energy: Array
+    gradient_norm: Array
 
 
-def _bounds(position_clip):
-    """`c` means [-c, c]; a pair is (low, high)."""
+def _bounds(
+    position_clip: float | tuple[float, float] | None,
+) -> tuple[float, float] | None:
+    """Returns `(low, high)`: a number `c` means (-c, c)."""
     if position_clip is None:
         return None
     low, high = (
@@ -41,20 +59,21 @@ def _bounds(position_clip):
     return low, high
 
 
+@named
 def langevin(
     *,
-    step_size: float,
-    temperature: float = 1.0,
+    step_size: float | Array,
+    temperature: float | Array = 1.0,
     gradient_clip: float | None = None,
     position_clip: float | tuple[float, float] | None = None,
     project: Callable[[Array], Array] = lambda x: x,
 ) -> Sampler:
-    r"""Unadjusted Langevin dynamics: one gradient step, one kick of noise.
+    """Returns a sampler that runs the unadjusted Langevin algorithm (ULA).
 
-    Moves by `x - step_size * grad E(x) + sqrt(2 * step_size * temperature) * n` with
-    `n` standard normal. For small `step_size` the chain leaves `exp(-E / temperature)`
-    invariant up to a bias of order `step_size`; nothing corrects that bias (see
-    `mala`). On `E = x^2 / 2` the stationary variance is
+    A move is one gradient step with added noise, `x - step_size * grad E(x) + sqrt(2 *
+    step_size * temperature) * n` with `n` standard normal. For small `step_size` the
+    chain leaves `exp(-E / temperature)` invariant up to a bias of order `step_size`;
+    nothing corrects that bias (see `mala`). On `E = x^2 / 2` the stationary variance is
     `temperature / (1 - step_size / 2)`.
 
     Energy-based models of images write the move as `x - a * grad E(x) + b * n` with `a`
@@ -68,17 +87,18 @@ def langevin(
 
     Args:
       step_size: Length of the gradient step, in units of x^2 / energy. Positive.
-      temperature: Scales the noise's variance; 0 gives gradient descent.
-      gradient_clip: Clips every element of the gradient to [-c, c] before the move. Off
-        by default; it changes the law.
-      position_clip: Clips every element of the position after the move: a number c for
-        [-c, c], or a pair (low, high). Off by default; it changes the law.
-      project: Applied to the position after every move and clip. Identity by default;
-        anything else changes the law.
+      temperature: Scale of the noise's variance; 0 gives gradient descent.
+      gradient_clip: Bound c: every element of the gradient is clipped to [-c, c] before
+        the move. Off by default; it changes the law.
+      position_clip: Bounds of every element of the position, which is clipped after the
+        move: a number c for [-c, c], or a pair (low, high). Off by default; it changes
+        the law.
+      project: Function that is applied to the position after every move and clip. The
+        default is the identity; anything else changes the law.
 
     Returns:
-      A `Sampler` with `LangevinState` and `LangevinInfo`: one gradient a move, and one
-      to start.
+      A `Sampler` with `LangevinState` and `LangevinInfo`. A move takes one gradient,
+      and so does the start.
 
     Raises:
       ValueError: If `step_size` is not positive, `temperature` is negative, or a clip
@@ -86,7 +106,7 @@ def langevin(
 
     Source:
       Roberts & Tweedie (1996), "Exponential convergence of Langevin distributions and
-      their discrete approximations".
+      their discrete approximations", Bernoulli 2.
     """
     check_number("step_size", step_size, positive=True)
     check_number("temperature", temperature, positive=False)
@@ -98,7 +118,9 @@ def langevin(
     def init(energy_fn: EnergyFn, x: Array) -> LangevinState:
         return LangevinState(x, *value_and_gradient(energy_fn, x))
 
-    def step(energy_fn: EnergyFn, key: Key, state: LangevinState):
+    def step(
+        energy_fn: EnergyFn, key: Key, state: LangevinState
+    ) -> tuple[LangevinState, LangevinInfo]:
         x, _, gradient = state
         if gradient_clip is not None:
             gradient = jnp.clip(gradient, -gradient_clip, gradient_clip)

@@ -1,4 +1,4 @@
-"""Underdamped Langevin dynamics."""
+"""Underdamped Langevin dynamics, also called kinetic Langevin (ABOBA)."""
 
 from typing import NamedTuple
 
@@ -6,30 +6,52 @@ import jax.numpy as jnp
 
 from ebmjax.checks import check_number
 from ebmjax.samplers.normal import draw_normal
-from ebmjax.samplers.sampler import Sampler, value_and_gradient
+from ebmjax.samplers.sampler import Sampler, named, value_and_gradient
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["UnderdampedInfo", "UnderdampedState", "underdamped"]
 
 
 class UnderdampedState(NamedTuple):
-    position: Array  # [*event]
-    momentum: Array  # [*event]
+    """State of an underdamped Langevin chain.
+
+    Attributes:
+      position: Place of the chain, `[*event]`, in units of x.
+      momentum: Momentum at unit mass, `[*event]`, in sqrt(energy).
+    """
+
+    position: Array
+    momentum: Array
 
 
 class UnderdampedInfo(NamedTuple):
-    energy: Array  # [], half-way through the move, where the gradient is taken
-    gradient_norm: Array  # [], there too
-    kinetic_energy: Array  # [], after the move; d / 2 temperatures in equilibrium
+    """Report of one move of underdamped Langevin dynamics.
+
+    Attributes:
+      energy: Energy half-way through the move, where the gradient is taken, `[]`, in
+        nats.
+      gradient_norm: Norm of the energy's gradient at the same place, `[]`, in nats /
+        units of x.
+      kinetic_energy: Kinetic energy after the move, `[]`, in nats. Its mean in
+        equilibrium is d / 2 temperatures.
+    """
+
+    energy: Array
+    gradient_norm: Array
+    kinetic_energy: Array
 
 
+@named
 def underdamped(
-    *, step_size: float, friction: float, temperature: float = 1.0
+    *,
+    step_size: float | Array,
+    friction: float | Array,
+    temperature: float | Array = 1.0,
 ) -> Sampler:
-    """Langevin dynamics with momentum, by the ABOBA splitting.
+    """Returns a sampler that runs underdamped Langevin dynamics by the ABOBA splitting.
 
-    Unit mass, momentum zero at the start. With `a = exp(-friction * step_size)`, a move
-    is
+    The mass is one and the momentum is zero at the start. With
+    `a = exp(-friction * step_size)`, a move is
 
         x += step_size / 2 * p                                       (A)
         p -= step_size / 2 * grad E(x)                               (B)
@@ -38,31 +60,35 @@ def underdamped(
         x += step_size / 2 * p                                       (A)
 
     with one gradient, at the middle. Nothing is refused: the law of the position has a
-    bias of order step_size^2, and none at all on a Gaussian energy, where the
-    position's variance is exact at every stable step size (`step_size^2 * curvature <
-    4`); the momentum's is not. Long-run draws are right; short runs begin cold, with no
-    momentum.
+    bias of order step_size^2. On a Gaussian energy the position has no bias: its
+    variance is exact at every stable step size (`step_size^2 * curvature < 4`); the
+    variance of the momentum is not. Draws of long runs are right; short runs begin with
+    too little kinetic energy because the momentum starts at zero.
 
-    The step is a time, not `langevin`'s length: for large friction the move is that of
-    `langevin` with `step_size^2 / 2`. GEBM's code, with a step gamma and a friction
-    kappa, is `step_size = 2 sqrt(gamma), friction = kappa`. Friction 0 is Hamiltonian
-    dynamics without any noise.
+    The step is a time, not a length as in `langevin`: for large friction the move is
+    that of `langevin` with `step_size^2 / 2`. GEBM's code, with a step gamma and a
+    friction kappa, corresponds to `step_size = 2 sqrt(gamma), friction = kappa`.
+    Friction 0 is Hamiltonian dynamics without any noise.
 
     Args:
-      step_size: In units of x / sqrt(energy). Positive.
-      friction: An inverse time; not negative. `1 / friction` is how long momentum
-        lasts. About the square root of the smallest curvature mixes best.
-      temperature: As in `langevin`; 0 is damped descent.
+      step_size: Step size, in units of x / sqrt(energy). Positive.
+      friction: Friction, an inverse time; not negative. Momentum lasts for a time
+        `1 / friction`. A value near the square root of the smallest curvature mixes
+        best.
+      temperature: Temperature, as in `langevin`; 0 is damped descent.
 
     Returns:
-      A `Sampler` with `UnderdampedState` and `UnderdampedInfo`: one gradient a move.
+      A `Sampler` with `UnderdampedState` and `UnderdampedInfo`. A move takes one
+      gradient.
 
     Raises:
       ValueError: If `step_size` is not positive, or another number is negative.
 
     Source:
-      Arbel et al. (2021), "Generalized energy based models", Algorithm 3, the kinetic
-      Langevin algorithm.
+      Arbel, Zhou & Gretton (2021), "Generalized energy based models" (GEBM), Algorithm
+      3, the kinetic Langevin algorithm, https://arxiv.org/abs/2003.05033. The splitting
+      is from Leimkuhler & Matthews (2013), "Rational construction of stochastic
+      numerical methods for molecular sampling", https://arxiv.org/abs/1203.5428.
     """
     check_number("step_size", step_size, positive=True)
     check_number("friction", friction, positive=False)
@@ -71,7 +97,9 @@ def underdamped(
     def init(energy_fn: EnergyFn, x: Array) -> UnderdampedState:
         return UnderdampedState(x, jnp.zeros_like(x))
 
-    def step(energy_fn: EnergyFn, key: Key, state: UnderdampedState):
+    def step(
+        energy_fn: EnergyFn, key: Key, state: UnderdampedState
+    ) -> tuple[UnderdampedState, UnderdampedInfo]:
         x, momentum = state
         # Hyper-parameters of another type must not change the position's.
         half = jnp.asarray(0.5 * step_size, x.dtype)

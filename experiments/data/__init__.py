@@ -20,11 +20,11 @@ __all__ = [
     "Images",
     "dequantize",
     "epoch_rows",
-    "from_section",
     "image_batches",
     "image_section",
     "in_chunks",
-    "load",
+    "load_images",
+    "load_section",
     "process_rows",
     "quantize",
     "read_split",
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 
-def load(name: str, **section) -> Images:
+def load_images(name: str, **section) -> Images:
     """A data set of images by its name, as a section of a config gives it.
 
     Args:
@@ -58,7 +58,7 @@ def load(name: str, **section) -> Images:
 
 
 def image_section(name: str, **others) -> dict:
-    """A config's section `data` for `from_section`, of images that are not embedded."""
+    """A config's section `data` for `load_section`, of images that are not embedded."""
     return {
         "name": name,
         "batch_size": 64,  # of all devices
@@ -70,16 +70,17 @@ def image_section(name: str, **others) -> dict:
     }
 
 
-def from_section(section: Mapping) -> Images:
+def load_section(section: Mapping) -> Images:
     """A data set of images from a config's section, cut to its first `num_examples`.
 
     Args:
-      section: `load`'s keyword arguments, with "" for no `data_dir` and 0 for no
+      section: `load_images`'s keyword arguments, with "" for no `data_dir` and 0 for no
         `size`; `num_examples`, 0 for all; and `batch_size` and `is_mirrored`, which
         are the batches' and not looked at.
 
     Raises:
-      ValueError: As `load`, or if `num_examples` is no count, or more than there are.
+      ValueError: As `load_images`, or if `num_examples` is negative or more than there
+        are.
     """
     section = dict(section)
     num_examples = section.pop("num_examples")
@@ -89,7 +90,7 @@ def from_section(section: Mapping) -> Images:
     for name in ("data_dir", "size"):
         if name in section:
             section[name] = section[name] or None
-    data = load(**section)
+    data = load_images(**section)
     if num_examples:
         if num_examples > len(data.train):
             raise ValueError(

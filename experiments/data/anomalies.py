@@ -12,7 +12,19 @@ import numpy as np
 
 from experiments.data.tabular import read_rows
 
-__all__ = ["Anomalies", "kdd99", "held_out_class", "tables"]
+__all__ = ["Anomalies", "Scaling", "held_out_class", "kdd99", "tables"]
+
+
+class Scaling(NamedTuple):
+    """A row of a file is `shift + scale * x`, with `x` what the model is given.
+
+    Attributes:
+      shift: `[columns]`.
+      scale: `[columns]`; 1 for constant columns.
+    """
+
+    shift: np.ndarray
+    scale: np.ndarray
 
 
 class Anomalies(NamedTuple):
@@ -23,12 +35,14 @@ class Anomalies(NamedTuple):
       test: `[m, *event]`, of both kinds.
       is_anomaly: `[m]`, bool; None where nobody has said.
       columns: Names of the columns of a table; `()` of images.
+      scaling: How the columns were scaled; None of images.
     """
 
     train: np.ndarray
     test: np.ndarray
     is_anomaly: np.ndarray | None
     columns: tuple[str, ...] = ()
+    scaling: Scaling | None = None
 
 
 # --- KDD Cup 99
@@ -110,8 +124,14 @@ def kdd99(
     known, foreign = test[~is_anomaly[test]], test[is_anomaly[test]]
     most = round(len(known) * ANOMALOUS_SHARE / (1 - ANOMALOUS_SHARE))
     test = np.concatenate([known, foreign[:most]])
-    scaled = _scaled(scaling, rows[train], rows[test])
-    return Anomalies(*scaled, is_anomaly[test], tuple(columns))
+    fitted = _fit_scaling(scaling, rows[train])
+    return Anomalies(
+        _scale(rows[train], fitted),
+        _scale(rows[test], fitted),
+        is_anomaly[test],
+        tuple(columns),
+        fitted,
+    )
 
 
 def _check_scaling(scaling: str) -> None:
@@ -119,8 +139,8 @@ def _check_scaling(scaling: str) -> None:
         raise ValueError(f"scaling must be one of {SCALINGS}, got {scaling!r}")
 
 
-def _scaled(scaling: str, train: np.ndarray, test: np.ndarray):
-    """Both as the training rows say, float32. Constant columns are only moved."""
+def _fit_scaling(scaling: str, train: np.ndarray) -> Scaling:
+    """Returns the scaling of the training rows. Constant columns are only moved."""
     width = np.ptp(train, axis=0)
     if scaling == "none":
         shift, scale = np.zeros(train.shape[1]), np.ones(train.shape[1])
@@ -129,8 +149,11 @@ def _scaled(scaling: str, train: np.ndarray, test: np.ndarray):
     else:
         shift, scale = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
     # Not by the scale: rounding may leave a constant column with a deviation.
-    scale = np.where(width > 0, scale, 1)
-    return [((rows - shift) / scale).astype(np.float32) for rows in (train, test)]
+    return Scaling(shift, np.where(width > 0, scale, 1))
+
+
+def _scale(rows: np.ndarray, scaling: Scaling) -> np.ndarray:
+    return ((rows - scaling.shift) / scaling.scale).astype(np.float32)
 
 
 def _read_kdd(data_dir, download: bool):
@@ -261,7 +284,8 @@ def tables(
         )
     test = test[:, [score_names.index(name) for name in names]]
     with np.errstate(over="ignore", invalid="ignore"):
-        scaled = _scaled(scaling, train, test)
+        fitted = _fit_scaling(scaling, train)
+        scaled = [_scale(rows, fitted) for rows in (train, test)]
     for path, rows, numbers in zip(
         (train_csv, score_csv), scaled, (train, test), strict=True
     ):
@@ -273,7 +297,7 @@ def tables(
                 f"{path}: the column {names[wrong.argmax()]!r} is too large for"
                 f" float32, as it is or with scaling={scaling!r}"
             )
-    return Anomalies(*scaled, is_anomaly, names)
+    return Anomalies(*scaled, is_anomaly, names, fitted)
 
 
 def _read_labelled(path: str | os.PathLike, label_column: str):

@@ -147,7 +147,7 @@ SOURCES = {
 }
 
 
-def _convert(images, source: Source, num_images: int, size: int) -> np.ndarray:
+def convert_images(images, source: Source, num_images: int, size: int) -> np.ndarray:
     """Adapts, crops and resizes images that come one by one, into one array."""
     converted = None
     for i, image in enumerate(images):
@@ -262,7 +262,7 @@ def _read_tfds(
                 labels[i] = example[source.label_name] - source.first_label
             yield example["image"]
 
-    return _convert(images(), source, num_images, size), labels
+    return convert_images(images(), source, num_images, size), labels
 
 
 def read_split(
@@ -309,7 +309,7 @@ def read_split(
         images, labels = originals
         if labels is not None:
             labels = labels - source.first_label
-        return _convert(images, source, len(images), size), labels
+        return convert_images(images, source, len(images), size), labels
     return _read_tfds(name, split, data_dir, size, download)
 
 

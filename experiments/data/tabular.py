@@ -22,6 +22,7 @@ __all__ = [
     "WHITENINGS",
     "Source",
     "Table",
+    "find_file",
     "from_section",
     "load",
     "read_rows",
@@ -96,7 +97,7 @@ def _cells(delimiter: str, num_columns: int, used: slice):
     return read
 
 
-def _read_hepmass(path: pathlib.Path) -> Rows:
+def read_hepmass(path: pathlib.Path) -> Rows:
     """Of the collisions with a particle (the label, first of 28 columns, is 1), without
     six columns, most of whose values are a few. Millions of rows: read by numpy."""
     try:
@@ -158,7 +159,7 @@ SOURCES = {
         file="1000_train.csv",
         folder="hepmass",
         url="https://archive.ics.uci.edu/dataset/347/hepmass",
-        read=_read_hepmass,
+        read=read_hepmass,
         most_tested=math.inf,
     ),
     "miniboone": Source(
@@ -173,7 +174,12 @@ SMALL = ("red_wine", "white_wine", "parkinsons")
 """Those whose rows a laptop can compare in pairs."""
 
 
-def _find(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
+def find_file(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
+    """Returns the path of a table's file.
+
+    Raises:
+      FileNotFoundError: If it is not there; the message says how to get it.
+    """
     source = SOURCES[name]
     folder = pathlib.Path(data_dir).expanduser()
     places = [folder / source.file, folder / source.folder / source.file]
@@ -300,7 +306,7 @@ def _kept_columns(rows: np.ndarray) -> list[int]:
         del kept[int(np.flatnonzero(num_near > 1)[0])]
 
 
-def _dequantized(
+def dequantize_columns(
     rng: np.random.RandomState, rows: np.ndarray, names: tuple[str, ...]
 ) -> np.ndarray:
     """With uniform noise as wide on either side as neighbouring values are apart."""
@@ -370,16 +376,16 @@ def load(
     if not noise_scale >= 0:
         raise ValueError(f"noise_scale must not be negative, got {noise_scale}")
     source = SOURCES[name]
-    path = _find(name, data_dir)
+    path = find_file(name, data_dir)
     names, rows, _ = source.read(path)
     kept = _kept_columns(rows) if source.drops_copies else list(range(len(names)))
     columns, rows = tuple(names[index] for index in kept), rows[:, kept]
     # RandomState, not default_rng: numpy promises that its numbers never change.
     rng = np.random.RandomState([seed, 1])  # another stream than the order's
     if source.is_quantized:
-        rows = _dequantized(rng, rows, columns)
+        rows = dequantize_columns(rng, rows, columns)
     rows = rows[np.random.RandomState(seed).permutation(len(rows))]
-    splits = _split(rows, source.most_tested)
+    splits = split_rows(rows, source.most_tested)
     mean, matrix = _whitening(splits[0] if whiten == "train" else rows)
     noisy = [
         (split - mean) @ matrix + noise_scale * rng.standard_normal(split.shape)
@@ -389,7 +395,7 @@ def load(
     return Table(*(split.astype(np.float32) for split in noisy), columns, dropped)
 
 
-def _split(rows: np.ndarray, most_tested: float) -> list[np.ndarray]:
+def split_rows(rows: np.ndarray, most_tested: float) -> list[np.ndarray]:
     """Training, validation and test rows, in this order."""
     num_test = min(most_tested, len(rows) // 10)
     num_validation = min(MOST_VALIDATED, (len(rows) - num_test) // 10)

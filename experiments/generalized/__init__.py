@@ -1,0 +1,1 @@
+"""Generalised energy-based models: a base that draws, an energy that reweighs it."""

@@ -1,35 +1,30 @@
-"""Generalised energy-based models: a base that draws, and an energy that reweighs it.
+r"""Generalised energy-based models of images.
 
-Paper: Arbel, Zhou & Gretton (2021), "Generalized energy based models".
-Claim checked: an energy learned beside a base corrects the base's weights; sampling its
-latents gives better draws than the base's; with flows for both it is a density whose
-likelihood is comparable to that of direct maximum likelihood.
+Paper: Arbel, Zhou & Gretton (2021), "Generalized energy based models",
+https://arxiv.org/abs/2003.05033.
+Claim checked: an energy learned beside a base corrects the base's weights, so that
+chains in the base's latents, which follow the energy, end in better images than the
+base's own draws.
 
-    python -m experiments.generalized --workdir=runs/digits
-    python -m experiments.generalized --workdir=runs/curve         --config=experiments/generalized.py:curve
-    python -m experiments.generalized --workdir=runs/uci --sweep         --config=experiments/generalized.py:red_wine --config.data.data_dir=DIR
+    python -m experiments.generalized.images --workdir=runs/digits
+    python -m experiments.generalized.images --workdir=runs/seeds --sweep
+    python -m experiments.generalized.images --workdir=runs/fashion \
+        --config=fashion_mnist_small
 
-Presets: `digits` (embedded images, minutes on a CPU), `fashion_mnist_small` (CPU, half
-an hour); `mnist`, `fashion_mnist`, `cifar10`, `cifar10_resnet`, `celeb_a`, `lsun`,
-`imagenet32` (the paper's scale, for GPU or TPU; those without labels need
-`evaluation.inception_weights`); `circle` and `curve` (thin supports, minutes);
-`red_wine`, `white_wine`, `parkinsons`, `hepmass`, `miniboone` (UCI tables from files in
-`data.data_dir`; the last two were run on no real file yet). After a comma the method:
-`red_wine,donsker_varadhan`, `kale` by default, and for tables `likelihood` and
-`contrastive_divergence`. With `--sweep`: of a table all methods, of images the seeds.
+Presets: `digits` (embedded, 9 minutes of a CPU core), `fashion_mnist_small` (37 minutes
+of one), and at the paper's scale, for a GPU or a TPU, `mnist`, `fashion_mnist`,
+`cifar10`, `cifar10_resnet`, `celeb_a`, `lsun` and `imagenet32`. Data without labels
+need `evaluation.inception_weights`. After a comma stands the estimator: `kale`, the
+default, or `donsker_varadhan`. With `--sweep`, three seeds.
 
-Other than published: pictures have uniform noise within each level, CelebA's are cut
-to 140 x 140 first, rates are constant, and the log partition function begins at 0.
-Flows of tables have one network a coupling for shift and scale, whose scale is bounded,
-and an affine map at the end; they are trained for 8,200 updates of the energy at five
-times the rate, and not for 26,000 and more. All rows whiten the large tables too, where
-the first 10,000 were published, and HepMass is tested on a tenth of its rows. `curve`
-and `circle` are ours: the paper's curve has no published formula.
+Other than published: pictures have uniform noise within each level, CelebA's are cut to
+140 x 140 first, rates are constant, and the log partition function begins at 0.
 """
 
 import functools
 import math
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +33,7 @@ from ml_collections import ConfigDict
 
 from ebmjax import networks
 from ebmjax.objectives import generalized
+from ebmjax.types import Key, Network
 from experiments.data import (
     Images,
     image_batches,
@@ -46,154 +42,131 @@ from experiments.data import (
     load_section,
     quantize,
 )
-from experiments.generalized.circle import _circle, _on_circle
-from experiments.generalized.curve import _curve, _on_curve
-from experiments.generalized.latents import check_sampling, refine
-from experiments.generalized.players import (
-    ESTIMATORS,
-    _base_player,
-    _batch,
-    _energy_player,
-    _floor,
-    _phases,
-    _preset,
-    _sampling,
+from experiments.generalized.latents import (
+    check_sampler,
+    refine,
+    sample_model,
+    sampler_section,
 )
-from experiments.generalized.tables import BASELINES, UCI, _of_table, _uci, _with_method
+from experiments.generalized.players import (
+    base_player,
+    check_players,
+    energy_floor,
+    energy_player,
+    make_batch,
+    make_config,
+    make_phases,
+    objective_section,
+    players_section,
+)
 from experiments.judge import generators, plots
 from experiments.judge.inception import Inception
 from experiments.judge.judge import make_judge
-from experiments.run.config import check_counts, construct
-from experiments.run.experiment import Experiment, Keys, evaluated_params
-from experiments.run.workdir import format_table, write_atomically
+from experiments.run import cli
+from experiments.run.config import adam_section, check_counts, construct, train_section
+from experiments.run.experiment import Experiment, Keys, Trained, evaluated_params
+from experiments.run.sweep import Cell, Sweep
+from experiments.run.workdir import format_table, save_arrays, write_atomically
 
 
-def _images(name: str, network: dict, latent_dim: int = 100, **others) -> dict:
-    config = _preset(
-        image_section(name, batch_size=128),
-        network | {"latent_dim": latent_dim},
-        num_samples=10_000,
-        num_examples=10_000,  # of the data and of the held-out, to compare with
-        num_shown=10,  # latents in the strips
-        chunk_size=500,  # at a time
-        classifier_steps=4_000,
-        inception_weights="",  # file of Inception v3's; "" for the classifier
-        sampling=_sampling(**others),
-    )
-    # After them the base is frozen, and the energy trained on.
-    config["train"]["num_joint_steps"] = 150_000
-    return config
-
-
-SNGAN = {"name": "sngan", "widths": (64, 128, 256, 512)}
-
-
-def _at_paper_s_scale(name: str, network: dict = SNGAN) -> dict:
-    config = _images(name, network, chain_lengths=(10, 50, 100, 200, 500, 1_000))
-    config["data"]["size"] = 32
-    config["objective"]["energy_floor"] = -10.0
-    config["players"]["redescends"] = True
-    # In this convention half of the published 1e-4 at a temperature of .01.
-    config["evaluation"]["sampling"]["step_size"] = 0.005
-    config["evaluation"]["sampling"]["temperatures"] = (1.0, 0.1, 0.01, 0.001)
-    config["train"] |= {"num_steps": 160_000, "eval_every": 20_000}
-    return config
-
-
-def _small(name: str, widths, latent_dim: int, num_steps: int, **evaluation) -> dict:
-    """A narrower network at a higher rate, for a CPU."""
-    config = _images(name, {"name": "sngan", "widths": widths}, latent_dim)
-    config["data"]["batch_size"] = 64
-    config["optimizer"]["learning_rate"] |= {
-        "start": 5e-4,
-        "final": 1e-5,
-        "decay_steps": num_steps,
+def make_digits() -> dict:
+    """Returns the problem's default: a narrow network at a high rate, for a CPU."""
+    config = {
+        "seed": 0,
+        "data": {
+            "name": "digits",
+            "batch_size": 64,  # of all devices
+            "num_examples": 0,  # first images trained on; 0 for all
+        },
+        "network": {
+            "name": "sngan",  # base and energy; or "sngan_resnet", "dcgan", "strided"
+            "widths": (16, 32),  # channels, from the image inwards
+        },
+        "latent_dim": 16,  # length of the base's latent
+        "objective": objective_section(),
+        "players": players_section(num_extra_updates=50),
+        # Its lengths are in steps, however many updates a player makes in one.
+        "optimizer": adam_section(5e-4, b1=0.5, b2=0.999),
+        "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
+        "train": train_section(3_000, checkpoint_every=500)
+        | {"num_joint_steps": 2_250},  # then the base rests, and the energy goes on
+        "evaluation": {
+            "num_samples": 898,  # draws of each sampler
+            "num_examples": 10_000,  # of the data and of the held-out, to compare with
+            "num_shown": 10,  # latents in the strips
+            "chunk_size": 500,  # images that the base makes at a time
+            "classifier_steps": 700,  # updates of the classifier that judges
+            "inception_weights": "",  # file of Inception v3's; "" for the classifier
+            "sampler": sampler_section(chain_lengths=(10, 30, 100))
+            | {"temperatures": (1.0, 0.1)},  # divide the energy; paper: 1 / beta
+        },
     }
-    config["players"]["num_extra_updates"] = 50
-    config["train"] |= {
-        "num_steps": num_steps,
-        "num_joint_steps": 3 * num_steps // 4,
-        "checkpoint_every": 500,
-    }
-    config["evaluation"] |= evaluation
+    config["optimizer"]["learning_rate"] |= {"final": 1e-5, "decay_steps": 3_000}
     return config
 
 
-def _digits() -> dict:
-    config = _small(
-        "digits", (16, 32), 16, 3_000, num_samples=898, classifier_steps=700
-    )
-    config["evaluation"]["sampling"] |= {
-        "chain_lengths": (10, 30, 100),
-        "temperatures": (1.0, 0.1),
-    }
-    for key in ("data_dir", "download", "size"):
-        del config["data"][key]
-    return config
-
-
-def _fashion_mnist_small() -> dict:
-    config = _small(
-        "fashion_mnist",
-        (8, 16, 32),
-        32,
-        2_000,
-        num_samples=1_000,
-        num_examples=1_000,
-        classifier_steps=1_000,
-    )
+def make_fashion_mnist_small() -> dict:
+    config = make_digits()
+    config["data"] = image_section("fashion_mnist", batch_size=64)
+    config["network"]["widths"] = (8, 16, 32)
+    config["latent_dim"] = 32
     # At the digits' rate and without a floor it diverges within 100 steps.
-    config["optimizer"]["learning_rate"]["start"] = 2e-4
     config["objective"]["energy_floor"] = -10.0
-    config["evaluation"]["sampling"] |= {
-        "chain_lengths": (10, 30, 100),
-        "temperatures": (0.1,),
+    config["optimizer"]["learning_rate"] |= {"start": 2e-4, "decay_steps": 2_000}
+    config["train"] |= {"num_steps": 2_000, "num_joint_steps": 1_500}
+    evaluation = config["evaluation"]
+    evaluation |= {"num_samples": 1_000, "num_examples": 1_000}
+    evaluation["classifier_steps"] = 1_000
+    evaluation["sampler"]["temperatures"] = (0.1,)
+    return config
+
+
+def make_paper_scale(name: str, network: dict | None = None) -> dict:
+    config = make_digits()
+    config["data"] = image_section(name, batch_size=128, size=32)
+    config["network"] = network or {"name": "sngan", "widths": (64, 128, 256, 512)}
+    config["latent_dim"] = 100
+    config["objective"]["energy_floor"] = -10.0
+    config["players"] |= {"num_extra_updates": 100, "redescends": True}
+    config["optimizer"] = adam_section(1e-4, b1=0.5, b2=0.999)
+    config["train"] |= {"num_steps": 160_000, "num_joint_steps": 150_000}
+    config["train"] |= {"eval_every": 20_000, "checkpoint_every": 1_000}
+    config["evaluation"] |= {"num_samples": 10_000, "classifier_steps": 4_000}
+    config["evaluation"]["sampler"] |= {
+        "chain_lengths": (10, 50, 100, 200, 500, 1_000),
+        "temperatures": (1.0, 0.1, 0.01, 0.001),
+        # In this convention half of the published 1e-4 at a temperature of .01.
+        "step_size": 0.005,
     }
     return config
 
 
 PRESETS = {
-    "digits": _digits,
-    "fashion_mnist_small": _fashion_mnist_small,
-    "mnist": lambda: _at_paper_s_scale("mnist"),
-    "fashion_mnist": lambda: _at_paper_s_scale("fashion_mnist"),
-    "cifar10": lambda: _at_paper_s_scale("cifar10"),
-    "cifar10_resnet": lambda: _at_paper_s_scale(
+    "digits": make_digits,
+    "fashion_mnist_small": make_fashion_mnist_small,
+    "mnist": lambda: make_paper_scale("mnist"),
+    "fashion_mnist": lambda: make_paper_scale("fashion_mnist"),
+    "cifar10": lambda: make_paper_scale("cifar10"),
+    "cifar10_resnet": lambda: make_paper_scale(
         "cifar10", {"name": "sngan_resnet", "width": 128}
     ),
-    "celeb_a": lambda: _at_paper_s_scale("celeb_a"),
-    "lsun": lambda: _at_paper_s_scale("lsun"),
-    "imagenet32": lambda: _at_paper_s_scale("imagenet32"),
-    "circle": _circle,
-    "curve": _curve,
-    **{name: functools.partial(_uci, name) for name in UCI},
+    "celeb_a": lambda: make_paper_scale("celeb_a"),
+    "lsun": lambda: make_paper_scale("lsun"),
+    "imagenet32": lambda: make_paper_scale("imagenet32"),
 }
 
 
 def get_config(preset: str = "digits") -> ConfigDict:
-    name, _, method = preset.partition(",")
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
-    methods = ESTIMATORS + (tuple(BASELINES) if name in UCI else ())
-    if method and method not in methods:
-        raise ValueError(f"method must be one of {sorted(methods)}, got {method!r}")
-    return _with_method(ConfigDict(PRESETS[name]()), method or "kale").lock()
+    """Returns the locked config of `"preset"` or of `"preset,estimator"`."""
+    return make_config(PRESETS, preset)
 
 
-def build(config: ConfigDict, keys: Keys) -> Experiment:
-    name = config.data.name
-    if name not in KINDS and "num_examples" not in config.data:
-        raise ValueError(
-            f"data.name must be one of {sorted(KINDS)} in this preset, got {name!r}"
-        )
-    check_counts(
-        "players",
-        config.players,
-        num_energy_updates=1,
-        num_extra_updates=0,
-        extra_every=0,
+def _pair(base, energy):
+    """Returns the constructor of a base and an energy with the same widths."""
+    return lambda shape, latent_dim, *, widths: (
+        base(shape, latent_dim=latent_dim, widths=widths),
+        energy(shape, widths=widths),
     )
-    return KINDS.get(name, _of_images)(config, keys)
 
 
 def _resnet(shape, latent_dim, *, width, num_blocks=3):
@@ -205,14 +178,6 @@ def _resnet(shape, latent_dim, *, width, num_blocks=3):
     )
 
 
-def _pair(base, energy):
-    """`(shape, latent_dim, *, widths) -> (base, energy)`."""
-    return lambda shape, latent_dim, *, widths: (
-        base(shape, latent_dim=latent_dim, widths=widths),
-        energy(shape, widths=widths),
-    )
-
-
 NETWORKS = {
     "sngan": _pair(networks.sngan_base, networks.sngan_energy),
     "sngan_resnet": _resnet,
@@ -221,11 +186,40 @@ NETWORKS = {
 }
 
 
-def _of_images(config, keys) -> Experiment:
+def make_networks(config, image_shape) -> dict[str, Network]:
+    """Returns the base and the energy, neither of them with parameters."""
+    shape = tuple(image_shape)
+    base, energy = construct(config.network, NETWORKS, shape, config.latent_dim)
+    return {"base": base, "energy": energy}
+
+
+def bind_networks(config, built: dict[str, Network], params, model_state):
+    """Returns `energy_fn` of an image, with its floor, and `generator_fn` of a latent.
+
+    The base normalises by its running statistics.
+    """
+    base_fn, energy_fn = (
+        generators.bind(network, params[name], model_state.get(f"{name}_state"))
+        for name, network in built.items()
+    )
+    return generalized.floored(energy_fn, energy_floor(config)), base_fn
+
+
+def draw_samples(config, energy_fn, generator_fn, key: Key, num: int) -> np.ndarray:
+    """Returns draws of the model, `[num, *image_shape]`: see `load`."""
+    latent_key, chain_key = jax.random.split(key)
+    latents = jax.random.normal(latent_key, (num, config.latent_dim))
+    section = config.evaluation.sampler
+    return sample_model(section, energy_fn, generator_fn, chain_key, latents)
+
+
+def build(config: ConfigDict, keys: Keys) -> Experiment:
+    """Builds the experiment: base and energy are trained, and chains are judged."""
     data = load_section(config.data)
-    options, sampling = config.evaluation, config.evaluation.sampling
+    options, section = config.evaluation, config.evaluation.sampler
     plots.check()
-    check_sampling(sampling)
+    check_players(config.players)
+    check_sampler(section)
     check_counts(
         "evaluation",
         options,
@@ -235,70 +229,72 @@ def _of_images(config, keys) -> Experiment:
         chunk_size=1,
         classifier_steps=1,
     )
-    section = config.network.to_dict()
-    latent_dim = section.pop("latent_dim")
-    base, energy = construct(section, NETWORKS, data.image_shape, latent_dim)
+    built, latent_dim = make_networks(config, data.image_shape), config.latent_dim
     params, model_state = {"log_partition": jnp.zeros(())}, {}
-    for index, (name, network) in enumerate((("base", base), ("energy", energy))):
+    for index, (name, network) in enumerate(built.items()):
         params[name], state = network.init(jax.random.fold_in(keys.params, index))
         if state:
             model_state[f"{name}_state"] = state
+    energy, base = built["energy"], built["base"]
     players = {
-        "energy": _energy_player(config, energy, base, latent_dim),
-        "base": _base_player(config, energy, base, latent_dim),
+        "energy": energy_player(config, energy, base, latent_dim),
+        "base": base_player(config, energy, base, latent_dim),
     }
-    phases = _phases(config, players)
-    judge = _judge(config, data)
+    phases = make_phases(config, players)
+    measure = make_measure(config, data)
     # The same latents for the base and for every chain, at every evaluation.
     latents = jax.random.normal(keys.evaluation, (options.num_samples, latent_dim))
 
     def evaluate(state, key, directory):
-        found = evaluated_params(state)
-        generator_fn, energy_fn = (
-            generators.bind(
-                network, found[name], state.model_state.get(f"{name}_state")
-            )
-            for name, network in (("base", base), ("energy", energy))
+        energy_fn, generator_fn = bind_networks(
+            config, built, evaluated_params(state), state.model_state
         )
-        energy_fn = generalized.floored(energy_fn, _floor(config))
-        of_chunk = jax.jit(jax.vmap(generator_fn))
+        generate = jax.jit(jax.vmap(generator_fn))
         distances, shown, rates = {}, {}, {}
         chained = []
 
         def record(drawn):
-            """All samplers' images together would be more than fits in memory."""
-            distances.update(judge(drawn))
+            """The images of all samplers together would not fit in memory."""
+            distances.update(measure(drawn))
             shown.update({k: x[: options.num_shown] for k, x in drawn.items()})
 
-        record({"base": in_chunks(of_chunk, latents, options.chunk_size)})
-        for index, name in enumerate(sampling.samplers):
-            temperatures = sampling.temperatures if name != "transport" else (1.0,)
+        record({"base": in_chunks(generate, latents, options.chunk_size)})
+        for index, name in enumerate(section.names):
+            temperatures = section.temperatures if name != "transport" else (1.0,)
             for place, temperature in enumerate(temperatures):
                 refined = refine(
                     name,
-                    sampling,
+                    section,
                     energy_fn,
                     generator_fn,
                     jax.random.fold_in(jax.random.fold_in(key, index), place),
                     latents,
-                    chain_lengths=sampling.chain_lengths,
+                    chain_lengths=section.chain_lengths,
                     temperature=temperature,
                 )
-                record(
-                    {
-                        _cell(name, temperature, length): chains.x
-                        for length, chains in refined.items()
-                    }
-                )
-                rates |= {
-                    _cell(name, temperature, length): chains.acceptance_rate
+                cells = {
+                    _cell(name, temperature, length): chains
                     for length, chains in refined.items()
+                }
+                record({cell: chains.x for cell, chains in cells.items()})
+                rates |= {
+                    cell: chains.acceptance_rate
+                    for cell, chains in cells.items()
                     if not math.isnan(chains.acceptance_rate)
                 }
                 chained.append((name, temperature))
-        of_base = distances["base"]
-        relative = {name: 100 * value / of_base for name, value in distances.items()}
+        relative = {
+            name: 100 * value / distances["base"] for name, value in distances.items()
+        }
         _report(directory, config, distances, relative, rates, chained, shown)
+        sample_key = jax.random.fold_in(key, len(section.names))
+        save_arrays(
+            directory / "samples.npz",
+            samples=draw_samples(
+                config, energy_fn, generator_fn, sample_key, options.num_samples
+            ),
+            key=jax.random.key_data(sample_key),
+        )
         return (
             {
                 f"{name}_frechet_distance": value
@@ -319,16 +315,20 @@ def _of_images(config, keys) -> Experiment:
     return Experiment(
         players=players,
         params=params,
-        batch=_batch(config, keys.data, players, batches, **phases),
+        batch=make_batch(config, keys.data, players, batches, **phases),
         evaluate=evaluate,
         model_state=model_state,
+        facts={"image_shape": list(data.image_shape)},
         **phases,
     )
 
 
-def _judge(config, data: Images):
-    """`name -> images` to `name -> Frechet distance`, by Inception's features where its
-    weights are given, else by a classifier's, with its references beside."""
+def make_measure(config, data: Images):
+    """Returns `measure(name -> images) -> (name -> Frechet distance)`.
+
+    The distance is in Inception's features if its weights are given, else in those of a
+    classifier, which then has its references beside the names.
+    """
     options = config.evaluation
     if options.inception_weights:
         inception = Inception(options.inception_weights, data.num_levels)
@@ -357,8 +357,8 @@ def _cell(name: str, temperature: float, length: int) -> str:
 def _report(
     directory: pathlib.Path, config, distances, relative, rates, chained, shown
 ) -> None:
-    """Table, curves over the chains' length, and strips of the same latents."""
-    options, sampling = config.evaluation, config.evaluation.sampling
+    """Writes a table, curves over the chains' length and strips of the same latents."""
+    options, section = config.evaluation, config.evaluation.sampler
     table = [
         {
             "name": name,
@@ -369,34 +369,54 @@ def _report(
         for name, value in distances.items()
     ]
     write_atomically(directory / "quality.md", format_table(table))
-    lengths = np.array([0, *sampling.chain_lengths])
+    lengths = np.array([0, *section.chain_lengths])
     panels = {}
     for name, temperature in chained:
-        shares = [relative[_cell(name, temperature, n)] for n in sampling.chain_lengths]
+        shares = [relative[_cell(name, temperature, n)] for n in section.chain_lengths]
         panel = panels.setdefault(f"temperature {temperature:g}", {})
         panel[name] = (lengths, np.array([100.0, *shares]))
     plots.curves(directory / "chains.png", panels, x_label="moves")
-    # Of each sampler at its best temperature, from the base's draw to the last.
+    # Each sampler is shown at its best temperature, from the base's draw to the last.
     strips = {}
-    for name in sampling.samplers:
-        coldest = min(
+    for name in section.names:
+        best = min(
             (temperature for other, temperature in chained if other == name),
-            key=lambda t: relative[_cell(name, t, sampling.chain_lengths[-1])],
+            key=lambda t: relative[_cell(name, t, section.chain_lengths[-1])],
         )
-        cells = [_cell(name, coldest, length) for length in sampling.chain_lengths]
+        cells = [_cell(name, best, length) for length in section.chain_lengths]
         images = np.stack([shown[cell] for cell in ("base", *cells)])
-        title = f"{name}, temperature {coldest:g}: after 0, " + ", ".join(
-            map(str, sampling.chain_lengths)
+        title = f"{name}, temperature {best:g}: after 0, " + ", ".join(
+            map(str, section.chain_lengths)
         )
         strips[title] = images.reshape(-1, *images.shape[2:])
     plots.image_panels(directory / "strips.png", strips, columns=options.num_shown)
 
 
-KINDS = {name: _of_table for name in UCI} | {
-    "circle": _on_circle,
-    "curve": _on_curve,
-}
+def sweep(preset: str) -> Sweep:
+    """Returns the plan of three seeds of a preset."""
+    return Sweep({preset or "digits": Cell(preset)}, num_seeds=3)
+
+
+def load(
+    config: ConfigDict,
+    facts: dict[str, Any],
+    params: dict[str, Any],
+    model_state: dict[str, Any],
+) -> Trained:
+    """Returns the trained model.
+
+    The model is the base's law, reweighed by `exp(-energy_fn(x))`: it has an energy
+    and no density of images. `sample` begins at latents of its own and moves them by
+    the first of `evaluation.sampler.names` at the first of its temperatures, to the
+    last of its lengths.
+    """
+    built = make_networks(config, facts["image_shape"])
+    energy_fn, generator_fn = bind_networks(config, built, params, model_state)
+    sample = functools.partial(draw_samples, config, energy_fn, generator_fn)
+    return Trained(
+        config, params, model_state, built, energy_fn=energy_fn, sample=sample
+    )
 
 
 if __name__ == "__main__":
-    main(build, __file__, sweep)
+    cli.main(build, __file__, sweep)

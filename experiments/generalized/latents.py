@@ -1,4 +1,4 @@
-"""Latents of a generator, moved by chains towards what the energy says."""
+"""Chains in the latents of a generator, which follow the energy of what it makes."""
 
 import functools
 import math
@@ -13,14 +13,23 @@ from ebmjax import energies, samplers
 from ebmjax.checks import check_count
 from ebmjax.types import Array, EnergyFn, Key
 
-__all__ = ["NAMES", "Refined", "check", "refine"]
+__all__ = [
+    "REFUSING",
+    "SAMPLERS",
+    "SAMPLER_NAMES",
+    "Refined",
+    "check_sampler",
+    "refine",
+    "sample_model",
+    "sampler_section",
+]
 
 LIPSCHITZ_DRAWS = 500  # latents among which the steepest slope is looked for
 CHUNK = 500  # latents whose images are made at once
 
 
 class Refined(NamedTuple):
-    """Where chains are after so many moves.
+    """Where chains are after some number of moves.
 
     Attributes:
       latents: `[n, latent_dim]`.
@@ -35,7 +44,7 @@ class Refined(NamedTuple):
 
 
 def _prior(latent_dim: int):
-    """The standard normal law of latents, as a proposal."""
+    """Returns the standard normal law of latents, as a proposal."""
 
     def sample(key):
         return jax.random.normal(key, (latent_dim,))
@@ -43,8 +52,9 @@ def _prior(latent_dim: int):
     return sample, lambda z: -0.5 * jnp.sum(z**2)
 
 
-# Name -> sampler of a step size (a squared length, `langevin`'s) and the dimension.
-# Those that take a time have the step of the same length: h = sqrt(2 * step_size).
+# Each name has a function that makes the sampler from a step size (a squared length, as
+# `langevin` takes it) and the latents' dimension. Samplers that take a time get the one
+# whose step has the same length: h = sqrt(2 * step_size).
 SAMPLERS = {
     "independence": lambda step, dim, section: samplers.independence(
         proposal=_prior(dim)
@@ -60,38 +70,52 @@ SAMPLERS = {
         randomize_num_leapfrog=True,
     ),
 }
-NAMES = (*SAMPLERS, "transport")
+SAMPLER_NAMES = (*SAMPLERS, "transport")
 REFUSING = ("independence", "mala", "hmc")
 
 
-def check(section) -> None:
-    """Of a config's section `evaluation.sampling`, before anything is trained.
+def sampler_section(**others) -> dict:
+    """Returns a config's section `evaluation.sampler` with some options changed."""
+    return {
+        "names": SAMPLER_NAMES,  # each is run and judged; the first draws samples.npz
+        "chain_lengths": (10, 50, 100, 200),  # moves at which chains are looked at
+        "step_size": 0.02,  # length^2, at temperature 1; times the temperature
+        "decay": 0.1,  # factor of the step after every
+        "decay_every": 200,  # moves; 0 for never
+        "friction": 1.0,  # 1 / time, of "underdamped"
+        "num_leapfrog": 2,  # steps in a move of "hmc", on average
+        "transport_step_size": 0.01,  # length^2 / cost, of "transport"
+        **others,
+    }
+
+
+def check_sampler(section) -> None:
+    """Checks the section `evaluation.sampler` of a config before training.
 
     Raises:
       ValueError: If a sampler is unknown or there is none, lengths do not rise from
         above 0, or a temperature, step or other number is not as it must be.
     """
-    unknown = sorted(set(section["samplers"]) - set(NAMES))
-    if unknown or not section["samplers"]:
+    unknown = sorted(set(section["names"]) - set(SAMPLER_NAMES))
+    if unknown or not section["names"]:
         raise ValueError(
-            f"evaluation.sampling.samplers must be of {NAMES}, got"
-            f" {tuple(section['samplers'])}"
+            f"evaluation.sampler.names must be some of {SAMPLER_NAMES}, got"
+            f" {tuple(section['names'])}"
         )
     _check_lengths(section["chain_lengths"])
-    if not section["temperatures"]:
-        raise ValueError("evaluation.sampling.temperatures must not be empty")
-    positive = {f"temperatures[{i}]": t for i, t in enumerate(section["temperatures"])}
+    temperatures = section.get("temperatures", (1.0,))
+    if not temperatures:
+        raise ValueError("evaluation.sampler.temperatures must not be empty")
+    positive = {f"temperatures[{i}]": t for i, t in enumerate(temperatures)}
     positive |= {
         name: section[name]
         for name in ("step_size", "decay", "friction", "transport_step_size")
     }
     for name, value in positive.items():
         if not 0 < value < math.inf:
-            raise ValueError(
-                f"evaluation.sampling.{name} must be positive, got {value}"
-            )
-    check_count("evaluation.sampling.num_leapfrog", section["num_leapfrog"], 1)
-    check_count("evaluation.sampling.decay_every", section["decay_every"], 0)
+            raise ValueError(f"evaluation.sampler.{name} must be positive, got {value}")
+    check_count("evaluation.sampler.num_leapfrog", section["num_leapfrog"], 1)
+    check_count("evaluation.sampler.decay_every", section["decay_every"], 0)
 
 
 def _check_lengths(chain_lengths: Sequence[int]) -> None:
@@ -111,26 +135,27 @@ def refine(
     chain_lengths: Sequence[int],
     temperature: float = 1.0,
 ) -> dict[int, Refined]:
-    """Chains in the latent space, and their images, at every one of the lengths.
+    """Runs chains in the latent space; returns them, and what the generator makes of
+    them, at each of the lengths.
 
-    After every `decay_every` moves the step is `decay` times as long. Momentum of
-    "underdamped" is 0 at the start and goes on from there: begun anew at every length,
-    it would be cold again each time, and what is looked at would depend on how often.
+    After every `decay_every` moves the step is multiplied by `decay`. The momentum of
+    "underdamped" is 0 at the start and is kept from one length to the next: if it began
+    anew at each length, the law would depend on how often the chains are looked at.
 
-    "transport" is the discriminator optimal transport: no chain, but a descent of
-    `E(G(z)) / L + |z - z_0 + 0.001|` from each latent `z_0`, with `L` the largest slope
-    of `E(G)` among draws of the prior, and of the gradient without `1 / sqrt(d)` of its
-    part along `z`. It knows no temperature.
+    "transport" is discriminator optimal transport, which is no chain. It descends
+    `E(G(z)) / L + |z - z_0 + 0.001|` from each latent `z_0`, where `L` is the largest
+    slope of `E(G)` among draws of the prior; the part of the gradient along `z` is
+    reduced by `1 / sqrt(d)` of itself. It has no temperature.
 
     Args:
-      name: One of `NAMES`.
-      section: With `step_size` for temperature 1, which is multiplied by the
-        temperature as the energy is divided by it; `decay`, `decay_every`; `friction`
-        of "underdamped"; `num_leapfrog` of "hmc"; `transport_step_size`.
-      energy_fn: Of an example.
-      generator_fn: Of a latent.
-      key: Of the moves.
-      latents: `[n, latent_dim]`, where they begin: draws of the prior.
+      name: One of `SAMPLER_NAMES`.
+      section: Holds `step_size`, which is for temperature 1 and is multiplied by the
+        temperature as the energy is divided by it; `decay` and `decay_every`;
+        `friction` of "underdamped"; `num_leapfrog` of "hmc"; `transport_step_size`.
+      energy_fn: The energy of one example.
+      generator_fn: Makes an example from a latent.
+      key: The randomness of the moves.
+      latents: `[n, latent_dim]`, draws of the prior at which the chains begin.
       chain_lengths: Rising numbers of moves.
       temperature: Divides the energy, not the prior.
 
@@ -139,24 +164,26 @@ def refine(
 
     Raises:
       ValueError: If the name is unknown, or the lengths do not rise from above 0.
-      FloatingPointError: If transport finds no slope to go by, latents cease to be
-        finite, as where the step is too long for a sampler that refuses nothing, or the
-        energy is not a number wherever a chain would go.
+      FloatingPointError: If transport finds no slope, if latents cease to be finite
+        (the step may be too long for a sampler that refuses nothing), or if the energy
+        is not a number wherever a chain would go.
     """
-    if name not in NAMES:
-        raise ValueError(f"sampler must be one of {sorted(NAMES)}, got {name!r}")
+    if name not in SAMPLER_NAMES:
+        raise ValueError(
+            f"sampler must be one of {sorted(SAMPLER_NAMES)}, got {name!r}"
+        )
     _check_lengths(chain_lengths)
     lengths = list(chain_lengths)
     position = latents
     if name == "transport":
-        move = _transport(section, energy_fn, generator_fn, key, latents)
+        move = make_transport(section, energy_fn, generator_fn, key, latents)
     else:
         if name == "underdamped":  # pairs of latent and momentum
             position = jnp.stack([latents, jnp.zeros_like(latents)], 1)
-        move = _chains(name, section, energy_fn, generator_fn, temperature)
+        move = make_chains(name, section, energy_fn, generator_fn, temperature)
     every = section["decay_every"]
     decays = range(every, lengths[-1], every) if every else []
-    generated = jax.jit(functools.partial(jax.lax.map, generator_fn, batch_size=CHUNK))
+    generate = jax.jit(functools.partial(jax.lax.map, generator_fn, batch_size=CHUNK))
     found, rates, first = {}, [], 0
     for index, end in enumerate(sorted({*lengths, *decays})):
         scale = section["decay"] ** (first // every) if every else 1.0
@@ -173,19 +200,46 @@ def refine(
         if end in lengths:
             mean = sum(num * rate for num, rate in rates) / end
             last = position[:, 0] if name == "underdamped" else position
-            found[end] = Refined(np.asarray(last), np.asarray(generated(last)), mean)
+            found[end] = Refined(np.asarray(last), np.asarray(generate(last)), mean)
     return found
+
+
+def sample_model(
+    section,
+    energy_fn: EnergyFn,
+    generator_fn: Callable[[Array], Array],
+    key: Key,
+    latents: Array,
+) -> np.ndarray:
+    """Returns draws of the model, `[n, *event]`, one for each latent.
+
+    They are the images of chains of the section's first sampler at its first
+    temperature (1 where it has none), after the last length. The other arguments are
+    those of `refine`.
+    """
+    refined = refine(
+        section["names"][0],
+        section,
+        energy_fn,
+        generator_fn,
+        key,
+        latents,
+        chain_lengths=section["chain_lengths"],
+        temperature=section.get("temperatures", (1.0,))[0],
+    )
+    return refined[max(refined)].x
 
 
 def _acceptance(state, info):
     return info.acceptance_rate
 
 
-def _chains(name, section, energy_fn, generator_fn, temperature):
+def make_chains(name, section, energy_fn, generator_fn, temperature):
+    """Returns `move(key, position, num_steps, scale) -> (position, acceptance)`."""
     latent_energy = energies.latent_energy(energy_fn, generator_fn, temperature)
 
     @functools.cache  # a sampler made anew would be compiled anew
-    def sampler_of(scale, dim):
+    def make_sampler(scale, dim):
         step = section["step_size"] * temperature * scale
         sampler = SAMPLERS[name](step, dim, section)
         if name != "underdamped":
@@ -193,7 +247,7 @@ def _chains(name, section, energy_fn, generator_fn, temperature):
         return sampler._replace(init=lambda _, pair: samplers.UnderdampedState(*pair))
 
     def move(key, position, num_steps, scale):
-        sampler = sampler_of(scale, position.shape[-1])
+        sampler = make_sampler(scale, position.shape[-1])
         refuses = name in REFUSING
         state, found = samplers.sample_chains(
             sampler,
@@ -210,7 +264,7 @@ def _chains(name, section, energy_fn, generator_fn, temperature):
             return position, math.nan
         if jnp.isnan(found).all():
             raise FloatingPointError(
-                f"{name} at temperature {temperature:g}: of no proposal the energy is a"
+                f"{name} at temperature {temperature:g}: the energy of no proposal is a"
                 " number"
             )
         return position, float(jnp.nan_to_num(found).mean())
@@ -218,42 +272,44 @@ def _chains(name, section, energy_fn, generator_fn, temperature):
     return move
 
 
-def _transport(section, energy_fn, generator_fn, key, starts):
-    def of_latent(z):
+def make_transport(section, energy_fn, generator_fn, key, starts):
+    """Returns `move` as `make_chains` does, of the transport from `starts`."""
+
+    def energy_at(z):
         return energy_fn(generator_fn(z))
 
     draws = jax.random.normal(key, (LIPSCHITZ_DRAWS, starts.shape[1]))
-    slopes = jax.jit(jax.vmap(jax.grad(of_latent)))(draws)
+    slopes = jax.jit(jax.vmap(jax.grad(energy_at)))(draws)
     steepest = jnp.linalg.norm(slopes, axis=1).max()
     if not 0 < steepest < math.inf:
         raise FloatingPointError(
-            f"transport goes by the energy's slope, whose largest is {steepest} among"
+            f"transport needs a slope of the energy, whose largest is {steepest} among"
             f" {LIPSCHITZ_DRAWS} draws: the energy is flat, or below its floor"
         )
 
-    def one(pair, step_size, num_steps, steepest):
+    def descend(pair, step_size, num_steps, steepest):
         z, start = pair
 
         def cost(z):
             distance = jnp.linalg.norm(z - start + 0.001)
-            return of_latent(z) / steepest + distance
+            return energy_at(z) / steepest + distance
 
-        def descend(_, z):
+        def move_once(_, z):
             gradient = jax.grad(cost)(z)
             along = jnp.dot(gradient, z) / len(z) ** 0.5
             return z - step_size * (gradient - along * z)
 
-        return jax.lax.fori_loop(0, num_steps, descend, z)
+        return jax.lax.fori_loop(0, num_steps, move_once, z)
 
     @jax.jit
-    def of_all(position, *given):
+    def descend_all(position, *given):
         return jax.lax.map(
-            lambda pair: one(pair, *given), (position, starts), batch_size=CHUNK
+            lambda pair: descend(pair, *given), (position, starts), batch_size=CHUNK
         )
 
     def move(key, position, num_steps, scale):
         step_size = section["transport_step_size"] * scale
-        moved = of_all(position, step_size, num_steps, steepest)
+        moved = descend_all(position, step_size, num_steps, steepest)
         return moved, float("nan")
 
     return move

@@ -1,73 +1,74 @@
-"""players"""
+"""The two players of every problem: a base that draws, an energy that reweighs it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import optax
+from ml_collections import ConfigDict
 
-from ebmjax import targets, training
+from ebmjax import training
 from ebmjax.objectives import generalized
-from experiments.data import target_batches
-from experiments.generalized.latents import SAMPLER_NAMES
-from experiments.run.config import adam_section, make_optimizer, train_section
-
-
-def _preset(data: dict, network: dict, **evaluation) -> dict:
-    """The paper's training of images; what varies with the data is given."""
-    return {
-        "seed": 0,
-        "data": data,
-        "network": network,
-        "objective": {
-            "name": "kale",  # or "donsker_varadhan"
-            "gradient_penalty": 1.0,  # paper: lambda
-            "num_draws": 1,  # from the base for each example
-            "transforms_log_partition": True,
-            "energy_floor": 0.0,  # below 0: the energy is kept above it; 0 for none
-        },
-        "players": {
-            "num_energy_updates": 5,  # for one of the base
-            "num_extra_updates": 100,  # of the energy, at the first two steps and at
-            "extra_every": 500,  # multiples of this
-            "redescends": False,  # energy: 2 g / (1 + g^2), as released
-        },
-        # Of steps; a player with several updates in each takes as many steps.
-        "optimizer": adam_section(1e-4, b1=0.5, b2=0.999),
-        "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
-        "train": train_section(150_000),  # of the base, and after of the energy
-        "evaluation": evaluation,
-        "sweep": {"num_seeds": 3},  # seed, seed + 1, ...
-    }
-
-
-def _sampling(**others) -> dict:
-    return {
-        "samplers": SAMPLER_NAMES,
-        "chain_lengths": (10, 50, 100, 200),  # moves
-        "temperatures": (1.0, 0.1, 0.01),  # divide the energy; paper: beta = 100
-        "step_size": 0.02,  # length^2, at temperature 1; times the temperature
-        "decay": 0.1,  # of the step, every
-        "decay_every": 200,  # moves
-        "friction": 1.0,  # of "underdamped"
-        "num_leapfrog": 2,  # of "hmc", on average
-        "transport_step_size": 0.01,
-        **others,
-    }
-
+from experiments.run.config import check_counts, check_name, make_optimizer
 
 ESTIMATORS = generalized.ESTIMATORS
 
 
-def _energy_player(
+def objective_section(**others) -> dict:
+    """Returns a config's section `objective` with some options changed."""
+    return {
+        "name": "kale",  # or "donsker_varadhan"
+        "gradient_penalty": 1.0,  # weight; paper: lambda
+        "num_draws": 1,  # draws from the base for each example
+        "transforms_log_partition": True,  # slope of c: exp(c - A) - 1, as published
+        "energy_floor": 0.0,  # nats, below 0: the energy is kept above it; 0 for none
+        **others,
+    }
+
+
+def players_section(**others) -> dict:
+    """Returns a config's section `players` with some options changed."""
+    return {
+        "num_energy_updates": 5,  # updates of the energy for one of the base
+        "num_extra_updates": 100,  # more of the energy, at the first two steps and at
+        "extra_every": 500,  # multiples of so many steps; 0 for none
+        "redescends": False,  # gradients of the energy: 2 g / (1 + g^2), as released
+        **others,
+    }
+
+
+def make_config(presets: Mapping[str, Callable[[], dict]], preset: str) -> ConfigDict:
+    """Returns the locked config of `"preset"` or of `"preset,estimator"`."""
+    name, _, estimator = preset.partition(",")
+    check_name("preset", name, presets)
+    config = ConfigDict(presets[name]())
+    if estimator:
+        check_name("estimator", estimator, ESTIMATORS)
+        config.objective.name = estimator
+    return config.lock()
+
+
+def check_players(section) -> None:
+    """Raises a ValueError unless the counts of the section `players` make sense."""
+    least = {"num_energy_updates": 1, "num_extra_updates": 0, "extra_every": 0}
+    check_counts("players", section, **least)
+
+
+def energy_player(
     config, energy, base, latent_dim: int, l2: float = 0.0, **options
 ) -> training.Player:
-    """KALE's or Donsker and Varadhan's energy, by the config."""
+    """Returns the energy's player, by KALE or by Donsker and Varadhan.
+
+    Args:
+      config: The sections `objective`, `players` and `optimizer` are read.
+      energy: The energy, as `generalized.energy_objective` takes it.
+      base: The base, as `generalized.energy_objective` takes it.
+      latent_dim: Length of the base's latent.
+      l2: Weight of the sum of the squared parameters of the energy.
+      **options: Further arguments of `generalized.energy_objective`.
+    """
     section = config.objective
-    if section.name not in ESTIMATORS:
-        raise ValueError(
-            f"objective.name must be one of {ESTIMATORS}, got {section.name!r}"
-        )
+    check_name("objective.name", section.name, ESTIMATORS)
     trains = ("energy", "log_partition")[: 2 if section.name == "kale" else 1]
     objective = generalized.energy_objective(
         energy,
@@ -77,30 +78,32 @@ def _energy_player(
         gradient_penalty=section.gradient_penalty,
         num_draws=section.num_draws,
         transforms_log_partition=section.transforms_log_partition,
-        energy_floor=_floor(config),
+        energy_floor=energy_floor(config),
         **options,
     )
     return training.Player(
         trains,
         objective,
-        _energy_optimizer(config, trains, l2),
+        energy_optimizer(config, trains, l2),
         config.players.num_energy_updates,
     )
 
 
-def _base_player(config, energy, base, latent_dim: int, **options) -> training.Player:
+def base_player(config, energy, base, latent_dim: int, **options) -> training.Player:
+    """Returns the base's player; the arguments are those of `energy_player`."""
     objective = generalized.base_objective(
         energy,
         base,
         latent_dim=latent_dim,
         num_draws=config.objective.num_draws,
-        energy_floor=_floor(config),
+        energy_floor=energy_floor(config),
         **options,
     )
-    return training.Player(("base",), objective, _optimizer(config))
+    return training.Player(("base",), objective, player_optimizer(config))
 
 
-def _floor(config) -> float | None:
+def energy_floor(config) -> float | None:
+    """Returns the floor of the energy, None for no floor."""
     floor = config.objective.energy_floor
     if not floor <= 0:
         raise ValueError(
@@ -109,19 +112,25 @@ def _floor(config) -> float | None:
     return floor or None
 
 
-def _optimizer(config, num_updates: int = 1) -> optax.GradientTransformation:
-    """Of a player with so many updates a step, in whose number its rate changes."""
+def player_optimizer(config, num_updates: int = 1) -> optax.GradientTransformation:
+    """Returns the optimizer of a player that makes `num_updates` updates a step.
+
+    The config counts the lengths of the learning rate's schedule in steps.
+    """
     section = config.optimizer.to_dict()
     for name in ("warmup_steps", "decay_start", "decay_steps"):
         section["learning_rate"][name] *= num_updates
     return make_optimizer(section)
 
 
-def _energy_optimizer(config, trains, l2: float = 0.0) -> optax.GradientTransformation:
-    """With `l2` times the squares of the energy's parameters in the loss, and its
-    gradients redescending where the config says so; not the log partition's."""
+def energy_optimizer(config, trains, l2: float = 0.0) -> optax.GradientTransformation:
+    """Returns the optimizer of the energy's player.
+
+    The loss has `l2` times the squares of the energy's parameters, and the gradients of
+    the energy redescend if the config says so. The log partition function has neither.
+    """
     mask = {name: name == "energy" for name in trains}
-    parts = [_optimizer(config, config.players.num_energy_updates)]
+    parts = [player_optimizer(config, config.players.num_energy_updates)]
     if config.players.redescends:
         parts.insert(0, optax.masked(generalized.redescending_gradients(), mask))
     if l2 > 0:
@@ -129,9 +138,13 @@ def _energy_optimizer(config, trains, l2: float = 0.0) -> optax.GradientTransfor
     return optax.chain(*parts)
 
 
-def _phases(config, players: dict) -> dict:
-    """More updates of the energy at the first two steps and every so many, and none of
-    the base after the joint steps; `Experiment`'s `phases` and `phase`."""
+def make_phases(config, players: dict) -> dict:
+    """Returns `phases` and `phase` of an `Experiment`.
+
+    The energy has more updates at the first two steps and at multiples of
+    `players.extra_every`. The base rests after `train.num_joint_steps`, if the config
+    has such an option.
+    """
     section = config.players
     num_joint = config.train.get("num_joint_steps", math.inf)
     energy = players["energy"]
@@ -149,21 +162,26 @@ def _phases(config, players: dict) -> dict:
     return {"phases": phases, "phase": phase}
 
 
-def _batch(
+def make_batch(
     config, key, players, batches, phases=None, phase=lambda step: ""
 ) -> Callable:
-    """`step -> rows` for all updates of that step's phase, from `batches(key, size)`:
-    every phase goes through the data in an order of its own."""
-    of_phase = {
+    """Returns `batch(step) -> rows` for all updates of that step's phase.
+
+    Args:
+      config: Its `data.batch_size` is that of each update.
+      key: The stream of data.
+      players: Player name -> `training.Player`.
+      batches: `batches(key, size=...) -> (step -> rows)`. Each phase goes through the
+        data in an order of its own.
+      phases: `Experiment.phases`.
+      phase: `Experiment.phase`.
+    """
+    by_phase = {
         name: batches(
             jax.random.fold_in(key, index),
-            config.data.batch_size
+            size=config.data.batch_size
             * sum(player.num_updates for player in some.values()),
         )
         for index, (name, some) in enumerate({"": players, **(phases or {})}.items())
     }
-    return lambda step: of_phase[phase(step)](step)
-
-
-def _target_batches(target: targets.Target):
-    return lambda key, size: target_batches(key, target, size)
+    return lambda step: by_phase[phase(step)](step)

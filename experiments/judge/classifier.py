@@ -54,7 +54,7 @@ class _Network(nn.Module):
         return features, nn.Dense(self.num_classes)(features)
 
 
-def _shift(key: Key, x: Array, num_pixels: int) -> Array:
+def shift_images(key: Key, x: Array, num_pixels: int) -> Array:
     """Moves each image by up to so many pixels each way; its edge fills the gap."""
     pad = [(0, 0), (num_pixels, num_pixels), (num_pixels, num_pixels), (0, 0)]
     padded = jnp.pad(x, pad, mode="edge")
@@ -67,7 +67,7 @@ def _shift(key: Key, x: Array, num_pixels: int) -> Array:
     return jax.vmap(one_image)(padded, offsets)
 
 
-def train(
+def train_classifier(
     key: Key,
     images: np.ndarray,
     labels: np.ndarray,
@@ -139,7 +139,7 @@ def train(
     @functools.partial(jax.jit, donate_argnums=(0, 1))
     def update(params, opt_state, step, images, labels):
         # Moved while still integers: the noise of the gap is its own, as everywhere.
-        images = _shift(jax.random.fold_in(shift_key, step), images, num_pixels)
+        images = shift_images(jax.random.fold_in(shift_key, step), images, num_pixels)
         step_key = jax.random.fold_in(dequantize_key, step)
         x = dequantize(step_key, images, num_levels)
         gradient = jax.grad(loss)(params, x, labels)

@@ -10,7 +10,7 @@ from ebmjax.types import Array, Key
 from experiments.data import dequantize, read_split
 from experiments.judge.judge import gaussian_draws
 
-__all__ = ["area_under_roc", "check", "foreign_images", "from_config"]
+__all__ = ["area_under_roc", "check_names", "foreign_images", "load_foreign"]
 
 NUM_NOISE = 2_000
 MAX_IMAGES = 10_000
@@ -67,7 +67,7 @@ def foreign_images(
     return found
 
 
-def from_config(key: Key, config, train: np.ndarray) -> dict[str, Array]:
+def load_foreign(key: Key, config, train: np.ndarray) -> dict[str, Array]:
     """`foreign_images` that `evaluation.out_of_distribution` names, from where the
     section `data` has its own."""
     return foreign_images(
@@ -79,7 +79,7 @@ def from_config(key: Key, config, train: np.ndarray) -> dict[str, Array]:
     )
 
 
-def check(names: Sequence[str]) -> None:
+def check_names(names: Sequence[str]) -> None:
     """Raises ValueError if one is no name for `foreign_images`."""
     from experiments.data import images
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from ebmjax import energies, samplers
 from ebmjax.objectives import max_entropy
-from ebmjax.objectives.base import Aux, Objective, between, generate
+from ebmjax.objectives.base import Aux, Objective, generate, interpolate
 from ebmjax.types import Array, Energy, EnergyFn, Key, Network
 
 __all__ = [
@@ -54,7 +54,7 @@ def wgan_gp_energy(
         return jnp.sqrt(jnp.sum(jax.grad(energy, argnums=1)(params, x) ** 2) + 1e-12)
 
     def loss_of(energy_data, energy_model, key, params, batch, negatives):
-        points = between(key, batch, negatives)
+        points = interpolate(key, batch, negatives)
         norms = jax.vmap(norm, (None, 0))(params["energy"], points)
         penalty = jnp.mean((norms - 1) ** 2)
         loss = (energy_data - energy_model).mean() + gradient_penalty * penalty

@@ -2,12 +2,13 @@
 
 The classifier is trained on the same data as the model under test and is no Inception
 network: its numbers compare samples with each other and with the references of
-`reference_table`, and with nothing that is published. `make_judge` is the same for every
-experiment, method and seed, so that samples of one data set compare across them.
+`reference_table`, and with nothing that is published. `make_judge` is the same for
+every experiment, method and seed, so that samples of one data set compare across them.
 """
 
 import functools
 import math
+import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -17,7 +18,12 @@ import numpy as np
 from ebmjax import metrics
 from ebmjax.types import Array, Key
 from experiments.data import Images, dequantize
-from experiments.judge.classifier import CONFIDENT, Classifier, accuracy, train
+from experiments.judge.classifier import (
+    CONFIDENT,
+    Classifier,
+    accuracy,
+    train_classifier,
+)
 
 _JUDGE_SEED = 20_190_422  # of no run: what judges is independent of what is judged
 
@@ -140,7 +146,7 @@ class Judge(NamedTuple):
     accuracy: Callable[[], float]
 
 
-def judge(data: Images, num_examples: int, num_steps: int) -> Judge:
+def make_judge(data: Images, num_examples: int, num_steps: int) -> Judge:
     """The judge of a data set: a function of these arguments and of no seed.
 
     Args:
@@ -165,7 +171,8 @@ def judge(data: Images, num_examples: int, num_steps: int) -> Judge:
 
     @functools.cache
     def classifier():
-        return train(
+        print(f"training the judge's classifier: {num_steps} steps", file=sys.stderr)
+        return train_classifier(
             classifier_key,
             data.train,
             data.labels_train,

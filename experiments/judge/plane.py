@@ -9,7 +9,7 @@ import numpy as np
 
 from ebmjax.types import Array, EnergyFn
 
-__all__ = ["Plane", "at_points", "kl_divergence", "plane", "total_variation"]
+__all__ = ["Plane", "at_points", "kl_divergence", "make_plane", "total_variation"]
 
 _FINE = 4  # points a bin and side, for the integral over a bin
 _BLOCK = 10_000  # points at a time
@@ -36,7 +36,7 @@ class Plane(NamedTuple):
     histogram: Callable[[Array], np.ndarray]
 
 
-def plane(bound: float, num_bins: int) -> Plane:
+def make_plane(bound: float, num_bins: int) -> Plane:
     """The square `[-bound, bound]^2` in `num_bins` bins a side."""
     if not bound > 0 or num_bins < 1:
         raise ValueError(

@@ -1,0 +1,1 @@
+"""Maximum entropy generators: an energy, and a generator that is held to be diverse."""

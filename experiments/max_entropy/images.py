@@ -1,22 +1,18 @@
-"""Maximum entropy generators: an energy, and a generator that is held to be diverse.
+r"""Maximum entropy generators of images, judged by a classifier or by Inception.
 
 Paper: Kumar, Ozair, Goyal, Courville & Bengio (2019), "Maximum entropy generators for
-energy-based models".
-Claim checked: with a bound on its entropy the generator covers the modes, and the
-energy, with its score held down at the data, tells what is foreign.
+energy-based models", https://arxiv.org/abs/1901.08508.
+Claim checked: the generator's draws are as good as those of a GAN, and chains of the
+energy that start from them stay among the data.
 
-    python -m experiments.max_entropy --workdir=runs/toy
-    python -m experiments.max_entropy --workdir=runs/ablation --sweep
-    python -m experiments.max_entropy --workdir=runs/kdd --sweep         --config=experiments/max_entropy.py:kdd99 --config.data.data_dir=DIR
-    python -m experiments.max_entropy --workdir=runs/mine         --config=experiments/max_entropy.py:tabular         --config.data.csv=normal.csv --config.data.score_csv=all.csv
+    python -m experiments.max_entropy.images --workdir=runs/digits
+    python -m experiments.max_entropy.images --workdir=runs/cifar --config=cifar10 \
+        --config.evaluation.inception_weights=pt_inception.pth
+    python -m experiments.max_entropy.images --workdir=runs/seeds --sweep --seeds=3
 
-Presets: `toy` (25 normals, minutes on a CPU), `eight_gaussians`, `swiss_roll`;
-`digits` (embedded images); `stacked_mnist`, `stacked_mnist_4` (the paper's scale, for
-GPU or TPU) and `stacked_mnist_2` (100 modes, CPU); `kdd99`, `mnist_anomaly`, `tabular`
-(any table of numbers); `cifar10`, `celeb_a` (the paper's scale). After a comma the
-method: `stacked_mnist,wgan_gp`, `stacked_mnist,gan`; `max_entropy` by default. With
-`--sweep`: of the plane the ablation, of `kdd99` five seeds with and without scaling, of
-`mnist_anomaly` the digits, of `stacked_mnist` the ablation and the baselines.
+Presets: `digits` (embedded images, ten minutes of a CPU core), `cifar10` and `celeb_a`
+(the paper's scale, for GPU or TPU). After a comma stands the method: `max_entropy`, the
+default, `wgan_gp` or `gan`. The sweep is over seeds.
 """
 
 import functools
@@ -35,71 +31,79 @@ from experiments.data import (
 from experiments.judge import plots
 from experiments.judge.inception import Inception
 from experiments.judge.judge import make_judge
-from experiments.max_entropy.anomalies import (
-    HELD_OUT,
-    SCORES,
-    _kdd99,
-    _mnist_anomaly,
-    _of_held_out_class,
-    _of_kdd99,
-    _of_tables,
-    _tabular,
-)
-from experiments.max_entropy.plane import (
-    MODE_COLUMNS,
-    PLANE_COLUMNS,
-    TARGETS,
-    _centres,
-    _in_plane,
-    _plane_preset,
+from experiments.max_entropy.model import (
+    bind_networks,
+    draw_and_move,
+    load_networks,
+    make_networks,
+    plot_images,
 )
 from experiments.max_entropy.players import (
-    ABLATION,
-    BASELINES,
-    METHODS,
-    Problem,
-    Sweep,
-    _bound,
-    _drawn,
-    _preset,
-    _shown,
-    _with_method,
+    evaluation_chains,
+    make_config,
+    make_experiment,
+    objective_section,
+    players_section,
+    training_chains,
 )
-from experiments.max_entropy.stacked import _of_stacked, _stacked, _stacked_2
+from experiments.run import cli
+from experiments.run.config import adam_section, check_counts, train_section
+from experiments.run.experiment import Experiment, Keys, Trained, evaluated_params
 from experiments.run.workdir import record_table
 
 
-def _images(name: str, **nets) -> dict:
-    config = _preset(
-        image_section(name),
-        {"name": "convnet", "widths": (64, 128, 256, 512), "hidden_width": 512} | nets,
-        latent_dim=128,
-        num_samples=10_000,
-        num_examples=10_000,  # of the data, to compare with
-        num_chains=1_000,
-        chunk_size=500,  # at a time
-        num_shown=100,
-        classifier_steps=4_000,
-        inception_weights="",  # file of Inception v3's, for FID and IS; "" for none
-        num_inception=50_000,  # draws for them, beside all training images
-    )
-    config["objective"] |= {"score_penalty": 10.0, "reduction": "channel_mean"}
-    config["train"] |= {"eval_every": 10_000}
-    return config
+def make_cifar10() -> dict:
+    """Returns the problem's default, the paper's training of images."""
+    return {
+        "seed": 0,
+        "data": image_section("cifar10"),
+        "networks": {
+            "name": "convnet",  # or "strided", which has no `is_normal`
+            "widths": (64, 128, 256, 512),  # channels of the energy's maps
+            "hidden_width": 512,  # of the statistics network
+            "is_normal": True,  # whether kernels start normal, else uniform by fan-in
+        },
+        "latent_dim": 128,  # paper: the length of z
+        "objective": objective_section(score_penalty=10.0, reduction="channel_mean"),
+        "players": players_section(),
+        "sampler": training_chains(),
+        "optimizer": adam_section(1e-4, b1=0.5, b2=0.9),
+        "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
+        "train": train_section(100_000, eval_every=10_000),  # of the generator
+        "evaluation": {
+            "num_samples": 10_000,  # draws of the generator
+            "num_examples": 10_000,  # images of each split, to compare with
+            "num_chains": 1_000,  # of every kind
+            "chunk_size": 500,  # draws at a time
+            "num_shown": 100,  # draws in the picture
+            "classifier_steps": 4_000,  # of the classifier's training; 0 for no table
+            "inception_weights": "",  # file of Inception v3's, for FID and IS; or ""
+            "num_inception": 50_000,  # draws for them, beside all training images
+            "sampler": evaluation_chains(),
+        },
+    }
 
 
-def _celeb_a() -> dict:
-    config = _images("celeb_a", widths=(64, 128, 256, 512, 512), is_normal=False)
-    config["data"]["size"] = 64
+def make_celeb_a() -> dict:
+    config = make_cifar10()
+    config["data"] = image_section("celeb_a", size=64)
+    config["networks"] |= {"widths": (64, 128, 256, 512, 512), "is_normal": False}
     config["evaluation"] |= {"classifier_steps": 0, "num_examples": 2_000}
     return config
 
 
-def _digits() -> dict:
-    config = _images("digits")
-    for key in ("data_dir", "download", "size"):
-        del config["data"][key]
-    config["networks"] = {"name": "strided", "widths": (32, 64), "hidden_width": 128}
+def make_digits() -> dict:
+    config = make_cifar10()
+    config["data"] = {
+        "name": "digits",
+        "batch_size": 64,  # of all devices
+        "num_examples": 0,  # first images trained on; 0 for all
+    }
+    config["networks"] = {
+        "name": "strided",
+        "widths": (32, 64),  # channels of the energy's maps
+        "hidden_width": 128,  # of the statistics network
+    }
     config["latent_dim"] = 16
     config["optimizer"]["learning_rate"] |= {
         "start": 5e-4,
@@ -111,101 +115,98 @@ def _digits() -> dict:
     return config
 
 
-PRESETS = {
-    "toy": lambda: _plane_preset("twenty_five_gaussians"),
-    "eight_gaussians": lambda: _plane_preset("eight_gaussians"),
-    "swiss_roll": lambda: _plane_preset("swiss_roll"),
-    "digits": _digits,
-    "stacked_mnist": lambda: _stacked(3),
-    "stacked_mnist_4": lambda: _stacked(4),
-    "stacked_mnist_2": _stacked_2,
-    "kdd99": _kdd99,
-    "mnist_anomaly": _mnist_anomaly,
-    "tabular": _tabular,
-    "cifar10": lambda: _images("cifar10"),
-    "celeb_a": _celeb_a,
-}
+PRESETS = {"digits": make_digits, "cifar10": make_cifar10, "celeb_a": make_celeb_a}
 
 
-def get_config(preset: str = "toy") -> ConfigDict:
-    name, _, method = preset.partition(",")
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
-    config = PRESETS[name]()
-    if method and method not in METHODS:
-        raise ValueError(f"method must be one of {sorted(METHODS)}, got {method!r}")
-    return _with_method(ConfigDict(config), method or "max_entropy").lock()
+def get_config(preset: str = "digits") -> ConfigDict:
+    """Returns the locked config of `"preset"` or of `"preset,method"`."""
+    return make_config(PRESETS, preset)
 
 
-def _of_images(config, keys) -> Problem:
+def build(config: ConfigDict, keys: Keys) -> Experiment:
+    """Builds the experiment of a config."""
     data = load_section(config.data)
+    nets = make_networks(config, data.image_shape)
+    return make_experiment(
+        config,
+        keys,
+        nets,
+        batches=functools.partial(
+            image_batches, keys.data, data.train, num_levels=data.num_levels
+        ),
+        evaluate=make_evaluation(config, data, nets),
+        facts={"event_shape": list(data.image_shape)},
+    )
+
+
+def make_evaluation(config, data, nets):
+    """Returns `evaluate(state, key, directory) -> scalars`."""
     options = config.evaluation
     plots.check()
+    check_counts(
+        "evaluation",
+        options,
+        num_samples=1,
+        num_examples=1,
+        num_chains=1,
+        chunk_size=1,
+        num_shown=1,
+        classifier_steps=0,
+    )
     judge = make_judge(data, options.num_examples, options.classifier_steps)
     examples = np.concatenate([judge.train, judge.held_out])
     inception = None
     if options.inception_weights:
         inception = Inception(options.inception_weights, data.num_levels)
 
-    def evaluation(nets):
-        def evaluate(state, key, directory):
-            energy_fn, generator_fn = _bound(nets, state)
-            num = max(options.num_samples, options.num_inception if inception else 0)
-            x, sampled = _drawn(
-                config, energy_fn, generator_fn, key, num, options.chunk_size
-            )
-            scalars = {}
-            if inception is not None:
-                levels = quantize(x[: options.num_inception], data.num_levels)
-                scalars |= inception.measure(levels, data.train)
-            x = x[: options.num_samples]
-            _shown(directory, x, sampled.x, options.num_shown)
-            of_batch = jax.jit(jax.vmap(energy_fn))
-            in_chunks = functools.partial(in_chunks, of_batch, size=options.chunk_size)
-            scalars |= sampled.scalars | {
-                "energy_data": float(in_chunks(examples).mean()),
-                "energy_model": float(in_chunks(x).mean()),
-            }
-            if not options.classifier_steps:
-                return scalars
-            table = judge.table({"samples": x.clip(-1, 1)})
-            chained = {k: v.clip(-1, 1) for k, v in sampled.x.items()}
-            table += [row for row in judge.table(chained) if row["name"] in chained]
-            return scalars | record_table(directory / "quality.md", table)
+    def evaluate(state, key, directory):
+        energy_fn, generator_fn = bind_networks(
+            nets, evaluated_params(state), state.model_state
+        )
+        x, sampled = draw_and_move(
+            config,
+            energy_fn,
+            generator_fn,
+            key,
+            max(options.num_samples, options.num_inception if inception else 0),
+            directory / "samples.npz",
+            num_saved=options.num_samples,
+            chunk_size=options.chunk_size,
+        )
+        scalars = {}
+        if inception is not None:
+            levels = quantize(x[: options.num_inception], data.num_levels)
+            scalars |= inception.measure(levels, data.train)
+        x = x[: options.num_samples]
+        plot_images(directory, x, sampled.x, options.num_shown)
+        energies = functools.partial(
+            in_chunks, jax.jit(jax.vmap(energy_fn)), size=options.chunk_size
+        )
+        scalars |= sampled.scalars | {
+            "energy_data": float(energies(examples).mean()),
+            "energy_model": float(energies(x).mean()),
+        }
+        if not options.classifier_steps:
+            return scalars
+        table = judge.table({"samples": x.clip(-1, 1)})
+        chained = {k: v.clip(-1, 1) for k, v in sampled.x.items()}
+        table += [row for row in judge.table(chained) if row["name"] in chained]
+        return scalars | record_table(directory / "quality.md", table)
 
-        return evaluate
+    return evaluate
 
-    batches = functools.partial(
-        image_batches, keys.data, data.train, num_levels=data.num_levels
+
+def load(config: ConfigDict, facts, params, model_state) -> Trained:
+    """Returns the trained model: `exp(-energy_fn(x))` is its density up to a constant,
+    of images in [-1, 1], and `sample` makes draws of its generator."""
+    return load_networks(
+        config,
+        tuple(facts["event_shape"]),
+        params,
+        model_state,
+        config.evaluation.chunk_size,
     )
-    return Problem(data.image_shape, batches, evaluation)
-
-
-KINDS = {name: _in_plane for name in TARGETS} | {
-    "stacked_mnist": _of_stacked,
-    "kdd99": _of_kdd99,
-    "mnist_anomaly": _of_held_out_class,
-    "tabular": _of_tables,
-}
-
-
-def _sweep_of(name: str) -> Sweep:
-    if name in TARGETS:
-        has_modes = _centres(name) is not None
-        return Sweep(ABLATION, MODE_COLUMNS * has_modes + PLANE_COLUMNS)
-    if name == "kdd99":
-        cells = {f"scaling={x}": {"data.scaling": x} for x in ("none", "min_max")}
-        names = ("precision", "recall", "f1", "auprc")
-        return Sweep(cells, tuple(f"{score}_{x}" for score in SCORES for x in names))
-    if name == "mnist_anomaly":
-        cells = {f"digit={digit}": {"data.label": digit} for digit in HELD_OUT}
-        return Sweep(cells, tuple(f"{score}_auprc" for score in SCORES))
-    if name == "stacked_mnist":
-        columns = ("num_modes", "num_robust_modes", "kl", "kl_floor", "kl_excess")
-        cells = {k: v for k, v in ABLATION.items() if k != "neither"}
-        return Sweep(cells | {method: {} for method in BASELINES}, columns)
-    raise ValueError(f"there is no sweep of {name}")
 
 
 if __name__ == "__main__":
-    main(build, __file__, sweep)
+    cli.main(build, __file__)

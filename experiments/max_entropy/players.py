@@ -1,93 +1,130 @@
-"""players"""
+"""The players of every problem: an energy, and a generator that stays diverse.
 
-import functools
-import math
-import pathlib
-from collections.abc import Callable
-from typing import NamedTuple
+Paper: Kumar, Ozair, Goyal, Courville & Bengio (2019), "Maximum entropy generators for
+energy-based models", https://arxiv.org/abs/1901.08508.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ebmjax import networks, samplers, training
+from ebmjax import samplers, training
 from ebmjax.objectives import max_entropy
-from ebmjax.types import Network
-from experiments.judge import generators, plots
-from experiments.max_entropy.images import KINDS, _of_images, _sweep_of
-from experiments.run.config import (
-    adam_section,
-    construct,
-    make_optimizer,
-    train_section,
-)
-from experiments.run.experiment import Experiment, Keys, evaluated_params
-from experiments.run.sweep import CELLS, over_seeds, overridden, run_cells, seeds
-from experiments.run.workdir import (
-    finite_evaluations,
-    format_table,
-    read_lines,
-    write_atomically,
-)
+from ebmjax.types import Array
+from experiments.judge import generators
+from experiments.max_entropy.model import Networks
+from experiments.run.config import check_name, construct, make_optimizer
+from experiments.run.experiment import Experiment, Keys
+from experiments.run.sweep import Cell
 
 
-class Networks(NamedTuple):
-    generator: Network
-    energy: Network
-    statistics: Network
+def objective_section(**others) -> dict:
+    """Returns a config's section `objective` with some options changed."""
+    return {
+        "name": "max_entropy",
+        "score_penalty": 0.1,  # of the squared norm, without a half; paper: lambda
+        "penalty_on": "data",  # or "data_and_model"
+        "reduction": "sum",  # or "channel_mean", the released code's for images
+        "information_weight": 0.5,  # of the information by "jsd", as released
+        "estimator": "jsd",  # or "nce", "donsker_varadhan"
+        "marginal": "permutation",  # or "shuffle_dimensions", "fresh"
+        **others,
+    }
 
 
-def _mlps(event_shape, latent_dim, *, generator_widths, energy_widths, **options):
-    return Networks(
-        networks.mlp(
-            (latent_dim,), event_shape, widths=generator_widths, activation="relu"
-        ),
-        networks.mlp_energy(event_shape, widths=energy_widths, **options),
-        networks.mlp_statistics(
-            event_shape, latent_dim=latent_dim, widths=energy_widths, **options
-        ),
-    )
+def players_section(**others) -> dict:
+    """Returns a config's section `players` with some options changed."""
+    return {
+        "num_energy_updates": 5,  # updates of the energy for one of the generator
+        "first": "generator",  # or "energy": the player that moves first
+        **others,
+    }
 
 
-def _of_pictures(generator, energy, statistics):
-    """`(event_shape, latent_dim, *, hidden_width, ...) -> Networks`."""
-    return lambda event_shape, latent_dim, *, hidden_width, **options: Networks(
-        generator(event_shape, latent_dim=latent_dim, **options),
-        energy(event_shape, **options),
-        statistics(
-            event_shape, latent_dim=latent_dim, hidden_width=hidden_width, **options
-        ),
-    )
+def training_chains() -> dict:
+    """Returns a config's section `sampler`: latent MALA before the energy's update."""
+    return {
+        "num_steps": 0,  # moves; 0 for no chains, as in the released code
+        "step_size": 0.01,  # latent^2 / energy; paper: alpha
+        "temperature": 1.0,  # divides the energy; the paper's beta is its inverse
+        "prior": True,  # whether |latent|^2 / 2 is in the energy; paper: no
+    }
 
 
-NETWORKS = {
-    "mlp": _mlps,
-    "strided": _of_pictures(
-        networks.strided_generator,
-        networks.strided_energy,
-        networks.strided_statistics,
-    ),
-    "convnet": _of_pictures(
-        networks.convnet_generator,
-        networks.convnet_energy,
-        networks.convnet_statistics,
-    ),
+def evaluation_chains() -> dict:
+    """Returns a config's section `evaluation.sampler`: chains from the generator."""
+    return {
+        "num_steps": 5,  # moves of latent MALA, and of Langevin in x
+        "step_size": 0.01,  # latent^2 / energy, of latent MALA; paper: alpha
+        "temperature": 5.0,  # divides the energy; paper: 1 / beta
+        "prior": True,  # whether |latent|^2 / 2 is in the energy; paper: no
+        "visible_step_size": 1e-3,  # x^2 / energy, of Langevin in x
+        "visible_temperature": 1.0,  # of Langevin in x
+    }
+
+
+BASELINES = {
+    "wgan_gp": {"gradient_penalty": 10.0},  # weight of (|grad E| - 1)^2
+    "gan": {},
 }
 
 
-def _negatives(section) -> dict:
-    """Latent chains in training: none where there are no moves."""
-    section = dict(section)
-    step_size = section.pop("step_size")
-    if section["num_steps"] == 0:
+def make_config(presets: Mapping[str, Callable[[], dict]], preset: str) -> ConfigDict:
+    """Returns the locked config of `"preset"` or of `"preset,method"`.
+
+    Raises:
+      ValueError: If the preset or the method is unknown.
+    """
+    name, _, method = preset.partition(",")
+    check_name("preset", name, presets)
+    config = ConfigDict(presets[name]())
+    if method:
+        check_name("method", method, METHODS)
+    if method in BASELINES:
+        config.objective = ConfigDict({"name": method, **BASELINES[method]})
+    return config.lock()
+
+
+ABLATION = {
+    "whole": {},
+    "no information": {"objective.information_weight": 0.0},
+    "no penalty": {"objective.score_penalty": 0.0},
+    "neither": {"objective.information_weight": 0.0, "objective.score_penalty": 0.0},
+}
+
+
+def ablate(preset: str) -> dict[str, Cell]:
+    """Returns the cells of a sweep: the method, and the method without its parts.
+
+    Args:
+      preset: `"preset"` or `"preset,method"`. A baseline has no parts: it is the only
+        cell.
+    """
+    method = preset.partition(",")[2]
+    if method in BASELINES:
+        return {method: Cell(preset)}
+    return {name: Cell(preset, overrides) for name, overrides in ABLATION.items()}
+
+
+def make_chains(section) -> dict[str, Any]:
+    """Returns the arguments of `energy_objective` for chains; none without moves."""
+    if section.num_steps == 0:
         return {}
-    return section | {"sampler": samplers.mala(step_size=step_size)}
+    return {
+        "sampler": samplers.mala(step_size=section.step_size),
+        "num_steps": section.num_steps,
+        "temperature": section.temperature,
+        "prior": section.prior,
+    }
 
 
-def _max_entropy(
+def make_max_entropy(
     nets: Networks,
-    latent_dim,
-    negatives,
+    latent_dim: int,
+    chains: dict[str, Any],
     *,
     information_weight,
     estimator,
@@ -103,16 +140,20 @@ def _max_entropy(
         estimator=estimator,
         marginal=marginal,
     ), max_entropy.energy_objective(
-        nets.energy,
-        nets.generator,
-        latent_dim=latent_dim,
-        **penalty,
-        **_negatives(negatives),
+        nets.energy, nets.generator, latent_dim=latent_dim, **penalty, **chains
     )
 
 
-def _wgan_gp(nets: Networks, latent_dim, negatives, *, gradient_penalty):
-    del negatives
+def check_no_chains(name: str, chains: dict[str, Any]) -> None:
+    if chains:
+        raise ValueError(
+            f"sampler.num_steps must be 0 with the method {name!r}, which has no chains"
+            f" in training, got {chains['num_steps']}"
+        )
+
+
+def make_wgan_gp(nets: Networks, latent_dim: int, chains, *, gradient_penalty):
+    check_no_chains("wgan_gp", chains)
     given = (nets.energy.apply, nets.generator)
     return generators.follow_energy(
         *given, latent_dim=latent_dim
@@ -121,93 +162,25 @@ def _wgan_gp(nets: Networks, latent_dim, negatives, *, gradient_penalty):
     )
 
 
-def _gan(nets: Networks, latent_dim, negatives):
-    del negatives
-
+def make_gan(nets: Networks, latent_dim: int, chains):
+    check_no_chains("gan", chains)
     given = (nets.energy.apply, nets.generator)
     return generators.gan_generator(
         *given, latent_dim=latent_dim
     ), generators.gan_energy(*given, latent_dim=latent_dim)
 
 
-METHODS = {"max_entropy": _max_entropy, "wgan_gp": _wgan_gp, "gan": _gan}
+METHODS = {"max_entropy": make_max_entropy, "wgan_gp": make_wgan_gp, "gan": make_gan}
+"""Name -> function that returns the objectives of the generator and of the energy."""
 
 
-BASELINES = {"wgan_gp": {"gradient_penalty": 10.0}, "gan": {}}
-
-
-def _preset(data: dict, nets: dict, latent_dim: int, **evaluation) -> dict:
-    """The paper's optimiser and order; what varies with the data is given."""
-    return {
-        "seed": 0,
-        "data": data,
-        "latent_dim": latent_dim,  # paper: z
-        "networks": nets,
-        "objective": {
-            "name": "max_entropy",
-            "score_penalty": 0.1,  # paper: lambda, of the squared norm, without 1/2
-            "penalty_on": "data",  # or "data_and_model"
-            "reduction": "sum",  # "channel_mean": the released code's, of images
-            "information_weight": 0.5,  # of I_JSD; the released code's
-            "estimator": "jsd",  # or "nce", "donsker_varadhan"
-            "marginal": "permutation",  # or "shuffle_dimensions", "fresh"
-        },
-        "players": {
-            "num_energy_updates": 5,  # for one of generator and statistics
-            "first": "generator",  # or "energy"
-        },
-        "negatives": {  # latent MALA in training
-            "num_steps": 0,  # moves; 0 for none, as in the released code
-            "step_size": 0.01,  # latent^2 / energy; paper: alpha
-            "temperature": 1.0,  # energy; the paper's beta is its inverse
-            "prior": True,  # whether |latent|^2 / 2 is in the energy; paper: no
-        },
-        "optimizer": adam_section(1e-4, b1=0.5, b2=0.9),
-        "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
-        "train": train_section(100_000, eval_every=1_000),  # of the generator
-        "sampler": {  # of what is evaluated beside the generator's draws
-            "num_steps": 5,  # moves
-            "step_size": 0.01,
-            "temperature": 5.0,  # paper: beta = 0.2
-            "prior": True,
-            "visible_step_size": 1e-3,  # x^2 / energy; Langevin in x
-            "visible_temperature": 1.0,
-        },
-        "evaluation": evaluation,
-        "sweep": {"num_seeds": 3},  # seed, seed + 1, ...
-    }
-
-
-STRIDED = {"name": "strided", "widths": (64, 128, 256, 512), "hidden_width": 512}
-
-
-def _with_method(config: ConfigDict, method: str) -> ConfigDict:
-    """With a baseline's objective in place of its own."""
-    if method in BASELINES:
-        config.objective = ConfigDict({"name": method, **BASELINES[method]})
-    return config
-
-
-def build(config: ConfigDict, keys: Keys) -> Experiment:
-    problem = KINDS.get(config.data.name, _of_images)(config, keys)
-    nets = construct(config.networks, NETWORKS, problem.event_shape, config.latent_dim)
+def make_players(config, nets: Networks) -> dict[str, training.Player]:
+    """Returns the players in the order in which they move."""
     generator_objective, energy_objective = construct(
-        config.objective, METHODS, nets, config.latent_dim, config.negatives
+        config.objective, METHODS, nets, config.latent_dim, make_chains(config.sampler)
     )
-    trained, model_state = {}, {}
-    for index, (name, network) in enumerate(nets._asdict().items()):
-        trained[name], state = network.init(jax.random.fold_in(keys.params, index))
-        if state:
-            model_state[f"{name}_state"] = state
-    trains = ("generator", "statistics")
-    if config.objective.name in BASELINES:
-        trains = ("generator",)
-        del trained["statistics"]
-    order = config.players.first
-    if order not in ("generator", "energy"):
-        raise ValueError(
-            f"players.first must be 'generator' or 'energy', got {order!r}"
-        )
+    is_baseline = config.objective.name in BASELINES
+    trains = ("generator",) if is_baseline else ("generator", "statistics")
     players = {
         "generator": training.Player(
             trains, generator_objective, make_optimizer(config.optimizer)
@@ -219,136 +192,47 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
             config.players.num_energy_updates,
         ),
     }
-    if order == "energy":
-        players = dict(reversed(players.items()))
+    order = config.players.first
+    if order not in players:
+        raise ValueError(
+            f"players.first must be 'generator' or 'energy', got {order!r}"
+        )
+    return players if order == "generator" else dict(reversed(players.items()))
+
+
+def make_experiment(
+    config: ConfigDict,
+    keys: Keys,
+    nets: Networks,
+    *,
+    batches: Callable[[int], Callable[[int], np.ndarray | Array]],
+    evaluate: Callable[..., dict[str, float]],
+    facts: Mapping[str, Any],
+) -> Experiment:
+    """Returns the experiment of a problem.
+
+    Args:
+      config: The whole config.
+      keys: Streams of randomness.
+      nets: From `make_networks`.
+      batches: `batches(size) -> (step -> [rows, *event])`.
+      evaluate: `Experiment.evaluate`.
+      facts: `Experiment.facts`.
+    """
+    players = make_players(config, nets)
+    trained = {name for player in players.values() for name in player.trains}
+    params, model_state = {}, {}
+    for index, (name, network) in enumerate(nets._asdict().items()):
+        if name in trained:
+            params[name], state = network.init(jax.random.fold_in(keys.params, index))
+            if state:
+                model_state[f"{name}_state"] = state
+    num_updates = sum(player.num_updates for player in players.values())
     return Experiment(
         players=players,
-        params=trained,
-        batch=problem.batches(
-            config.data.batch_size * (1 + config.players.num_energy_updates)
-        ),
-        evaluate=problem.evaluation(nets),
+        params=params,
+        batch=batches(config.data.batch_size * num_updates),
+        evaluate=evaluate,
         model_state=model_state,
+        facts=facts,
     )
-
-
-class Problem(NamedTuple):
-    """Data, and how what has learned them is judged.
-
-    Attributes:
-      event_shape: Of one example.
-      batches: `batches(size) -> (step -> [rows, *event])`.
-      evaluation: `evaluation(networks) -> evaluate`, as `_run.Experiment` has it.
-    """
-
-    event_shape: tuple[int, ...]
-    batches: Callable[[int], Callable]
-    evaluation: Callable[[Networks], Callable]
-
-
-def _bound(nets: Networks, state):
-    """`(energy_fn, generator_fn)` of what is evaluated."""
-    params = evaluated_params(state)
-    generator_state = state.model_state.get("generator_state")
-    return (
-        functools.partial(nets.energy.apply, params["energy"]),
-        generators.bind(nets.generator, params["generator"], generator_state),
-    )
-
-
-def _drawn(config, energy_fn, generator_fn, key, num: int, chunk_size: int):
-    """So many draws of the generator, and chains in the latent and visible space."""
-    draw_key, chain_key = jax.random.split(key)
-    x = generators.draw(
-        generator_fn,
-        draw_key,
-        num,
-        latent_dim=config.latent_dim,
-        chunk_size=chunk_size,
-    )
-    return x, generators.sample(
-        config.sampler,
-        energy_fn,
-        generator_fn,
-        chain_key,
-        config.evaluation.num_chains,
-        latent_dim=config.latent_dim,
-    )
-
-
-def _shown(directory, x: np.ndarray, sampled: dict[str, np.ndarray], num: int) -> None:
-    plots.image_grid(
-        directory / "samples.png", x[:num], columns=math.ceil(num**0.5), title="draws"
-    )
-    plots.image_panels(
-        directory / "chains.png",
-        {name.replace("_", " "): images[:32] for name, images in sampled.items()},
-        columns=16,
-    )
-
-
-ABLATION = {
-    "whole": {},
-    "no information": {"objective.information_weight": 0.0},
-    "no penalty": {"objective.score_penalty": 0.0},
-    "neither": {"objective.information_weight": 0.0, "objective.score_penalty": 0.0},
-}
-
-
-class Sweep(NamedTuple):
-    """Cells, name -> overrides, and the scalars of their table.
-
-    The name of a baseline is a cell of that method, which overrides nothing.
-    """
-
-    cells: dict[str, dict]
-    columns: tuple[str, ...]
-
-
-def sweep(build, config: ConfigDict, workdir) -> None:
-    """Cells times seeds, and a table of means over seeds."""
-    found = _sweep_of(config.data.name)
-    if config.objective.name in BASELINES:
-        raise ValueError(
-            "a sweep is of the method max_entropy, and has the baselines as cells where"
-            f" they are compared; got {config.objective.name!r}"
-        )
-    workdir, seeds = pathlib.Path(workdir), seeds(config)
-    base = config.to_dict()
-    del base["sweep"]  # a cell is the same run in any sweep
-    cells = {
-        f"{cell},{seed}": overridden(
-            _with_method(ConfigDict(base), cell), values | {"seed": seed}
-        )
-        for cell, values in found.cells.items()
-        for seed in seeds
-    }
-    num_last = config.evaluation.get("num_last", 1)
-
-    def report(_):
-        values = {}
-        for cell in found.cells:
-            of_seeds = [
-                _last_evaluations(
-                    workdir / CELLS / name, cells[name].train.num_steps, num_last
-                )
-                for name in (f"{cell},{seed}" for seed in seeds)
-            ]
-            values[cell] = [value for value in of_seeds if value]
-        rows = over_seeds(values, found.columns)
-        write_atomically(workdir / "table.md", format_table(rows))
-
-    run_cells(build, cells, workdir, report, keeps_failures=True)
-    print((workdir / "table.md").read_text())
-
-
-def _last_evaluations(
-    folder: pathlib.Path, num_steps: int, num: int
-) -> dict[str, float] | None:
-    """Means over the last so many evaluations of a run; None if it has not ended, or
-    has fewer."""
-    evaluations = finite_evaluations(read_lines(folder))
-    last = [evaluations[step] for step in sorted(evaluations)[-num:]]
-    if num_steps not in evaluations or len(last) < num:
-        return None
-    return {name: float(np.mean([x[name] for x in last])) for name in last[0]}

@@ -10,32 +10,34 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebmjax import metrics
-from ebmjax.types import Energy
+from ebmjax.types import Energy, Params
 from experiments.data import in_chunks
 from experiments.data.anomalies import Anomalies
 from experiments.judge import plots
-from experiments.run.experiment import evaluated_params
 from experiments.run.workdir import write_atomically
 
-__all__ = ["evaluation"]
+SCORES = ("energy", "score_norm")
 
 
-def evaluation(
+def make_scores(
     section,
     energy: Energy,
     data: Anomalies,
     convert: Callable[[np.ndarray], np.ndarray] = lambda x: x,
-):
-    """`evaluate(state, key, directory)`: the energy and the norm of its score.
+) -> Callable[[Params, pathlib.Path], dict[str, float]]:
+    """Returns `score(params, directory) -> scalars`, of the whole test set.
 
-    Both of every test example, to `scores.csv` where the config asks for it. With
-    labels, how well each tells anomalies from the rest, and the curves of both.
+    The scores of an example are its energy and the norm of the energy's gradient, large
+    for anomalies. They are written to `scores.csv` if the section asks for it. With
+    labels, the scalars tell how well each score separates anomalies from the rest, and
+    figures show the curves of both.
 
     Args:
-      section: With `quantile`, of the threshold; `chunk_size`; `saves_scores`.
-      energy: Of an example, `energy(params, x)`.
-      data: What is scored.
-      convert: From a chunk of test examples to what the energy sees.
+      section: Its `quantile`, of the threshold, `chunk_size` and `saves_scores` are
+        read.
+      energy: `energy(params, x)` of one example.
+      data: The test set.
+      convert: Function from a chunk of test examples to what the energy takes.
 
     Raises:
       ValueError: If the quantile is out of range.
@@ -46,24 +48,23 @@ def evaluation(
             f"evaluation.quantile must be above 0 and below 1, got {section.quantile}"
         )
 
-    def scores_of(params, x):
+    def score_one(params, x):
         value, gradient = jax.value_and_grad(energy, argnums=1)(params, x)
         return {"energy": value, "score_norm": jnp.sqrt(jnp.sum(gradient**2))}
 
-    of_chunk = jax.jit(jax.vmap(scores_of, (None, 0)))
+    score_chunk = jax.jit(jax.vmap(score_one, (None, 0)))
 
-    def evaluate(state, key, directory):
-        params = evaluated_params(state)["energy"]
+    def score(params, directory):
         scores = in_chunks(
-            lambda x: of_chunk(params, convert(x)), data.test, section.chunk_size
+            lambda x: score_chunk(params, convert(x)), data.test, section.chunk_size
         )
         for name, values in scores.items():
             if not np.isfinite(values).all():
-                # Said by name in the log, and the run is ended by it.
+                # The loop names it in the log, and ends the run.
                 return {f"{name}_mean": float(values.mean())}
         scalars = {f"{name}_mean": float(x.mean()) for name, x in scores.items()}
         if section.saves_scores:
-            _write_scores(directory / "scores.csv", scores, data.is_anomaly)
+            write_scores(directory / "scores.csv", scores, data.is_anomaly)
         if data.is_anomaly is None:
             return scalars
         for name, values in scores.items():
@@ -71,14 +72,16 @@ def evaluation(
             scalars |= {f"{name}_{k}": v for k, v in found.items()}
         scalars["prevalence"] = scalars.pop("score_norm_prevalence")
         del scalars["energy_prevalence"]
-        _plot(directory, scores, data.is_anomaly)
+        plot_curves(directory, scores, data.is_anomaly)
         return scalars
 
-    return evaluate
+    return score
 
 
-def _write_scores(path: pathlib.Path, scores: dict, is_anomaly) -> None:
-    """A line an example, in the order of the test set."""
+def write_scores(
+    path: pathlib.Path, scores: dict[str, np.ndarray], is_anomaly: np.ndarray | None
+) -> None:
+    """Writes a line for each example, in the order of the test set."""
     columns = dict(scores)
     if is_anomaly is not None:
         columns["label"] = is_anomaly.astype(int)
@@ -89,7 +92,10 @@ def _write_scores(path: pathlib.Path, scores: dict, is_anomaly) -> None:
     write_atomically(path, text.getvalue())
 
 
-def _plot(directory: pathlib.Path, scores: dict, is_anomaly: np.ndarray) -> None:
+def plot_curves(
+    directory: pathlib.Path, scores: dict[str, np.ndarray], is_anomaly: np.ndarray
+) -> None:
+    """Draws true over false positives, and precision over recall."""
     from sklearn import metrics as curves
 
     roc, precision_recall = {}, {}

@@ -340,7 +340,7 @@ def read(
         manager.close()
 
 
-def load(
+def load_run(
     workdir: str | pathlib.Path, *, step: int | None = None, ema: bool = False
 ) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
     """A trained model, for scoring and sampling.

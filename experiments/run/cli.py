@@ -1,99 +1,282 @@
-"""The command line of an experiment."""
+r"""The command line of a problem.
 
+    python -m experiments.short_run --help
+    python -m experiments.short_run --workdir=runs/cifar --config=cifar10 \
+        --config.sampler.step_size=1.0 --config.train.num_steps=200000
+
+`--config` names a preset of the problem, or a file with a `get_config` of its own
+(`file.py` or `file.py:preset`). `--config.<option>=<value>` changes one option.
+"""
+
+import difflib
+import importlib.util
 import os
+import pathlib
+import re
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
-from absl import logging
+from absl import flags, logging
 from ml_collections import ConfigDict
 
+from experiments.run.config import with_options
 from experiments.run.experiment import Experiment, Keys
 from experiments.run.loop import run
+from experiments.run.options import list_options
+from experiments.run.sweep import Sweep, over, run_sweep
+
+OVERRIDE = "--config."
+
+
+class Command(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+      values: The parsed flags.
+      get_config: `get_config(preset) -> ConfigDict`, the problem's or that of a file.
+      preset: Name of the preset; the empty string for the default one.
+      given: Dotted path -> text, from `--config.<option>=<text>`.
+    """
+
+    values: flags.FlagValues
+    get_config: Callable[..., ConfigDict]
+    preset: str
+    given: dict[str, str]
+
+    def config(self) -> ConfigDict:
+        """Returns the locked config, with the options given."""
+        base = self.get_config(self.preset) if self.preset else self.get_config()
+        return with_options(base, self.given)
 
 
 def main(
     build: Callable[[ConfigDict, Keys], Experiment],
     file: str,
-    sweep=None,
-    *,
-    untrained: tuple[str, ...] = (),
+    sweep: Callable[[str], Sweep] | None = None,
 ) -> None:
-    """The command line of a paper's file.
-
-    Flags: `--workdir`, `--config=file.py:preset` with dotted overrides,
-    `--evaluate_only`, `--sweep`, and `--distributed` for several processes.
+    """Runs the command line of a problem.
 
     Args:
-      build: As for `run`.
-      file: The paper's `__file__`, which has `get_config`.
-      sweep: `sweep(build, config, workdir)`, what `--sweep` runs; None refuses it.
-      untrained: As for `run`.
+      build: As for `loop.run`; the module that defines it has `get_config`.
+      file: `__file__` of the problem, which names it in messages.
+      sweep: `sweep(preset) -> Sweep`, the table that `--sweep` makes; None for a
+        problem whose sweeps are over seeds or `--over` alone.
     """
-    from absl import app, flags
+    problem = sys.modules[build.__module__]
 
-    flags.DEFINE_bool("evaluate_only", False, "Evaluate the newest checkpoint.")
-    flags.DEFINE_bool("sweep", False, "Run the file's table of small runs instead.")
-
-    def start(config, workdir):
-        values = flags.FLAGS
-        if values.sweep:
-            if sweep is None or values.evaluate_only:
-                raise app.UsageError(
-                    "--sweep needs a file that has one, and no --evaluate_only"
-                )
-            sweep(build, config, workdir)
-            return
-        scalars = run(
-            build,
-            config,
-            workdir,
-            evaluate_only=values.evaluate_only,
-            untrained=untrained,
+    def define(values):
+        flags.DEFINE_bool(
+            "evaluate_only",
+            False,
+            "Evaluate the newest checkpoint again, and train nothing.",
+            flag_values=values,
         )
+        flags.DEFINE_bool(
+            "sweep", False, "Run the problem's table of runs.", flag_values=values
+        )
+        flags.DEFINE_multi_string(
+            "over",
+            [],
+            "An axis of the sweep in place of the problem's table:"
+            " 'train.num_steps=100,200'. Several axes are crossed.",
+            flag_values=values,
+        )
+        flags.DEFINE_integer(
+            "seeds",
+            None,
+            "Seeds of each cell of the sweep: seed, seed + 1, ...",
+            lower_bound=1,
+            flag_values=values,
+        )
+        flags.DEFINE_string(
+            "cells",
+            "*",
+            "Pattern of the cells of the sweep that are run, such as 'kale*'.",
+            flag_values=values,
+        )
+
+    def start(command, workdir):
+        values = command.values
+        if values.sweep or values.over:
+            if values.evaluate_only:
+                raise ValueError("--evaluate_only cannot be combined with --sweep")
+            plan = None if sweep is None else sweep(command.preset)
+            if values.over:
+                plan = over(plan, command.preset, values.over)
+            run_sweep(
+                build,
+                command.get_config,
+                plan if plan is not None else over(None, command.preset, ()),
+                workdir,
+                given=command.given,
+                num_seeds=values.seeds,
+                cells=values.cells,
+            )
+            return
+        if values.seeds is not None or values.cells != "*":
+            raise ValueError("--seeds and --cells need --sweep or --over")
+        config = command.config()
+        check = getattr(problem, "check_single", None)
+        if check is not None:
+            check(command.preset)
+        scalars = run(build, config, workdir, evaluate_only=values.evaluate_only)
         for name, value in scalars.items():
             print(f"{name}: {value:.6g}")
 
-    command_line(start, file)
+    command_line(start, problem, file, define)
 
 
-def command_line(start: Callable[[ConfigDict, str], Any], file: str) -> None:
-    """Parses `--workdir`, `--config` and `--distributed`; calls `start`."""
+def command_line(
+    start: Callable[[Command, str], Any],
+    problem: ModuleType,
+    file: str,
+    define: Callable[[flags.FlagValues], None] = lambda values: None,
+) -> None:
+    """Parses a command line and calls `start(command, workdir)`.
+
+    An error of the command line, of a config or of a run that stops by name is one line
+    on the standard error, and the exit status is 1; `--traceback` shows where it arose.
+
+    Args:
+      start: Does what the command asks for.
+      problem: Module with `get_config` and its docstring.
+      file: Its `__file__`.
+      define: Defines further flags.
+    """
     if "force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
-        # Read when XLA makes its first client: see tests/conftest.py.
+        # XLA reads it when it makes its first client: see tests/conftest.py.
         os.environ.setdefault("PJRT_NPROC", "32")
-    from absl import app, flags
-    from ml_collections import config_flags
+    logging.set_verbosity(logging.WARNING)
+    arguments = sys.argv[1:]
+    try:
+        values = _define_flags(define)
+        command = _parse(values, arguments, problem, pathlib.Path(file))
+        if any(text in ("-h", "--help", "--helpfull") for text in arguments):
+            print(_help(values, command, problem))
+            return
+        if values.print_config:
+            print(command.config())
+            return
+        if not values.workdir:
+            raise ValueError("--workdir must be given: the folder of the run")
+        if values.distributed:
+            _join(values.distributed)
+        start(command, values.workdir)
+    except (flags.Error, ValueError, FileNotFoundError, FloatingPointError) as error:
+        if "--traceback" in arguments:
+            raise
+        sys.exit(f"error: {error}")
 
-    # Inside a function: config_flags imports the experiment's file a second time.
-    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+
+def _define_flags(define) -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_string(
+        "config",
+        "",
+        "A preset, or a file with a get_config: 'file.py' or 'file.py:preset'.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "print_config", False, "Print the config and exit.", flag_values=values
+    )
     flags.DEFINE_string(
         "distributed",
         None,
-        "Several processes: 'auto' where the cluster tells, or"
+        "Several processes: 'auto' on a cluster that JAX knows, or"
         " 'host:port,num_processes,process_id'.",
+        flag_values=values,
     )
-    config_flags.DEFINE_config_file("config", os.path.abspath(file), lock_config=True)
+    flags.DEFINE_bool(
+        "traceback", False, "Show where an error arose.", flag_values=values
+    )
+    define(values)
+    return values
 
-    def begin(argv):
-        if len(argv) > 1:
-            raise app.UsageError(f"unknown argument: {argv[1:]}")
-        logging.set_verbosity(logging.WARNING)
-        if flags.FLAGS.distributed:
-            _join(flags.FLAGS.distributed)
-        start(flags.FLAGS.config, flags.FLAGS.workdir)
 
-    app.run(begin)
+def _parse(values, arguments: Sequence[str], problem, file: pathlib.Path) -> Command:
+    given, rest = {}, []
+    for text in arguments:
+        if text in ("-h", "--help", "--helpfull"):
+            continue
+        if not text.startswith(OVERRIDE):
+            rest.append(text)
+            continue
+        option, equals, value = text.removeprefix(OVERRIDE).partition("=")
+        if not equals:
+            raise ValueError(f"--config.{option} must have a value: {text}=...")
+        given[option] = value
+    try:
+        unknown = values([problem.__name__, *rest])[1:]
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, list(values), n=1)
+        meant = f"; did you mean --{near[0]}?" if near else ""
+        raise ValueError(f"unknown flag --{error.flagname}{meant}") from error
+    if unknown:
+        raise ValueError(f"unknown argument: {unknown[0]}")
+    name, get_config = values.config, problem.get_config
+    path, colon, preset = name.partition(":")
+    if path.endswith(".py"):
+        get_config, name = _load_file(path).get_config, preset
+    try:
+        get_config(name) if name else get_config()
+    except ValueError as error:
+        raise ValueError(f"{error}{hint(name, problem, file)}") from error
+    return Command(values, get_config, name, given)
+
+
+def _load_file(path: str) -> ModuleType:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"--config: there is no file {path}")
+    spec = importlib.util.spec_from_file_location("config_file", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config: {path} has no get_config")
+    return module
+
+
+def hint(name: str, problem, file: pathlib.Path) -> str:
+    """Returns the command of the neighbouring problem that has the preset, if any."""
+    name = name.partition(",")[0]
+    if name in getattr(problem, "PRESETS", {}):
+        return ""
+    for path in sorted(file.parent.glob("[a-z]*.py")):
+        has_it = re.search(rf'^    "{re.escape(name)}": ', path.read_text(), re.M)
+        if path != file and has_it and "PRESETS" in path.read_text():
+            package = f"experiments.{path.parent.name}.{path.stem}"
+            return f"; it is a preset of python -m {package}"
+    return ""
+
+
+def _help(values, command: Command, problem) -> str:
+    shown = [(problem.__doc__ or "").strip(), "", "Flags:"]
+    for name in sorted(values):
+        flag = values[name]
+        if flag.help:
+            default = "" if flag.default in (None, "", [], False) else flag.default
+            shown.append(f"  --{name}  {flag.help}" + f" [{default}]" * bool(default))
+    shown.append("  --config.<option>=<value>  Changes one option of the preset.")
+    presets = getattr(problem, "PRESETS", {})
+    if presets:
+        shown += ["", f"Presets: {', '.join(presets)}"]
+    preset = command.preset or next(iter(presets), "default")
+    shown += ["", f"Options of the preset {preset!r}:"]
+    shown += list_options(command.config(), problem)
+    return "\n".join(shown)
 
 
 def _join(where: str) -> None:
+    """Joins the processes of a run."""
     if where == "auto":
         jax.distributed.initialize()
         return
     parts = where.split(",")
     if len(parts) != 3 or not (parts[1].isdigit() and parts[2].isdigit()):
-        sys.exit(
+        raise ValueError(
             "--distributed must be 'auto' or 'host:port,num_processes,process_id',"
             f" got {where!r}"
         )

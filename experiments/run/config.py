@@ -1,11 +1,14 @@
 """Sections of a config, and what is made from them."""
 
+import ast
+import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
 from ebmjax.checks import check_count
 
@@ -140,6 +143,14 @@ def make_optimizer(section: Mapping[str, Any]) -> optax.GradientTransformation:
     return optimizer
 
 
+def check_name(what: str, name: str, known) -> None:
+    """Raises a ValueError, which names the nearest one, unless `name` is known."""
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"{what} must be one of {sorted(known)}, got {name!r}{hint}")
+
+
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested sections as one dict: dotted path -> value."""
     found = {}
@@ -156,3 +167,71 @@ def check_counts(section: str, values: Mapping[str, Any], **least: int) -> None:
     section is a whole number of at least so many: before training, not after it."""
     for name, count in least.items():
         check_count(f"{section}.{name}", values[name], count)
+
+
+def with_options(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
+    """Returns a locked copy of a config with other values.
+
+    Args:
+      config: Any config.
+      given: Dotted path -> value. Text is read as the type of the config's own value.
+
+    Raises:
+      ValueError: If the config has no such option, with the nearest one, or if the text
+        is not of the option's type.
+    """
+    known = flat(config.to_dict())
+    values = {}
+    for path, value in given.items():
+        if path not in known:
+            near = difflib.get_close_matches(path, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"the config has no option {path!r}{hint}")
+        if isinstance(value, str):
+            value = parse_option(path, value, known[path])
+        values[path] = value
+    found = ConfigDict(config.to_dict())
+    found.update_from_flattened_dict(values)
+    return found.lock()
+
+
+def parse_option(path: str, text: str, current: Any) -> Any:
+    """Reads the text of an option as the type of its current value.
+
+    Raises:
+      ValueError: If the text is not of that type.
+    """
+    kind = {tuple: "a tuple", list: "a tuple", int: "a whole number"}.get(
+        type(current), f"a {type(current).__name__}"
+    )
+    refusal = ValueError(f"{path} must be {kind}, as {current!r} is, got {text!r}")
+    if isinstance(current, str):
+        return _literal(text) if text[:1] in "'\"" and text[:1] else text
+    if isinstance(current, bool):
+        if text.lower() not in ("true", "false"):
+            raise refusal
+        return text.lower() == "true"
+    if isinstance(current, int | float):
+        try:
+            value = float(text)
+        except ValueError:
+            raise refusal from None
+        if isinstance(current, float):
+            return value
+        if not value.is_integer():
+            raise refusal
+        return int(text) if text.lstrip("+-").isdigit() else int(value)
+    value = _literal(text)
+    if isinstance(current, tuple | list):
+        if not isinstance(value, tuple | list):
+            raise refusal
+        return tuple(value)
+    return value
+
+
+def _literal(text: str) -> Any:
+    """Reads a Python literal; other text stands for itself, or for a tuple of words."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return tuple(text.split(",")) if "," in text else text

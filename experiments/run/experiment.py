@@ -1,4 +1,4 @@
-"""What a problem hands to the loop."""
+"""What a problem hands to the loop, and what a trained run gives back."""
 
 import pathlib
 from collections.abc import Callable, Mapping
@@ -7,13 +7,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from ebmjax import training
-from ebmjax.types import Array, Key
+from ebmjax.types import Array, Key, Network
 
 
 class Keys(NamedTuple):
-    """Streams of randomness; a new draw in one moves no other."""
+    """Independent streams of randomness; a new draw in one moves no other.
+
+    Attributes:
+      params: Key of the initial parameters.
+      train: Root key of the training.
+      data: Key of the order of the examples and of their noise.
+      evaluation: Key of the evaluations.
+    """
 
     params: Key
     train: Key
@@ -22,19 +30,21 @@ class Keys(NamedTuple):
 
 
 class Experiment(NamedTuple):
-    """What a paper's file hands to the loop.
+    """A problem, built: what the loop trains and evaluates.
 
     Attributes:
       players: Player name -> `training.Player`.
       params: Network name -> initial parameters.
       batch: `batch(step) -> [rows, *event]`, this process's rows for all microbatches
-        of the step, `data.batch_size` of all processes together for each.
+        of the step; each microbatch has `data.batch_size` rows over all processes.
       evaluate: `evaluate(state, key, directory) -> scalars`; `state` holds numpy
         arrays (and no key), figures go to `directory`.
       model_state: `"<network>_state"` -> mutable collections.
-      phases: Name -> some of the players, maybe with another number of updates each,
-        for steps at which not all take their usual turns.
-      phase: `phase(step) -> name`, of `phases`, or "" for `players`.
+      phases: Name -> players of a phase, which may be a part of all players or make
+        another number of inner updates.
+      phase: `phase(step) -> name`, one of `phases`, or "" for `players`.
+      facts: What the model must know of the data to be built again without them, such
+        as the shape of an example: JSON values, which the problem's `load` gets back.
     """
 
     players: Mapping[str, training.Player]
@@ -44,13 +54,44 @@ class Experiment(NamedTuple):
     model_state: dict[str, Any] = {}
     phases: Mapping[str, Mapping[str, training.Player]] = {}
     phase: Callable[[int], str] = lambda step: ""
+    facts: Mapping[str, Any] = {}
+
+
+class Trained(NamedTuple):
+    """A trained model, with its functions bound to its parameters.
+
+    A function that the model does not have is None.
+
+    Attributes:
+      config: The run's config, locked.
+      params: Network name -> parameters.
+      model_state: `"<network>_state"` -> mutable collections.
+      networks: Network name -> `Network`.
+      energy_fn: `energy_fn(x) -> []`, the energy of one example.
+      score_fn: `score_fn(x) -> [*event]`, or `score_fn(x, noise_scale)` for a model of
+        all noise scales: minus the gradient of its energy.
+      log_prob: `log_prob(x) -> []` in nats, the normalised log density of one example;
+        for a model whose likelihood is estimated, see the problem's `load`.
+      sample: `sample(key, num) -> [num, *event]`, draws as the run's own evaluation
+        makes them.
+    """
+
+    config: ConfigDict
+    params: dict[str, Any]
+    model_state: dict[str, Any]
+    networks: dict[str, Network]
+    energy_fn: Callable[[Array], Array] | None = None
+    score_fn: Callable[..., Array] | None = None
+    log_prob: Callable[..., Array] | None = None
+    sample: Callable[[Key, int], Array] | None = None
 
 
 def make_keys(seed: int) -> Keys:
+    """Returns the streams of randomness of a run."""
     return Keys(*jax.random.split(jax.random.key(seed), len(Keys._fields)))
 
 
 def evaluated_params(state: training.TrainState) -> dict[str, Any]:
-    """The averaged parameters where there are any."""
+    """Returns the averaged parameters, or the last ones if no average is kept."""
     params = state.params if state.ema_params is None else state.ema_params
     return jax.tree.map(jnp.asarray, params)

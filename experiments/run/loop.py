@@ -4,6 +4,8 @@ The same command starts, resumes and evaluates: see `run`.
 """
 
 import contextlib
+import inspect
+import os
 import pathlib
 import signal
 import sys
@@ -22,14 +24,15 @@ from experiments.run.checkpoint import CONFIG, Checkpoints
 from experiments.run.config import check_counts
 from experiments.run.experiment import Experiment, Keys, make_keys
 from experiments.run.workdir import (
-    _check_sound,
-    _fetch,
-    _is_sound,
-    _Log,
+    Log,
+    check_sound,
     claim,
+    fetch,
     finite_evaluations,
     guard_config,
+    is_sound,
     read_lines,
+    say,
 )
 
 
@@ -115,7 +118,6 @@ def run(
     workdir: str | pathlib.Path,
     *,
     evaluate_only: bool = False,
-    untrained: tuple[str, ...] = (),
 ) -> dict[str, float]:
     """Starts, resumes, or (when all is trained) only evaluates a run.
 
@@ -132,12 +134,11 @@ def run(
         as one that is not finite does: training that diverges; 0 for no limit).
       workdir: Made if missing. Holds one run.
       evaluate_only: Trains nothing; evaluates the newest checkpoint, and changes
-        nothing of the run but its figures and this evaluation's line. The section
-        `evaluation` may then differ from the run's.
-      untrained: Other sections of the config that training does not read, and that may
-        differ then too. Where they do it is another model's evaluation: its line has
-        the kind "other_eval", and the `options` that differ, beside the run's own, and
-        its figures go to `figures_other`.
+        nothing of the run except its figures, its arrays and this evaluation's line.
+        The section `evaluation` may then differ from the run's. If it differs in
+        `evaluation.sampler`, another model is evaluated: its line has the kind
+        "other_eval" and the `options` that differ, the run's own line stays, and its
+        figures and arrays go to `figures_other`.
 
     Returns:
       The scalars of the last evaluation; empty if the run was preempted.
@@ -150,19 +151,27 @@ def run(
     """
     preemption = _Preemption()
     with preemption.watching():
-        free = tuple(f"{section}." for section in untrained)
         workdir = pathlib.Path(workdir)
-        return _run(build, config, workdir, evaluate_only, free, preemption)
+        return _run(build, config, workdir, evaluate_only, preemption)
 
 
-def _run(build, config, workdir, evaluate_only, free, preemption) -> dict[str, float]:
+def problem_of(build: Callable) -> str:
+    """Returns the module that defines `build`, or its file if it has no name."""
+    module = sys.modules[inspect.unwrap(build).__module__]
+    if module.__name__ != "__main__":
+        return module.__name__
+    spec = getattr(module, "__spec__", None)  # None for `python file.py`
+    return spec.name if spec is not None else os.path.abspath(module.__file__)
+
+
+def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
     _check(config)
     if evaluate_only and not (workdir / CONFIG).is_file():
         raise FileNotFoundError(f"{workdir} holds no run to evaluate")
-    # An evaluation alone changes nothing of the run, and may be another one.
-    extra = ("evaluation.", *free) if evaluate_only else ()
+    # An evaluation alone changes nothing of the run, and may have other options.
+    extra = ("evaluation.",) if evaluate_only else ()
     allowed = guard_config(config, workdir, may_differ=("train.num_steps", *extra))
-    other = {key: value for key, value in allowed.items() if key.startswith(free)}
+    other = {k: v for k, v in allowed.items() if k.startswith("evaluation.sampler.")}
     num_devices, ema_decay = jax.device_count(), config.ema_decay or None
     keys = make_keys(config.seed)
     experiment = build(config, keys)
@@ -183,7 +192,7 @@ def _run(build, config, workdir, evaluate_only, free, preemption) -> dict[str, f
     checkpoints = Checkpoints(
         workdir, keep=config.train.keep, is_read_only=evaluate_only
     )
-    log = _Log(workdir, config.train.num_steps)
+    log = Log(workdir, config.train.num_steps)
     try:
         restored = checkpoints.restore(state, num_devices)
         if evaluate_only and restored is None:
@@ -194,10 +203,11 @@ def _run(build, config, workdir, evaluate_only, free, preemption) -> dict[str, f
             [line for line in read_lines(workdir) if line["step"] <= step]
         )
         if not evaluate_only:
-            claim(config, workdir)
+            claim(config, workdir, problem_of(build), experiment.facts)
             log.rewind(step)
 
         def evaluate(step, state):
+            say(f"evaluating step {step}")
             start = time.perf_counter()
             key = jax.random.fold_in(keys.evaluation, step)
             on_host = jax.device_get(state._replace(key=None))
@@ -207,6 +217,9 @@ def _run(build, config, workdir, evaluate_only, free, preemption) -> dict[str, f
                 is_first = jax.process_index() == 0
                 directory = figures if is_first else pathlib.Path(elsewhere)
                 scalars = experiment.evaluate(on_host, key, directory)
+                if is_first and not other:
+                    for path in directory.glob("*.npz"):  # arrays stand by the log
+                        path.replace(workdir / path.name)
             scalars = {name: float(value) for name, value in scalars.items()}
             line = scalars | {"evaluation_seconds": time.perf_counter() - start}
             if other:
@@ -214,7 +227,7 @@ def _run(build, config, workdir, evaluate_only, free, preemption) -> dict[str, f
             else:
                 log.replace_evaluation(step)
                 log.write("eval", step, line)
-            _check_sound(step, scalars)
+            check_sound(step, scalars)
             evaluated[step] = scalars
             return scalars
 
@@ -273,6 +286,7 @@ def _train(
 
     step = int(state.step)
     batch = fetch_batch(step)
+    say("compiling the update")
     last_time, last_step, result = None, step, {}
     while step < train.num_steps:
         phase = experiment.phase(step)
@@ -294,9 +308,9 @@ def _train(
         )
         is_logging = _is_due(step, train.log_every, train.num_steps)
         if is_saving or is_logging:
-            values = _fetch(scalars)
+            values = fetch(scalars)
             limit = train.abort_above
-            if is_logging or not all(_is_sound(x, limit) for x in values.values()):
+            if is_logging or not all(is_sound(x, limit) for x in values.values()):
                 now = time.perf_counter()
                 clock = {}
                 if step > last_step:
@@ -309,7 +323,7 @@ def _train(
                 log.write("train", step, values | clock)
                 log.progress(step, values | clock)
                 last_time, last_step = now, step
-            _check_sound(step, values, limit)
+            check_sound(step, values, limit)
         if is_saving:
             checkpoints.save(step, state)
         if stops:

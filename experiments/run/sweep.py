@@ -1,14 +1,21 @@
-"""Many small runs into one table, restartable cell by cell."""
+"""Tables of runs: cells times seeds, restartable cell by cell.
 
+A problem's `sweep(preset)` returns a plan, a `Sweep`; `run_sweep` runs it. Every cell
+is a whole run in `cells/<cell>,<seed>/`, and `table.md` has the table so far.
+"""
+
+import ast
+import fnmatch
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.run.config import check_counts, flat
+from experiments.run.config import flat, with_options
 from experiments.run.experiment import Experiment, Keys
 from experiments.run.loop import run
 from experiments.run.workdir import (
@@ -16,166 +23,285 @@ from experiments.run.workdir import (
     format_table,
     guard_config,
     read_lines,
+    say,
     write_atomically,
 )
 
 CELLS = "cells"
 FAILURE = "failure.txt"
+TABLE = "table.md"
+
+Evaluations = Mapping[int, Mapping[str, float]]
 
 
-def sweep(
-    build: Callable[[ConfigDict, Keys], Experiment],
-    config: ConfigDict,
-    workdir: str | pathlib.Path,
-    cells: Mapping[str, Mapping[str, Any]],
-    columns: Sequence[str],
-) -> str:
-    """Runs every cell in a folder of its own, and tabulates their last evaluations.
+class Cell(NamedTuple):
+    """One config of a sweep.
+
+    Attributes:
+      preset: Name for the problem's `get_config`; the empty string for its default.
+      overrides: Dotted path -> value; text is read as the type of the option.
+    """
+
+    preset: str
+    overrides: Mapping[str, Any] = {}
+
+
+class Row(NamedTuple):
+    """A cell with all of its seeds.
+
+    Attributes:
+      name: Name of the cell.
+      configs: Config of each seed.
+      folders: Folder of each seed.
+      found: The chosen evaluation of each seed that has one.
+      num_ended: Number of seeds that reached their last step.
+      num_failed: Number of seeds whose metrics ceased to be finite.
+    """
+
+    name: str
+    configs: list[ConfigDict]
+    folders: list[pathlib.Path]
+    found: list[dict[str, float]]
+    num_ended: int
+    num_failed: int
+
+
+def last_evaluation(
+    evaluations: Evaluations, has_ended: bool
+) -> Mapping[str, float] | None:
+    """Returns the evaluation of the last step; None for a run that has not ended."""
+    return evaluations[max(evaluations)] if has_ended else None
+
+
+def mean_table(rows: Sequence[Row], columns: Sequence[str] | None) -> str:
+    """Returns a table of means over seeds and their standard deviations.
+
+    With one cell, the columns stand below one another.
 
     Args:
-      build: As for `_run.run`.
-      config: What all cells share.
-      workdir: Holds `cells/<name>/` and `table.md`.
-      cells: Name -> overrides, dotted path -> value.
-      columns: The scalars of the evaluation to tabulate.
+      rows: Cells, some of which may have no evaluation yet.
+      columns: Scalars to tabulate; None for all that any seed has.
+    """
+    found = {row.name: row.found for row in rows if row.found}
+    known = {name: None for cell in found.values() for x in cell for name in x}
+    shown = [x for x in known if x != "evaluation_seconds"]
+    if columns is not None:
+        shown = [name for name in columns if name in known]
+    table = over_seeds(found, shown)
+    if len(table) == 1:
+        table = [{"measure": k, "value": v} for k, v in table[0].items()]
+    return format_table(table) if table else ""
+
+
+class Sweep(NamedTuple):
+    """A table of runs, to be made by `run_sweep`.
+
+    Attributes:
+      cells: Name -> `Cell`.
+      columns: Scalars of the evaluation to tabulate; None for all.
+      num_seeds: Number of seeds of each cell, unless the command line says another.
+      choose: `choose(evaluations, has_ended) -> scalars` or None: the evaluation that
+        stands for a run. `evaluations` maps steps to finite evaluations, `has_ended`
+        tells whether the last step is among them.
+      table: `table(rows, columns) -> text`, in Markdown.
+      finish: `finish(rows, workdir)`, called at the end, such as for a picture.
+      skip: `skip(config) -> reason`: a cell with a reason is left out, and the reason
+        is printed.
+    """
+
+    cells: Mapping[str, Cell]
+    columns: Sequence[str] | None = None
+    num_seeds: int = 1
+    choose: Callable[[Evaluations, bool], Mapping[str, float] | None] = last_evaluation
+    table: Callable[[Sequence[Row], Sequence[str] | None], str] = mean_table
+    finish: Callable[[Sequence[Row], pathlib.Path], None] = lambda rows, workdir: None
+    skip: Callable[[ConfigDict], str] = lambda config: ""
+
+
+def over(plan: Sweep | None, preset: str, axes: Sequence[str]) -> Sweep:
+    """Returns a sweep over values of options.
+
+    Args:
+      plan: The problem's own sweep, whose choice of an evaluation is kept; or None.
+      preset: Preset of all cells.
+      axes: `"option=value,value"` each; they are crossed. None gives one cell.
+
+    Raises:
+      ValueError: If an axis has no option or no value.
+    """
+    options = []
+    for axis in axes:
+        option, _, values = axis.partition("=")
+        if not option or not values:
+            raise ValueError(f"--over must be 'option=value,value', got {axis!r}")
+        options.append([(option, value) for value in _split_values(values)])
+    cells = {}
+    for chosen in itertools.product(*options):
+        name = ",".join(f"{option}={value}" for option, value in chosen)
+        cells[name.replace("/", "_") or preset or "default"] = Cell(
+            preset, dict(chosen)
+        )
+    if plan is None:
+        return Sweep(cells)
+    return Sweep(cells, num_seeds=plan.num_seeds, choose=plan.choose)
+
+
+def _split_values(text: str) -> list[Any]:
+    """Reads values between commas: literals, of which tuples stay whole, or words."""
+    try:
+        return list(ast.literal_eval(f"[{text}]"))
+    except (ValueError, SyntaxError):
+        return text.split(",")
+
+
+def run_sweep(
+    build: Callable[[ConfigDict, Keys], Experiment],
+    get_config: Callable[..., ConfigDict],
+    plan: Sweep,
+    workdir: str | pathlib.Path,
+    *,
+    given: Mapping[str, Any] | None = None,
+    num_seeds: int | None = None,
+    cells: str = "*",
+) -> str:
+    """Runs every cell with every seed that has not ended, and tabulates them.
+
+    A stopped sweep goes on within the run where it stopped. Finished runs are neither
+    trained nor evaluated again. A run whose metrics cease to be finite is left, with
+    the reason in `failure.txt`, and the others go on. Cells with equal configs are one
+    run.
+
+    Args:
+      build: As for `loop.run`.
+      get_config: `get_config(preset) -> ConfigDict`.
+      plan: The table.
+      workdir: Folder of the sweep; several sweeps may share it if cells of one name
+        have one config.
+      given: Options of the command line, dotted path -> value, for every cell that has
+        them; a cell's own overrides win.
+      num_seeds: Number of seeds, from `seed` on; the plan's own by default.
+      cells: Pattern of the names of the cells that are run.
 
     Returns:
       The table, which is also in `table.md`.
 
     Raises:
-      ValueError: If an override or a column is unknown, before anything is run where
-        that can be known.
+      ValueError: Before anything is run, if no cell matches the pattern or has one of
+        the options given, or a folder holds another run.
     """
-    workdir = pathlib.Path(workdir)
-    configs = {name: overridden(config, values) for name, values in cells.items()}
+    workdir, given = pathlib.Path(workdir), dict(given or {})
+    configs = _make_configs(get_config, plan, given, num_seeds, cells)
     # Cells of one config, as where the columns of a table cross, are one run.
-    twins = {
-        name: next(first for first in configs if configs[first] == cell)
-        for name, cell in configs.items()
-    }
-    unique = {name: cell for name, cell in configs.items() if twins[name] == name}
-    table = ""
-
-    def report(found):
-        nonlocal table
-        rows = []
-        for name, twin in twins.items():
-            if twin not in found:
-                continue
-            scalars = found[twin]
-            if missing := sorted(set(columns) - set(scalars)):
-                raise ValueError(
-                    f"cell {name} has no {missing}; it has {sorted(scalars)}"
-                )
-            row = {column: scalars[column] for column in columns}
-            rows.append({"cell": name} | row)
-        table = format_table(rows)
-        write_atomically(workdir / "table.md", table)
-
-    run_cells(build, unique, workdir, report)
+    firsts: dict[str, str] = {}
+    for name, config in configs.items():
+        same = (first for first in firsts.values() if configs[first] == config)
+        firsts[name] = next(same, name)
+    folders = {name: workdir / CELLS / first for name, first in firsts.items()}
+    for name, config in configs.items():
+        guard_config(config, folders[name], may_differ=())
+    unique = [name for name, first in firsts.items() if name == first]
+    for index, name in enumerate(unique, 1):
+        folder = folders[name]
+        if _has_ended(folder, configs[name]) or (folder / FAILURE).is_file():
+            continue
+        say(f"cell {index}/{len(unique)}: {name}")
+        jax.clear_caches()  # the programs of earlier cells would pile up
+        try:
+            scalars = run(build, configs[name], folder)
+        except FloatingPointError as error:
+            text = f"{error}\nDelete this file for the cell to be tried again.\n"
+            write_atomically(folder / FAILURE, text)
+        else:
+            if not scalars:
+                raise SystemExit(0)  # preempted; the same command goes on
+        _report(plan, configs, folders, workdir)
+    rows = _report(plan, configs, folders, workdir)
+    plan.finish(rows, workdir)
+    table = (workdir / TABLE).read_text()
     print(table)
     return table
 
 
-def run_cells(
-    build: Callable[[ConfigDict, Keys], Experiment],
-    configs: Mapping[str, ConfigDict],
-    workdir: pathlib.Path,
-    report: Callable[[dict[str, dict[str, float]]], None],
-    *,
-    keeps_failures: bool = False,
-) -> None:
-    """Runs every cell whose folder does not hold its end yet.
-
-    A cell is a whole run: a stopped sweep goes on within the cell where it stopped, and
-    finished cells are neither trained nor evaluated again.
-
-    Args:
-      build: As for `_run.run`.
-      configs: Name -> config of a cell.
-      workdir: Holds `cells/<name>/`.
-      report: Called with the evaluations found so far, name -> scalars, after each that
-        was run, and at the end.
-      keeps_failures: Whether a cell whose metrics cease to be finite is left, with the
-        reason in `failure.txt`, and the others go on; else it ends the sweep.
-    """
-    found = {}
-    for index, (name, cell) in enumerate(configs.items(), 1):
-        folder = workdir / CELLS / name
-        scalars = finished(folder, cell)
-        if scalars is None and not (folder / FAILURE).is_file():
-            print(f"cell {index}/{len(configs)}: {name}", flush=True)
-            jax.clear_caches()  # of the cells before, which would pile up
-            try:
-                scalars = run(build, cell, folder)
-            except FloatingPointError as error:
-                if not keeps_failures:
-                    raise
-                text = f"{error}\nDelete this file for the cell to be tried again.\n"
-                write_atomically(folder / FAILURE, text)
-            else:
-                if not scalars:
-                    raise SystemExit(0)  # preempted; the same command goes on
-            report(found | ({name: scalars} if scalars else {}))
-        if scalars is not None:
-            found[name] = scalars
-    report(found)
+def _make_configs(
+    get_config, plan: Sweep, given: dict[str, Any], num_seeds: int | None, pattern: str
+) -> dict[str, ConfigDict]:
+    """Returns `<cell>,<seed>` -> config."""
+    chosen = fnmatch.filter(plan.cells, pattern)
+    if not chosen:
+        raise ValueError(
+            f"--cells must match some of {sorted(plan.cells)}, got {pattern!r}"
+        )
+    unused, configs = set(given), {}
+    for name in chosen:
+        preset, overrides = plan.cells[name]
+        base = get_config(preset) if preset else get_config()
+        known = flat(base.to_dict())
+        values = {k: v for k, v in given.items() if k in known}
+        unused -= set(values)
+        cell = with_options(base, values | dict(overrides))
+        if reason := plan.skip(cell):
+            say(f"cell {name} is left out: {reason}")
+            continue
+        for seed in range(cell.seed, cell.seed + (num_seeds or plan.num_seeds)):
+            configs[f"{name},{seed}"] = with_options(cell, {"seed": seed})
+    if unused:
+        raise ValueError(f"no cell of the sweep has the options {sorted(unused)}")
+    if not configs:
+        raise ValueError("every cell of the sweep is left out")
+    return configs
 
 
-def overridden(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
-    """A locked copy with other values, by dotted path.
-
-    Raises:
-      ValueError: If the config has no such option.
-    """
-    cell = ConfigDict(config.to_dict())
-    known = flat(config.to_dict())
-    if unknown := sorted(set(values) - set(known)):
-        raise ValueError(f"the config has no {unknown}")
-    cell.update_from_flattened_dict(values)
-    return cell.lock()
+def _has_ended(folder: pathlib.Path, config: ConfigDict) -> bool:
+    return config.train.num_steps in finite_evaluations(read_lines(folder))
 
 
-def finished(folder: pathlib.Path, config: ConfigDict) -> dict[str, float] | None:
-    """The evaluation of a cell's last step, if this very cell has been finished."""
-    guard_config(config, folder, may_differ=())
-    evaluations = finite_evaluations(read_lines(folder))
-    return evaluations.get(config.train.num_steps)
-
-
-def seeds(config: ConfigDict) -> range:
-    """`seed`, `seed + 1`, ...: as many as `sweep.num_seeds` says.
-
-    Raises:
-      ValueError: If that is less than one.
-    """
-    check_counts("sweep", config.sweep, num_seeds=1)
-    return range(config.seed, config.seed + config.sweep.num_seeds)
+def _report(plan: Sweep, configs, folders, workdir: pathlib.Path) -> list[Row]:
+    """Writes the table of what has been found so far, and returns its rows."""
+    rows = []
+    for cell in dict.fromkeys(name.rpartition(",")[0] for name in configs):
+        names = [name for name in configs if name.rpartition(",")[0] == cell]
+        found, num_ended, num_failed = [], 0, 0
+        for name in names:
+            evaluations = finite_evaluations(read_lines(folders[name]))
+            has_ended = configs[name].train.num_steps in evaluations
+            has_failed = (folders[name] / FAILURE).is_file()
+            num_ended += has_ended
+            num_failed += has_failed
+            if has_ended or has_failed:
+                scalars = plan.choose(evaluations, has_ended)
+                if scalars is not None:
+                    found.append(dict(scalars))
+        rows.append(
+            Row(
+                cell,
+                [configs[name] for name in names],
+                [folders[name] for name in names],
+                found,
+                num_ended,
+                num_failed,
+            )
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(workdir / TABLE, plan.table(rows, plan.columns))
+    return rows
 
 
 def over_seeds(
     found: Mapping[str, Sequence[Mapping[str, float]]],
-    columns: Sequence[str] | None = None,
-    digits: int = 3,
+    columns: Sequence[str],
+    digits: int = 4,
 ) -> list[dict[str, str]]:
-    """The rows of a table of cells, each over its seeds.
+    """Returns the rows of a table of cells, each over its seeds.
 
     Args:
       found: Cell -> the scalars of each of its seeds.
-      columns: Which of them; None for all that any seed has.
-      digits: Of a mean.
+      columns: Scalars to tabulate.
+      digits: Digits of a mean.
 
     Returns:
-      Of each cell its name, `mean_and_spread` of every column, "-" where no seed has
-      it, and the number of seeds.
-
-    Raises:
-      ValueError: If there are seeds, and none has one of the columns.
+      A dict a cell with its name, `mean_and_spread` of every column, "-" where no seed
+      has it, and the number of seeds.
     """
-    known = {name: None for cell in found.values() for x in cell for name in x}
-    columns = known if columns is None else columns
-    if known and (missing := [name for name in columns if name not in known]):
-        raise ValueError(f"no cell has {missing}; they have {sorted(known)}")
     return [
         {"cell": name}
         | {
@@ -188,7 +314,7 @@ def over_seeds(
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
-    """`mean ± standard deviation` over seeds, to one digit of the deviation."""
+    """Returns `mean ± standard deviation` over seeds, to one digit of the deviation."""
     if not len(values):
         return "-"
     mean = float(np.mean(values))

@@ -4,18 +4,24 @@ import json
 import math
 import os
 import pathlib
+import platform
+import shlex
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+import ebmjax
 from experiments.run.checkpoint import CONFIG, FOLDER, read_config
 from experiments.run.config import flat
 
 METRICS = "metrics.jsonl"
+RUN = "run.json"
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
@@ -62,10 +68,10 @@ def guard_config(
     """Refuses a workdir that holds another run.
 
     Args:
-      config: Of this start.
-      workdir: May be empty, or hold a run that has neither logged nor saved anything.
-      may_differ: How the names of options begin that may differ, beside those of a
-        sweep.
+      config: Config of this start.
+      workdir: Folder that may be empty, or hold a run that has neither logged nor saved
+        anything.
+      may_differ: Prefixes of the options that may differ.
 
     Returns:
       What may differ and does: dotted path -> the config's value.
@@ -74,14 +80,14 @@ def guard_config(
       ValueError: With every difference, old -> new; if the config there is damaged.
     """
     if not _has_begun(workdir):
-        return {}  # whatever config it failed with
+        return {}  # a start that failed claims nothing
     old, new = flat(read_config(workdir).to_dict()), flat(_plain(config))
     missing, allowed, changed = "(absent)", {}, []
     for key in sorted(set(old) | set(new)):
         was, now = old.get(key, missing), new.get(key, missing)
         if was == now:
             continue
-        if key.startswith((*may_differ, "sweep.")):  # no run of its own reads it
+        if key.startswith(may_differ):
             allowed[key] = now
         else:
             changed.append(f"  {key}: {was!r} -> {now!r}")
@@ -101,11 +107,80 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def claim(config: ConfigDict, workdir: pathlib.Path) -> None:
-    """Writes the config that `workdir` is run with from here on."""
+def claim(
+    config: ConfigDict, workdir: pathlib.Path, problem: str, facts: Mapping[str, Any]
+) -> None:
+    """Writes what `workdir` is run with from here on: `config.json` and `run.json`.
+
+    Args:
+      config: Config of the run.
+      workdir: Folder of the run.
+      problem: Module (or file) of the problem, for `experiments.load`.
+      facts: `Experiment.facts`.
+    """
+    if jax.process_index() != 0:
+        return
+    record = {
+        "problem": problem,
+        "facts": dict(facts),
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "commit": _commit(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "ebmjax": ebmjax.__version__,
+        },
+    }
+    for name, found in ((CONFIG, config.to_dict()), (RUN, record)):
+        text = json.dumps(found, indent=2, sort_keys=True) + "\n"
+        write_atomically(workdir / name, text)
+
+
+def _commit() -> str:
+    """Returns the commit of this checkout, with "+" if files differ; "" without git."""
+    root = pathlib.Path(__file__).parents[2]
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "describe", "--always", "--dirty=+"],
+            capture_output=True,
+            text=True,
+        )
+    except FileNotFoundError:  # git is not installed
+        return ""
+    return found.stdout.strip()
+
+
+def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+    """Returns the contents of `run.json`.
+
+    Raises:
+      FileNotFoundError: If the run has none: it was made before version 0.2.
+      ValueError: If it is damaged.
+    """
+    path = workdir / RUN
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: {workdir} was run by ebmjax before 0.2, which did not"
+            " record its problem"
+        )
+    try:
+        return json.loads(path.read_text(errors="replace"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def save_arrays(path: pathlib.Path, **arrays: Any) -> None:
+    """Writes arrays to an `.npz` file, whole or not at all."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.npz")
+    np.savez(temporary, **jax.device_get(arrays))
+    os.replace(temporary, path)
+
+
+def say(text: str) -> None:
+    """Prints a line of progress to the standard error, by the first process alone."""
     if jax.process_index() == 0:
-        text = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-        write_atomically(workdir / CONFIG, text)
+        print(text, file=sys.stderr, flush=True)
 
 
 def read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
@@ -132,7 +207,7 @@ def finite_evaluations(lines: Sequence[Mapping]) -> dict[int, dict[str, float]]:
     }
 
 
-class _Log:
+class Log:
     """`metrics.jsonl`, a line of progress, and TensorBoard's event files."""
 
     def __init__(self, workdir: pathlib.Path, num_steps: int):
@@ -188,25 +263,25 @@ class _Log:
         if rate := scalars.get("steps_per_second"):
             minutes, seconds = divmod(int((self._num_steps - step) / rate), 60)
             parts.append(f"{rate:.2f} steps/s  {minutes}:{seconds:02d} left")
-        print("  ".join(parts), file=sys.stderr, flush=True)
+        say("  ".join(parts))
 
     def close(self) -> None:
         if self._events is not None:
             self._events.close()
 
 
-def _fetch(tree) -> dict[str, float]:
+def fetch(tree) -> dict[str, float]:
     return {name: float(value) for name, value in jax.device_get(tree).items()}
 
 
-def _is_sound(value: float, limit: float) -> bool:
+def is_sound(value: float, limit: float) -> bool:
     return math.isfinite(value) and (limit == 0 or abs(value) <= limit)
 
 
-def _check_sound(step: int, scalars: Mapping[str, float], limit: float = 0) -> None:
+def check_sound(step: int, scalars: Mapping[str, float], limit: float = 0) -> None:
     """Raises for what is not finite, or larger than a limit (0 for none), by name."""
     for name, value in scalars.items():
-        if not _is_sound(value, limit):
+        if not is_sound(value, limit):
             above = (
                 f", above train.abort_above = {limit}" if math.isfinite(value) else ""
             )

@@ -1,0 +1,1 @@
+"""Score-based models: the score of noised data at all scales, and its samplers."""

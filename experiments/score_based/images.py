@@ -1,67 +1,168 @@
-"""Score-based models: scores of noised data, sampled by annealed Langevin dynamics or
-by diffusions run backwards, and likelihoods by their probability flows.
+r"""Score-based models of images: one network of scores at all noise scales, sampled by
+annealed Langevin dynamics or by diffusions run backwards, with the likelihood of its
+probability flow.
 
 Papers: Song & Ermon (2019), "Generative modeling by estimating gradients of the data
-distribution" (NCSN), and (2020), "Improved techniques for training score-based
-generative models" (NCSNv2); Song et al. (2021), "Score-based generative modeling
-through stochastic differential equations"; with Song & Kingma (2021), "How to train
-your energy-based models", section 4.4.
-Claim checked: one network of scores at all noise scales samples as well as, or better
-than, an energy does, finds the weights of far modes, and has a likelihood.
+distribution" (NCSN), https://arxiv.org/abs/1907.05600, and (2020), "Improved techniques
+for training score-based generative models" (NCSNv2), https://arxiv.org/abs/2006.09011;
+Song et al. (2021), "Score-based generative modeling through stochastic differential
+equations", https://arxiv.org/abs/2011.13456; with Song & Kingma (2021), "How to train
+your energy-based models", section 4.4, https://arxiv.org/abs/2101.03288.
+Claim checked: the samples of a score-based model are at least as good as those of an
+energy, and it has a likelihood.
 
     python -m experiments.score_based --workdir=runs/scores
-    python -m experiments.score_based --workdir=runs/ladder         --config=experiments/score_based.py:digits,ladder
-    python -m experiments.score_based --workdir=runs/modes         --config=experiments/score_based.py:two_modes
+    python -m experiments.score_based.images --workdir=runs/ladder \
+        --config=digits,ladder
+    python -m experiments.score_based.images --workdir=runs/energy \
+        --config.network.is_energy=True
+    python -m experiments.score_based --workdir=runs/processes --sweep
 
-Presets: `digits` (embedded images, minutes on a CPU), `mnist`, `fashion_mnist`,
-`cifar10` (the papers' scale, for GPU or TPU), `two_modes` (the plane). After a comma
-the process: `variance_exploding`, `variance_preserving`, `sub_variance_preserving`, or
-`ladder` for annealed Langevin dynamics through NCSNv2's noise scales; of `two_modes`
-the last alone. `--config.network.is_energy=True` learns an energy instead, of which
-the score is minus the gradient. With `--sweep` every process, and the energy.
+Presets: `digits` (embedded 8x8 images, 9 to 18 minutes on one CPU core), `mnist`,
+`fashion_mnist`, and at the papers' scale, for GPU or TPU, `cifar10`. After a comma
+follows the process: `variance_exploding`, `variance_preserving`,
+`sub_variance_preserving`, or `ladder` for annealed Langevin dynamics through NCSNv2's
+noise scales. With `network.is_energy` the network is an energy, and the score is minus
+its gradient. The sweep runs every process, and the energy.
 
-Other than published: one network of noise scales serves every process
-(`diffusions.with_time`), `ladder` too: a U-Net without attention. `cifar10` has the
-batches, updates, rate and averages of the SDEs; NCSNv2's own, of `ladder`, are 300,000
-updates at 1e-4 without warm-up or a bound on the gradient.
+Differences from the papers: one network of noise scales serves every process, including
+`ladder`, and it is a U-Net without attention. `cifar10` has the batches, updates, rate
+and averages of the diffusions; NCSNv2 trains its ladder for 300,000 updates at 1e-4
+without warm-up or gradient clipping.
 """
 
 import functools
-import itertools
 import math
-import pathlib
 import time
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ebmjax import diffusions, metrics, objectives
-from experiments.data import Images, dequantize, image_batches, in_chunks, load_section
-from experiments.judge import plots
-from experiments.judge.detection import area_under_roc, check_names, load_foreign
-from experiments.judge.inverse import upper_half
-from experiments.judge.judge import Judge, make_judge
-from experiments.run.config import check_counts, flat
-from experiments.run.experiment import Experiment, Keys, evaluated_params
-from experiments.run.sweep import over_seeds, overridden, run_cells, seeds
-from experiments.run.workdir import format_table, record_table, write_atomically
-from experiments.score_based.model import (
-    PROCESSES,
-    SMALL_SCALE,
-    _images,
-    _of_model,
-    _player,
-    _process,
-    _sections,
-    make_model,
+from ebmjax import diffusions, objectives
+from ebmjax.types import Array, Key, Objective
+from experiments.data import (
+    Images,
+    dequantize,
+    image_batches,
+    image_section,
+    load_section,
 )
-from experiments.score_based.plane import _in_plane, _two_modes
+from experiments.judge import plots
+from experiments.judge.detection import check_names
+from experiments.judge.judge import make_judge
+from experiments.run import cli
+from experiments.run.config import (
+    adam_section,
+    check_counts,
+    check_name,
+    train_section,
+)
+from experiments.run.experiment import Experiment, Keys, Trained, evaluated_params
+from experiments.run.sweep import Cell, Sweep
+from experiments.run.workdir import record_table, save_arrays
+from experiments.score_based import measures
+from experiments.score_based.model import (
+    DIFFUSIONS,
+    Model,
+    draw_chunks,
+    make_model,
+    make_players,
+    model_argument,
+    needs_distance,
+)
+
+PROCESSES = (*DIFFUSIONS, "ladder")
 
 
-def _digits() -> dict:
-    config = _images("digits", (32, 64), 1, 4_000)
+def image_preset(
+    name: str, process: str, widths: tuple[int, ...], num_blocks: int, num_steps: int
+) -> dict[str, Any]:
+    """Returns the papers' config for a data set of images and a process."""
+    sections = process_sections(process)
+    optimizer = adam_section(2e-4, b1=0.9, b2=0.999) | {"gradient_clip": 1.0}
+    optimizer["learning_rate"]["warmup_steps"] = 5_000
+    return {
+        "seed": 0,
+        "data": image_section(name)
+        | {
+            "batch_size": 128,  # of all devices
+            "is_mirrored": False,  # whether half of the images are, left to right
+        },
+        "network": {
+            "name": "unet",  # or "mlp"
+            "widths": widths,  # channels at each resolution
+            "num_blocks": num_blocks,  # blocks at each resolution
+            "activation": "swish",  # or "softplus", "leaky_relu"
+            "conditioning": "embedding",  # or "division", NCSNv2's Technique 3
+            "is_energy": False,  # whether the score is minus an energy's gradient
+        },
+        "process": sections["process"],
+        "objective": sections["objective"],
+        "optimizer": optimizer,
+        "ema_decay": 0.999,  # of the parameters that are evaluated; 0 for no average
+        "train": train_section(num_steps),
+        "evaluation": {
+            "sampler": sections["sampler"],
+            "num_samples": 10_000,  # samples that the classifier judges
+            "num_examples": 10_000,  # data they are compared with, of either split
+            "num_shown": 100,  # samples in the picture
+            "chunk_size": 500,  # chains at a time
+            "classifier_steps": 4_000,  # updates of the classifier; 0 for no classifier
+            "num_likelihoods": 1_000,  # first held-out images, if so many; 0 for none
+            "num_probes": 4,  # noises and random traces for each of these images
+            "tolerance": 1e-5,  # of the steps of the probability flow
+            "num_inpainted": 16,  # first held-out images, if so many; 0 for none
+            "out_of_distribution": ("uniform", "gaussian"),  # or names of data sets;
+            # for energies alone
+        },
+    }
+
+
+def process_sections(process: str) -> dict[str, Any]:
+    """Returns the sections of a process: itself, its objective and its sampler."""
+    if process == "ladder":
+        return {
+            "process": {
+                "name": process,
+                "largest": 0.0,  # x; 0 for the largest distance between examples
+                "smallest": 0.02,  # x; paper: 0.01 on [0, 1]
+                "num_scales": 0,  # 0 for as many as overlap by half
+            },
+            "objective": {},
+            "sampler": {
+                "num_steps_per_level": 5,  # moves; paper: T
+                "relative_step_size": 0.0,  # of a scale's square; 0 for Technique 4
+            },
+        }
+    if process == "variance_exploding":
+        scales = {
+            "noise_min": 0.02,  # x; paper: 0.01 on [0, 1]
+            "noise_max": 0.0,  # x; 0 for the largest distance between examples
+        }
+        time_min = 1e-5  # at which there is noise of `noise_min`
+    else:
+        scales = {
+            "rate_min": 0.1,  # paper: beta_min
+            "rate_max": 20.0,  # paper: beta_max
+        }
+        time_min = 1e-3
+    return {
+        "process": {"name": process, **scales},
+        "objective": {"weighting": "noise"},  # or "likelihood"
+        "sampler": {
+            "predictor": "reverse_diffusion",  # or "ancestral", "euler_maruyama"
+            "num_steps": 1_000,  # paper: N
+            "num_corrections": 1,  # Langevin moves after each step; paper: M
+            "signal_to_noise": 0.16,  # of the corrections; paper: r, on CIFAR-10
+            "time_min": time_min,  # last time; papers: 1e-5 for VE, 1e-3 for the others
+        },
+    }
+
+
+def digits(process: str = PROCESSES[0]) -> dict[str, Any]:
+    config = image_preset("digits", process, (32, 64), 1, 4_000)
     for key in ("data_dir", "download", "size", "is_mirrored"):
         del config["data"][key]
     config["data"]["batch_size"] = 64
@@ -71,133 +172,66 @@ def _digits() -> dict:
         "warmup_steps": 100,
         "decay_steps": 4_000,
     }
+    # The images have few dimensions, and the computer is a CPU.
+    few = {"num_steps_per_level": 20} if process == "ladder" else {"num_steps": 200}
+    config["evaluation"]["sampler"] |= few
     config["evaluation"] |= {
-        "num_samples": 1_000,  # 898 are compared, with as many of the data
+        "num_samples": 1_000,  # 898 are compared, with as many examples of the data
         "classifier_steps": 700,
         "num_likelihoods": 297,
     }
     return config
 
 
-def _cifar10() -> dict:
-    config = _images("cifar10", (128, 256, 256, 256), 4, 1_300_000)
+def mnist(name: str, process: str) -> dict[str, Any]:
+    return image_preset(name, process, (64, 128, 256), 2, 100_000)
+
+
+def cifar10(process: str = PROCESSES[0]) -> dict[str, Any]:
+    config = image_preset("cifar10", process, (128, 256, 256, 256), 4, 1_300_000)
     config["data"]["is_mirrored"] = True
+    # Papers: the diffusions that preserve the variance train ten times as long.
+    config["ema_decay"] = 0.9999 if "preserving" in process else 0.999
     return config
 
 
 PRESETS = {
-    "digits": _digits,
-    "mnist": lambda: _images("mnist", (64, 128, 256), 2, 100_000),
-    "fashion_mnist": lambda: _images("fashion_mnist", (64, 128, 256), 2, 100_000),
-    "cifar10": _cifar10,
-    "two_modes": _two_modes,
+    "digits": digits,
+    "mnist": lambda process=PROCESSES[0]: mnist("mnist", process),
+    "fashion_mnist": lambda process=PROCESSES[0]: mnist("fashion_mnist", process),
+    "cifar10": cifar10,
 }
 
 
 def get_config(preset: str = "digits") -> ConfigDict:
+    """Returns the locked config of a preset, "name" or "name,process".
+
+    Raises:
+      ValueError: If the preset or the process is unknown.
+    """
     name, _, process = preset.partition(",")
-    if name not in PRESETS:
-        raise ValueError(f"preset must be one of {sorted(PRESETS)}, got {name!r}")
-    is_plane = name == "two_modes"
-    choices = ("ladder",) if is_plane else PROCESSES
-    process = process or choices[0]
-    if process not in choices:
-        raise ValueError(f"process must be one of {choices}, got {process!r}")
-    return ConfigDict(PRESETS[name]() | _sections(name, process)).lock()
+    check_name("preset", name, PRESETS)
+    process = process or PROCESSES[0]
+    check_name("process", process, PROCESSES)
+    return ConfigDict(PRESETS[name](process)).lock()
 
 
 def build(config: ConfigDict, keys: Keys) -> Experiment:
-    is_plane, process = config.data.name == "two_modes", config.process.name
-    if is_plane != ("num_bins" in config.evaluation):
-        raise ValueError(
-            f"data.name {config.data.name!r} does not fit the preset: choose it by"
-            f" --config=experiments/score_based.py:{config.data.name}"
-        )
-    if process not in PROCESSES:
-        raise ValueError(f"process.name must be one of {PROCESSES}, got {process!r}")
-    if set(config.process) != set(_process(process)[0]):
-        raise ValueError(
-            f"process.name {process!r} has options of its own: choose it by"
-            f" --config=experiments/score_based.py:{config.data.name},{process}"
-        )
-    return (_in_plane if is_plane else _on_images)(config, keys)
-
-
-def _on_images(config, keys) -> Experiment:
-    _check(config.evaluation)
-    data = load_section(config.data)
-    options = config.evaluation
+    """Builds the experiment of a config."""
+    check_options(config)
     plots.check()
-    model = make_model(config, data)
-    network, name, score = model.network, model.name, model.score
-    process, sample = model.process, model.sample
-    params, _ = network.init(keys.params)
-    if model.ladder is not None:
-        objective = objectives.multi_scale_denoising_score_matching(
-            **_of_model(name, network), noise_scales=model.ladder, **config.objective
-        )
-    else:
-        is_energy = name == "energy"
-        timed = diffusions.energy_with_time if is_energy else diffusions.with_time
-        objective = objectives.diffusion_score_matching(
-            **_of_model(name, timed(network.apply, process)),
-            diffusion=process,
-            **config.objective,
-        )
-    # What is measured besides samples: `measure(params, key, directory) -> scalars`.
-    measures = [_asymmetry(score, data)]
-    if options.num_inpainted:
-        measures.append(
-            _inpainting(
-                model.inpaint,
-                data.held_out[: options.num_inpainted],
-                data,
-                options.chunk_size,
-            )
-        )
-    if options.num_likelihoods:
-        measures.append(_likelihood(config, score, process, data))
-    # Whatever does not fit the sampler is found before training.
-    jax.eval_shape(lambda params, key: sample(params, key, 1), params, keys.params)
-    judge = make_judge(data, options.num_examples, options.classifier_steps)
-    check_names(options.out_of_distribution)
-    if name == "energy":
-        measures.append(_detecting(config, network.apply, judge, keys.evaluation))
-    is_judged = (
-        data.labels_train is not None
-        and options.classifier_steps
-        and options.num_samples
-    )
-
-    def evaluate(state, key, directory):
-        found = evaluated_params(state)[name]
-        sample_key, *measure_keys = jax.random.split(key, 1 + len(measures))
-        num = max(options.num_samples, options.num_shown)
-        parts, started = [], time.monotonic()
-        for chunk in range(-(-num // options.chunk_size)):
-            chunk_key = jax.random.fold_in(sample_key, chunk)
-            parts.append(np.asarray(sample(found, chunk_key, options.chunk_size)))
-        samples = np.concatenate(parts)
-        scalars = {
-            "sampling_seconds": time.monotonic() - started,
-            "samples_abs_max": np.abs(samples).max(),
-        }
-        plots.image_grid(
-            directory / "samples.png",
-            samples[: options.num_shown].clip(-1, 1),
-            columns=math.ceil(options.num_shown**0.5),
-            title=f"samples, {config.process.name}",
-        )
-        for measure, measure_key in zip(measures, measure_keys):
-            scalars |= measure(found, measure_key, directory)
-        if is_judged:
-            drawn = {"samples": samples[: options.num_samples].clip(-1, 1)}
-            scalars |= record_table(directory / "quality.md", judge.table(drawn))
-        return scalars
-
+    data = load_section(config.data)
+    facts: dict[str, Any] = {"event_shape": list(data.image_shape)}
+    if needs_distance(config.process):
+        facts["largest_distance"] = measure_distance(keys.evaluation, data)
+    model = make_model(config, **facts)
+    params, _ = model.network.init(keys.params)
+    # An option that does not fit the sampler is found here, before training.
+    draw_one = functools.partial(model.sample, num=1)
+    jax.eval_shape(draw_one, params, keys.params)
     return Experiment(
-        players=_player(config, objective, name),
-        params={name: params},
+        players=make_players(config, make_objective(config, model), model.name),
+        params={model.name: params},
         batch=image_batches(
             keys.data,
             data.train,
@@ -205,15 +239,24 @@ def _on_images(config, keys) -> Experiment:
             num_levels=data.num_levels,
             is_mirrored=config.data.get("is_mirrored", False),
         ),
-        evaluate=evaluate,
+        evaluate=make_evaluation(config, data, model, keys.evaluation),
+        facts=facts,
     )
 
 
-def _check(options) -> None:
+def check_options(config: ConfigDict) -> None:
+    """Raises a ValueError for an option that would only fail after training."""
+    process, options = config.process.name, config.evaluation
+    check_name("process.name", process, PROCESSES)
+    if set(config.process) != set(process_sections(process)["process"]):
+        raise ValueError(
+            f"process.name {process!r} has options of its own: choose it by"
+            f" --config={config.data.name},{process}"
+        )
     check_counts(
         "evaluation",
         options,
-        num_examples=2,  # a covariance's
+        num_examples=2,  # needed for a covariance
         num_shown=1,
         chunk_size=1,
         num_probes=1,
@@ -231,199 +274,150 @@ def _check(options) -> None:
         raise ValueError(
             f"evaluation.tolerance must be above 0 and below 1, got {options.tolerance}"
         )
+    check_names(options.out_of_distribution)
 
 
-def _asymmetry(score, data: Images):
-    """How far the score is from being any energy's: `|J v - J^T v|^2 / |J v|^2`, means
-    over images with a noise of a tenth, half and twice the data's range; 0 where the
-    score does not change at all."""
-
-    @jax.jit
-    def of_scale(params, x, noise, signs, noise_scale):
-        def squares(example):
-            x, noise, v = example
-
-            def field(x):
-                return score(params, x, noise_scale)
-
-            at = x + noise_scale * noise
-            _, along = jax.jvp(field, (at,), (v,))
-            (against,) = jax.vjp(field, at)[1](v)
-            return jnp.sum((along - against) ** 2), jnp.sum(along**2)
-
-        apart, whole = jax.lax.map(squares, (x, noise, signs), batch_size=20)
-        whole = whole.mean()
-        return jnp.where(whole > 0, apart.mean() / whole, 0.0)
-
-    def measure(params, key, directory):
-        del directory
-        dequantize_key, noise_key, sign_key = jax.random.split(key, 3)
-        images = data.held_out[:100]
-        x = dequantize(dequantize_key, images, data.num_levels)
-        noise = jax.random.normal(noise_key, x.shape)
-        signs = jax.random.rademacher(sign_key, x.shape, x.dtype)
-        return {
-            f"asymmetry_{scale:g}": float(
-                of_scale(params, x, noise, signs, jnp.float32(scale))
-            )
-            for scale in (SMALL_SCALE, 1.0, 4.0)
-        }
-
-    return measure
+def measure_distance(key: Key, data: Images) -> float:
+    """Returns the largest distance between two of the first 10,000 training images."""
+    images = data.train[:10_000]
+    return diffusions.largest_distance(dequantize(key, images, data.num_levels))
 
 
-def _detecting(config, energy, judge: Judge, key):
-    """Is the energy higher on what is foreign? At a small noise scale, with no noise
-    put on the images. A score alone does not say."""
+def make_objective(config: ConfigDict, model: Model) -> Objective:
+    """Returns denoising score matching at the scales of the ladder or the diffusion."""
+    if model.ladder is not None:
+        return objectives.multi_scale_denoising_score_matching(
+            **model_argument(model.name, model.network),
+            noise_scales=model.ladder,
+            **config.objective,
+        )
+    is_energy = model.name == "energy"
+    timed = diffusions.energy_with_time if is_energy else diffusions.with_time
+    return objectives.diffusion_score_matching(
+        **model_argument(model.name, timed(model.network.apply, model.process)),
+        diffusion=model.process,
+        **config.objective,
+    )
+
+
+def make_evaluation(
+    config: ConfigDict, data: Images, model: Model, evaluation_key: Key
+):
+    """Returns `evaluate(state, key, directory) -> scalars`."""
     options = config.evaluation
-    foreign = load_foreign(key, config, judge.train)
-    of_images = jax.jit(jax.vmap(energy, (None, 0, None)))
+    judge = make_judge(data, options.num_examples, options.classifier_steps)
+    # Measures besides the samples: `measure(params, key, directory) -> scalars`.
+    measured = [measures.asymmetry(model.score, data)]
+    if options.num_inpainted:
+        images = data.held_out[: options.num_inpainted]
+        measured.append(
+            measures.inpainting(model.inpaint, images, data, options.chunk_size)
+        )
+    if options.num_likelihoods:
+        measured.append(measures.likelihood(options, model.log_prob, data))
+    if model.name == "energy":
+        measured.append(
+            measures.detection(config, model.network.apply, judge, evaluation_key)
+        )
+    is_judged = (
+        data.labels_train is not None
+        and options.classifier_steps
+        and options.num_samples
+    )
 
-    def measure(params, key, directory):
-        del key, directory
-
-        def energies_of(x):
-            def of_chunk(x):
-                return of_images(params, x, SMALL_SCALE)
-
-            return in_chunks(of_chunk, x, options.chunk_size)
-
-        return area_under_roc(energies_of, judge.held_out, foreign)
-
-    return measure
-
-
-def _likelihood(config, score, process, data: Images):
-    """Bits a dimension of held-out images, by the flow, and two standard errors: of the
-    mean over images, and of one image's mean over noises and signs."""
-    options = config.evaluation
-    images = data.held_out[: options.num_likelihoods]
-    num_dims, size = math.prod(data.image_shape), min(options.chunk_size, len(images))
-    timed = diffusions.with_time(score, process)
-    # A pixel's level is 2 / num_levels wide.
-    offset = math.log2(data.num_levels / 2)
-
-    def measure(params, key, directory):
-        del directory
-        bits, evaluations = [], []
-        for probe in range(options.num_probes):
-            noise_key, flow_key = jax.random.split(jax.random.fold_in(key, probe))
-            x = np.asarray(dequantize(noise_key, images, data.num_levels))
-            chunks = itertools.count()
-
-            def of_chunk(x, flow_key=flow_key, chunks=chunks):
-                nats, flowed = metrics.probability_flow_log_prob(
-                    process,
-                    functools.partial(timed, params),
-                    jax.random.fold_in(flow_key, next(chunks)),
-                    x,
-                    tolerance=options.tolerance,
-                )
-                return nats, flowed.num_evaluations
-
-            nats, counts = in_chunks(of_chunk, x, size)
-            bits.append(offset - np.asarray(nats, float) / (num_dims * math.log(2)))
-            evaluations.append(counts.mean())
-        bits = np.stack(bits)
-        of_images = bits.mean(0)
+    def evaluate(state, key, directory):
+        params = evaluated_params(state)[model.name]
+        sample_key, *measure_keys = jax.random.split(key, 1 + len(measured))
+        num = max(options.num_samples, options.num_shown)
+        started = time.monotonic()
+        samples = draw_chunks(model, params, sample_key, num, options.chunk_size)
         scalars = {
-            "bits_per_dim": of_images.mean(),
-            "bits_per_dim_error": of_images.std(ddof=1) / len(of_images) ** 0.5,
-            "flow_evaluations": float(np.mean(evaluations)),
+            "sampling_seconds": time.monotonic() - started,
+            "samples_abs_max": np.abs(samples).max(),
         }
-        if len(bits) > 1:
-            noise = (bits.var(0, ddof=1).mean() / len(bits)) ** 0.5
-            scalars["bits_per_dim_noise"] = noise
+        save_arrays(
+            directory / "samples.npz",
+            samples=samples[:num],
+            key=jax.random.key_data(sample_key),
+        )
+        plots.image_grid(
+            directory / "samples.png",
+            samples[: options.num_shown].clip(-1, 1),
+            columns=math.ceil(options.num_shown**0.5),
+            title=f"samples, {config.process.name}",
+        )
+        for measure, measure_key in zip(measured, measure_keys):
+            scalars |= measure(params, measure_key, directory)
+        if is_judged:
+            drawn = {"samples": samples[: options.num_samples].clip(-1, 1)}
+            scalars |= record_table(directory / "quality.md", judge.table(drawn))
         return scalars
 
-    return measure
+    return evaluate
 
 
-def _inpainting(inpaint, images, data: Images, chunk_size: int):
-    """The lower halves of images, drawn given the upper ones: pictures and errors."""
-    is_known = upper_half(data.image_shape)
-
-    def measure(params, key, directory):
-        dequantize_key, chain_key = jax.random.split(key)
-        x = dequantize(dequantize_key, images, data.num_levels)
-        x = np.asarray(x)
-        parts = [
-            inpaint(
-                params,
-                jax.random.fold_in(chain_key, first),
-                x[first : first + chunk_size],
-                is_known,
-            )
-            for first in range(0, len(x), chunk_size)
-        ]
-        found = np.concatenate(parts).clip(-1, 1)
-        plots.image_panels(
-            directory / "inpainting.png",
-            {"seen": np.where(is_known, x, -1.0), "inpainting": found, "truth": x},
-            columns=16,
-        )
-        mean = data.train.mean(0) * (2 / data.num_levels) - 1 + 1 / data.num_levels
-        return {
-            f"inpainting_mse{name}": ((other - x) ** 2)[:, ~is_known].mean()
-            for name, other in (("", found), ("_of_mean_image", mean))
-        }
-
-    return measure
+def sweep(preset: str) -> Sweep:
+    """Returns the plan with every process, and the preset's process with an energy."""
+    name, _, chosen = (preset or "digits").partition(",")
+    chosen = chosen or PROCESSES[0]
+    cells = {process: Cell(f"{name},{process}") for process in PROCESSES}
+    is_energy = {"network.is_energy": True}
+    cells[f"{chosen},energy"] = Cell(f"{name},{chosen}", is_energy)
+    return Sweep(
+        cells,
+        columns=(
+            "samples_classifier_frechet_distance",
+            "samples_confident_share",
+            "bits_per_dim",
+            "bits_per_dim_error",
+            "bits_per_dim_noise",
+            "flow_evaluations",
+            "asymmetry_1",
+            "inpainting_mse",
+            "auroc_gaussian",
+            "auroc_uniform",
+            "sampling_seconds",
+        ),
+    )
 
 
-SWEEP_COLUMNS = (
-    "samples_classifier_frechet_distance",
-    "samples_confident_share",
-    "bits_per_dim",
-    "bits_per_dim_error",
-    "bits_per_dim_noise",
-    "flow_evaluations",
-    "asymmetry_1",
-    "inpainting_mse",
-    "auroc_gaussian",
-    "auroc_uniform",
-    "sampling_seconds",
-)
+def load(
+    config: ConfigDict,
+    facts: dict[str, Any],
+    params: dict[str, Any],
+    model_state: dict[str, Any],
+) -> Trained:
+    """Returns the trained model.
 
+    Its functions are of one image: `score_fn(x, noise_scale)` is the score of data with
+    noise of that scale, and so is `energy_fn(x, noise_scale)`, up to a constant, if the
+    network is an energy. `log_prob(x, key)` is the log density in nats by the
+    probability flow, with an unbiased estimate of the trace that depends on the key;
+    `jax.vmap(log_prob)(images, jax.random.split(key, num))` is that of many images.
+    `sample(key, num)` draws `config.evaluation.chunk_size` images at a time, by
+    `config.evaluation.sampler`, and does not clip them to [-1, 1].
+    """
+    model = make_model(config, **facts)
+    own = params[model.name]
 
-def sweep(build, config: ConfigDict, workdir) -> None:
-    """Every process with a score of its own, and the config's process with an energy;
-    `table.md` has means over the seeds."""
-    if config.data.name == "two_modes":
-        raise ValueError("a sweep is of images, got data.name = 'two_modes'")
-    workdir, seeds = pathlib.Path(workdir), seeds(config)
-    base = config.to_dict()
-    del base["sweep"]  # a cell is the same run in any sweep
-    rows = {f"{name}, score": (name, False) for name in PROCESSES}
-    rows[f"{config.process.name}, energy"] = (config.process.name, True)
-    # What was given for the config's own process holds for others that have it too.
-    own = flat(_sections(config.data.name, config.process.name))
-    given = {k: v for k, v in flat(base).items() if k in own and v != own[k]}
-    cells = {}
-    for row, (name, is_energy) in rows.items():
-        sections = base
-        if name != config.process.name:
-            sections = base | _sections(config.data.name, name)
-        shared = {k: v for k, v in given.items() if k in flat(sections)}
-        for seed in seeds:
-            values = shared | {"seed": seed, "network.is_energy": is_energy}
-            cell = overridden(ConfigDict(sections), values)
-            cells[f"{row}, {seed}"] = cell
+    def log_prob(x: Array, key: Key) -> Array:
+        return model.log_prob(own, key, x[None])[0][0]
 
-    def report(found):
-        of_rows = {
-            row: [found[cell] for cell in found if cell.startswith(f"{row}, ")]
-            for row in rows
-        }
-        columns = [
-            x for x in SWEEP_COLUMNS if any(x in cell for cell in found.values())
-        ]
-        table = over_seeds(of_rows, columns, digits=4)
-        write_atomically(workdir / "table.md", format_table(table))
+    def sample(key: Key, num: int):
+        return draw_chunks(model, own, key, num, config.evaluation.chunk_size)[:num]
 
-    run_cells(build, cells, workdir, report, keeps_failures=True)
-    print((workdir / "table.md").read_text())
+    is_energy = model.name == "energy"
+    return Trained(
+        config,
+        params,
+        model_state,
+        {model.name: model.network},
+        energy_fn=functools.partial(model.network.apply, own) if is_energy else None,
+        score_fn=functools.partial(model.score, own),
+        log_prob=log_prob,
+        sample=sample,
+    )
 
 
 if __name__ == "__main__":
-    main(build, __file__, sweep)
+    cli.main(build, __file__, sweep)

@@ -1,0 +1,1 @@
+"""Short-run MCMC: an energy whose chain of K moves from noise is the model."""

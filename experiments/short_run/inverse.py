@@ -1,23 +1,33 @@
-"""inverse"""
+"""The evaluation on images: samples, chains, inverse problems and detection.
+
+The chain of K moves, with its noise held fixed, is a generator. Held-out images are
+reconstructed, inpainted and enlarged by the start whose chain agrees with what is seen.
+"""
 
 import functools
+import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from ebmjax import samplers
-from experiments.data import in_chunks
+from ebmjax.types import Key
+from experiments.data import Images, in_chunks
 from experiments.judge import plots
 from experiments.judge.detection import area_under_roc, load_foreign
 from experiments.judge.inverse import InverseProblem, upper_half
 from experiments.judge.judge import make_judge
 from experiments.run.config import check_counts
 from experiments.run.experiment import evaluated_params
-from experiments.run.workdir import record_table
+from experiments.run.workdir import record_table, save_arrays
+from experiments.short_run.model import Model, draw_chunks
 
 
-def _inverse_problems(shape: tuple[int, int, int]) -> dict[str, InverseProblem]:
+def make_problems(shape: tuple[int, int, int]) -> dict[str, InverseProblem]:
+    """Returns the inverse problems on images `[height, width, channels]`, by name."""
     height, width, channels = shape
     everywhere, is_known = np.ones(shape, bool), upper_half(shape)
 
@@ -35,17 +45,17 @@ def _inverse_problems(shape: tuple[int, int, int]) -> dict[str, InverseProblem]:
             block_mean,
             lambda x: np.kron(block_mean(x), np.ones((2, 2, 1))),
             everywhere,
-            # A mean over 4 pixels has a quarter of the gradient of one seen alone.
+            # A mean over 4 pixels has a quarter of the gradient of a single pixel.
             scale=4.0,
         ),
     }
 
 
-def _pca_errors(train: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Per-pixel squared error of `images` by a PCA of `train`, for ranks 0, 1, ....
+def pca_errors(train: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Returns the squared errors per pixel of `images` under PCAs of `train`.
 
-    Up to as many ranks as there are training images less one, or as the image has
-    dimensions, where the error is 0.
+    The errors are those of ranks 0, 1, ..., up to the number of dimensions, where the
+    error is 0, or up to the number of training images less one, if that is smaller.
     """
     train = train.reshape(len(train), -1).astype(np.float64)
     rows = images.reshape(len(images), -1) - train.mean(0)
@@ -61,13 +71,26 @@ def _pca_errors(train: np.ndarray, images: np.ndarray) -> np.ndarray:
     return np.maximum(errors, 0.0) / rows.shape[1]
 
 
-def on_images(config, data, network, sampler, draw_noise, evaluation_key):
+def make_evaluation(
+    config: ConfigDict, data: Images, model: Model, evaluation_key: Key
+) -> Callable[..., dict[str, float]]:
+    """Returns `evaluate(state, key, directory) -> scalars`.
+
+    Args:
+      config: Config of the run.
+      data: Data set of the run.
+      model: Model of the run.
+      evaluation_key: Key of the noise that the energy is compared on.
+
+    Raises:
+      ValueError: If an option of the section `evaluation` is not valid.
+    """
     section, num_steps = config.evaluation, config.objective.num_steps
     plots.check()
     check_counts(
         "evaluation",
         section,
-        num_examples=2,  # a covariance's
+        num_examples=2,  # needed for a covariance
         chunk_size=1,
         num_shown=1,
         num_inverted=1,
@@ -80,52 +103,38 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
             f" {section.jacobian!r}"
         )
     shape = data.image_shape
-    problems = _inverse_problems(shape)
+    problems = make_problems(shape)
     judge = make_judge(data, section.num_examples, section.classifier_steps)
     train, held_out = judge.train, judge.held_out
     foreign = load_foreign(evaluation_key, config, train)
 
     @functools.cache
-    def pca_errors():
-        return _pca_errors(train, held_out[: section.num_inverted])
+    def errors_of_pca():
+        return pca_errors(train, held_out[: section.num_inverted])
 
     def bind(params):
-        return functools.partial(network.apply, params)
+        return functools.partial(model.network.apply, params)
 
-    def generator(params):
+    def make_generator(params):
         return samplers.chain_generator(
-            sampler, bind(params), num_steps, jacobian=section.jacobian
+            model.sampler, bind(params), num_steps, jacobian=section.jacobian
         )
 
     @jax.jit
-    def energies_of(params, x):
+    def compute_energies(params, x):
         return jax.vmap(bind(params))(x)
 
     def energies_in_chunks(params, x):
-        bound = functools.partial(energies_of, params)
+        bound = functools.partial(compute_energies, params)
         return in_chunks(bound, x, section.chunk_size)
-
-    def sample(params, key):
-        """Samples `[n, *shape]` of whole chunks, and the chains' gradient norm."""
-        samples, norms = [], []
-        num = max(section.num_samples, section.num_shown)
-        for chunk in range(-(-num // section.chunk_size)):
-            start_key, chain_key = jax.random.split(jax.random.fold_in(key, chunk))
-            z = draw_noise(start_key, (section.chunk_size, *shape))
-            state, info = samplers.sample_chains(
-                sampler, bind(params), chain_key, z, num_steps, collect=None
-            )
-            samples.append(np.asarray(state.position))
-            norms.append(float(info.gradient_norm.mean()))
-        return np.concatenate(samples), float(np.mean(norms))
 
     def follow(params, key, num, length, parts):
         """Positions of chains from noise, `[parts + 1, num, *shape]`, evenly spaced."""
         start_key, chain_key = jax.random.split(key)
-        z = draw_noise(start_key, (num, *shape))
+        z = model.draw_noise(start_key, (num, *shape))
         thin = max(length // parts, 1)
         _, (positions, infos) = samplers.sample_chains(
-            sampler,
+            model.sampler,
             bind(params),
             chain_key,
             z,
@@ -139,25 +148,25 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
     def interpolate(params, key):
         """Rows of `rho z1 + sqrt(1 - rho^2) z2`, which keeps the start's variance."""
         start_key, chain_key = jax.random.split(key)
-        generate = generator(params)
+        generate = make_generator(params)
 
         def row(key, pair):
-            # One key for a whole row: its images differ by their beginnings alone.
+            # One key for a whole row: its images differ by their starts alone.
             one = lambda rho: rho * pair[0] + jnp.sqrt(1 - rho**2) * pair[1]  # noqa: E731
             return jax.vmap(lambda rho: generate(key, one(rho)))(jnp.linspace(1, 0, 10))
 
-        pairs = draw_noise(start_key, (8, 2, *shape))
+        pairs = model.draw_noise(start_key, (8, 2, *shape))
         return jax.vmap(row)(jax.random.split(chain_key, 8), pairs)
 
     @functools.partial(jax.jit, static_argnames="name")
     def invert(params, key, images, name):
-        """Images whose chains agree with what is seen, and the loss on the way."""
+        """Images whose chains agree with what is seen, and the losses on the way."""
         start_key, chain_key = jax.random.split(key)
-        problem, generate = problems[name], generator(params)
+        problem, generate = problems[name], make_generator(params)
         z, losses = samplers.invert_chain(
             generate,
             chain_key,
-            draw_noise(start_key, images.shape),
+            model.draw_noise(start_key, images.shape),
             jax.vmap(problem.observe)(images),
             num_iterations=section.num_iterations,
             step_size=problem.scale * section.iteration_step,
@@ -166,7 +175,7 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
         return jax.vmap(generate)(jax.random.split(chain_key, len(z)), z), losses
 
     def solve(params, key, directory):
-        """Every inverse problem on held-out images: pictures and squared errors."""
+        """Solves every inverse problem on held-out images: pictures, squared errors."""
         images = held_out[: section.num_inverted]
         scalars, curves = {}, {}
         for name, problem in problems.items():
@@ -175,7 +184,7 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
             curves[name] = {name: (np.arange(len(losses)), losses.mean(1))}
             judged = problem.is_judged
             scalars[f"{name}_mse"] = ((found - images) ** 2)[:, judged].mean()
-            # What it would be to answer with the mean of the data.
+            # The mean of the data as the answer, for comparison.
             scalars[f"{name}_mse_of_mean_image"] = ((train.mean(0) - images) ** 2)[
                 :, judged
             ].mean()
@@ -184,9 +193,9 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
             panels |= {"truth": images[:16]} if name != "reconstruction" else {}
             plots.image_panels(directory / f"{name}.png", panels, columns=16)
         plots.curves(directory / "inversion.png", curves, x_label="iteration")
-        # A latent has as many dimensions as an image, and a PCA of as many is exact:
-        # the lowest rank at which a PCA errs no more says how good this is.
-        pca, num_dims = pca_errors(), images[0].size
+        # A start has as many dimensions as an image, and a PCA of as many is exact. The
+        # lowest rank at which a PCA has no larger error says how good the chain is.
+        pca, num_dims = errors_of_pca(), images[0].size
         is_exact = len(pca) == num_dims + 1
         scalars["reconstruction_mse_of_pca_of_equal_rank"] = (
             pca[-1] if is_exact else 0.0
@@ -196,11 +205,19 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
         scalars["reconstruction_equivalent_pca_rank"] = rank
         return scalars
 
-    def evaluate(state, key, directory):
+    def evaluate(state, key, directory: pathlib.Path):
         params = evaluated_params(state)["energy"]
         sample_key, strip_key, row_key, invert_key, long_key = jax.random.split(key, 5)
         energies = functools.partial(energies_in_chunks, params)
-        samples, norm = sample(params, sample_key)
+        num = max(section.num_samples, section.num_shown)
+        samples, norm = draw_chunks(
+            model, params, sample_key, num, num_steps, section.chunk_size
+        )
+        save_arrays(
+            directory / "samples.npz",
+            samples=samples[:num],
+            key=jax.random.key_data(sample_key),
+        )
         energy_data, energy_model = energies(held_out).mean(), energies(samples).mean()
         scalars = {
             "energy_data": energy_data,
@@ -231,7 +248,8 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
         )
         scalars |= solve(params, invert_key, directory)
         if section.long_run_steps:
-            # Far beyond K: still images if learning converged, saturated if it did not.
+            # After far more than K moves, chains still show images if training
+            # converged to a density, and saturate if it did not.
             strips, infos, thin = follow(
                 params, long_key, section.num_long_run, section.long_run_steps, 10
             )
@@ -244,7 +262,7 @@ def on_images(config, data, network, sampler, draw_noise, evaluation_key):
             scalars |= {
                 "long_run_energy": float(infos.energy[-1].mean()),
                 "long_run_abs_max": np.abs(strips[-1]).max(),
-                # Outside of the data's range, as next to nothing is after K moves.
+                # Hardly any pixel is outside the data's range after K moves.
                 "long_run_saturated_share": (np.abs(strips[-1]) > 1.1).mean(),
             }
         scalars |= area_under_roc(energies, held_out, foreign)

@@ -1,13 +1,19 @@
-"""model"""
+"""The short-run model: an energy, the noise its chains start from, and their sampler.
+
+Paper: Nijkamp, Hill, Zhu & Wu (2019), "Learning non-convergent non-persistent short-run
+MCMC toward energy-based model", https://arxiv.org/abs/1904.09770.
+"""
 
 import functools
+from typing import NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from ebmjax import networks, samplers, starts
-from experiments.data import image_section
-from experiments.run.config import construct, train_section
+from ebmjax import networks, objectives, samplers, starts, training
+from ebmjax.types import DrawNoise, Key, Network, Params
+from experiments.run.config import construct, make_optimizer, schedule
 
 NETWORKS = {
     "short_run": networks.short_run_energy,
@@ -16,82 +22,54 @@ NETWORKS = {
     "mlp": networks.mlp_energy,
 }
 
-
 SAMPLERS = {"langevin": samplers.langevin, "mala": samplers.mala}
 
 
-def _images(name: str, **data) -> dict:
-    """What the presets on images share; sizes and lengths are the paper's."""
-    return {
-        "seed": 0,
-        # Paper: m, the number of chains too, is the batch's size.
-        "data": image_section(name, **{"num_examples": 40_000, **data}),
-        "network": {
-            "name": "short_run",
-            "width": 64,  # paper: n_f
-            "negative_slope": 0.2,
-            "compute_dtype": "float32",  # or "bfloat16"; parameters stay float32
-        },
-        "sampler": {
-            "name": "langevin",
-            "step_size": 1.0,  # x^2 / energy; paper: 1, its move is x - a grad E + b n
-            "temperature": 5e-5,  # energy; b^2 / (2 a) with the paper's b = 0.01
-        },
-        "start": {"name": "noise", "law": "uniform", "scale": 1.0},  # paper: U[-1, 1]
-        "objective": {
-            "num_steps": 100,  # moves; paper: K
-            "energy_penalty": 0.0,
-            "last_step_gradient": False,
-            "entropy_weight": 0.0,
-        },
-        "data_noise": {  # x; paper: sigma. A schedule of updates
-            "start": 0.03,
-            "final": 0.02,
-            "decay": "exponential",
-            "decay_start": 200_000,
-            "decay_steps": 50_000,
-        },
-        "optimizer": {
-            "name": "adam",
-            "b1": 0.9,
-            "b2": 0.999,
-            "gradient_clip": 0.0,  # largest norm; 0 for none
-            "learning_rate": {
-                "start": 1e-4,  # paper: eta
-                "final": 1e-5,
-                "warmup_steps": 0,
-                "decay": "exponential",
-                "decay_start": 200_000,
-                "decay_steps": 50_000,
-            },
-        },
-        "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
-        "train": train_section(
-            250_000,
-            eval_every=25_000,
-            checkpoint_every=5_000,
-            best="samples_classifier_frechet_distance",
-            abort_above=1e5,
-        ),
-        "evaluation": {
-            "num_samples": 10_000,
-            "num_examples": 10_000,  # of the data, train and held-out, to compare with
-            "chunk_size": 500,  # chains at a time
-            "num_shown": 100,  # samples in the grid
-            "num_inverted": 64,  # held-out images reconstructed and inpainted
-            "num_iterations": 200,  # of their gradient descent
-            "iteration_step": 0.05,
-            "jacobian": "identity",  # exact for leaky ReLUs; else "autodiff"
-            "long_run_steps": 10_000,  # moves; 0 for none
-            "num_long_run": 64,  # chains
-            "classifier_steps": 4_000,
-            "out_of_distribution": ("uniform", "gaussian"),  # or names of data sets
-        },
-    }
+class Model(NamedTuple):
+    """A short-run model, without its parameters and its number of moves.
+
+    `samplers.chain_generator(model.sampler, energy_fn, num_steps)` is the generator,
+    which interpolates between starts, and `samplers.invert_chain` finds the start of an
+    image that is known in part.
+
+    Attributes:
+      network: Energy network. The density is `exp(-energy / temperature)` up to a
+        constant, with the temperature of the config's `sampler`.
+      sampler: Sampler of the chains, in training and in evaluation.
+      draw_noise: `draw_noise(key, shape)`, the starts of the chains.
+      event_shape: Shape of one example.
+    """
+
+    network: Network
+    sampler: samplers.Sampler
+    draw_noise: DrawNoise
+    event_shape: tuple[int, ...]
 
 
-def _draw_noise(law: str, scale: float):
-    """`draw(key, shape)`: uniform on [-scale, scale], or normal with that deviation."""
+def make_model(config: ConfigDict, event_shape: tuple[int, ...]) -> Model:
+    """Returns the model of a config's sections `network`, `sampler` and `start`.
+
+    Raises:
+      ValueError: If an option of these sections is not valid.
+    """
+    return Model(
+        network=construct(config.network, NETWORKS, event_shape),
+        sampler=construct(config.sampler, SAMPLERS),
+        draw_noise=make_noise(config.start.law, config.start.scale),
+        event_shape=event_shape,
+    )
+
+
+def make_noise(law: str, scale: float) -> DrawNoise:
+    """Returns `draw_noise(key, shape)`.
+
+    Args:
+      law: "uniform" on [-scale, scale], or "normal" with standard deviation `scale`.
+      scale: Width of the law, in units of x.
+
+    Raises:
+      ValueError: If the law is unknown or the scale is not positive.
+    """
     if not scale > 0:
         raise ValueError(f"start.scale must be positive, got {scale}")
     if law == "uniform":
@@ -101,29 +79,73 @@ def _draw_noise(law: str, scale: float):
     raise ValueError(f"start.law must be 'uniform' or 'normal', got {law!r}")
 
 
-def _replay(event_shape, draw_noise, *, capacity: int, reinit_prob: float):
+def make_replay(model: Model, *, capacity: int, reinit_prob: float) -> starts.Start:
+    """Returns a start from a memory of `capacity` chains on all devices together."""
     if capacity % jax.device_count():
         raise ValueError(
             f"start.capacity must be a multiple of the {jax.device_count()} devices,"
             f" got {capacity}"
         )
     return starts.replay(
-        draw_noise,
-        event_shape=event_shape,
+        model.draw_noise,
+        event_shape=model.event_shape,
         capacity=capacity // jax.device_count(),
         reinit_prob=reinit_prob,
     )
 
 
 STARTS = {
-    "noise": lambda event_shape, draw_noise: starts.noise(draw_noise),
-    "data": lambda event_shape, draw_noise: starts.data(),
-    "replay": _replay,
+    "noise": lambda model: starts.noise(model.draw_noise),
+    "data": lambda model: starts.data(),
+    "replay": make_replay,
 }
 
 
-def make_model(config: ConfigDict, event_shape: tuple[int, ...]):
-    """Network, sampler and the law of the noise: all that sampling needs."""
-    network = construct(config.network, NETWORKS, event_shape)
-    sampler = construct(config.sampler, SAMPLERS)
-    return network, sampler, _draw_noise(config.start.law, config.start.scale)
+def make_players(config: ConfigDict, model: Model) -> dict[str, training.Player]:
+    """Returns the one player, which trains the energy by contrastive divergence."""
+    start = {k: v for k, v in config.start.items() if k not in ("law", "scale")}
+    objective = objectives.contrastive_divergence(
+        model.network,
+        sampler=model.sampler,
+        start=construct(start, STARTS, model),
+        data_noise_scale=schedule(**config.data_noise),
+        **config.objective,
+    )
+    optimizer = make_optimizer(config.optimizer)
+    return {"energy": training.Player(("energy",), objective, optimizer)}
+
+
+def run_chains(
+    model: Model,
+    params: Params,
+    start_key: Key,
+    chain_key: Key,
+    num: int,
+    num_steps: int,
+):
+    """Runs `num` chains from noise; returns their last states and their mean infos."""
+    energy_fn = functools.partial(model.network.apply, params)
+    x = model.draw_noise(start_key, (num, *model.event_shape))
+    return samplers.sample_chains(
+        model.sampler, energy_fn, chain_key, x, num_steps, collect=None
+    )
+
+
+def draw_chunks(
+    model: Model, params: Params, key: Key, num: int, num_steps: int, chunk_size: int
+) -> tuple[np.ndarray, float]:
+    """Runs at least `num` chains from noise, `chunk_size` of them at a time.
+
+    Returns:
+      The positions of whole chunks, `[chunks * chunk_size, *event]`, and the mean norm
+      of the energy's gradient after a move. The first positions do not depend on `num`.
+    """
+    positions, norms = [], []
+    for chunk in range(-(-num // chunk_size)):
+        start_key, chain_key = jax.random.split(jax.random.fold_in(key, chunk))
+        state, info = run_chains(
+            model, params, start_key, chain_key, chunk_size, num_steps
+        )
+        positions.append(np.asarray(state.position))
+        norms.append(float(info.gradient_norm.mean()))
+    return np.concatenate(positions), float(np.mean(norms))

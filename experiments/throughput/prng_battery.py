@@ -1,18 +1,19 @@
-"""Raw words of a generator on standard output, for a battery of statistical tests.
+r"""Raw words of a generator on standard output, for a battery of statistical tests.
 
-    python -m experiments.prng_battery --stream=chains --num_bytes=1073741824 >words.raw
+    python -m experiments.throughput.prng_battery --stream=chains \
+        --num_bytes=1073741824 >words.raw
 
 Batteries read 32-bit words from a pipe. dieharder and TestU01 come with Debian
 (TestU01 from its non-free section); PractRand does not, and would read the same pipe.
 
     apt-get install dieharder libtestu01-0-dev
-    gcc -O2 -o testu01 experiments/prng_battery.c -ltestu01 -ltestu01probdist \
-        -ltestu01mylib -lm
+    gcc -O2 -o testu01 experiments/throughput/prng_battery.c \
+        -ltestu01 -ltestu01probdist -ltestu01mylib -lm
 
-    python -m experiments.prng_battery --stream=chains | ./testu01 crush
-    python -m experiments.prng_battery --stream=chains | ./testu01 rabbit 33
-    python -m experiments.prng_battery --stream=chains | dieharder -g 200 -a
-    python -m experiments.prng_battery --stream=chains | RNG_test stdin32
+    python -m experiments.throughput.prng_battery --stream=chains | ./testu01 crush
+    python -m experiments.throughput.prng_battery --stream=chains | ./testu01 rabbit 33
+    python -m experiments.throughput.prng_battery --stream=chains | dieharder -g 200 -a
+    python -m experiments.throughput.prng_battery --stream=chains | RNG_test stdin32
 
 `rabbit 33` reads 2^33 bits, which is 2^30 bytes. What a good generator must survive is
 the layout of the words:

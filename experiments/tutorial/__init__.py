@@ -1,0 +1,1 @@
+"""Methods of Song & Kingma (2021), "How to train your energy-based models"."""

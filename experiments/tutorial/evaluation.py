@@ -1,4 +1,4 @@
-"""evaluation"""
+"""Divergences of a trained energy from the target, whose density is known."""
 
 import functools
 import math
@@ -8,14 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebmjax import metrics
+from ebmjax.checks import check_count
+from ebmjax.targets import Target
+from ebmjax.types import Array, Energy, Key, Params
 from experiments.judge import plots
 from experiments.judge.plane import at_points, make_plane
 from experiments.run.experiment import evaluated_params
-from experiments.tutorial.targets import BOUNDS, SMOOTH, modes_of
+from experiments.run.workdir import save_arrays
+from experiments.tutorial.models import Model
 
 
 def _fisher(energy_fn, true_fn):
-    """Half the squared distance of two scores at one example."""
+    """Returns half the squared distance of two scores as a function of an example."""
 
     def at(x):
         difference = jax.grad(energy_fn)(x) - jax.grad(true_fn)(x)
@@ -24,50 +28,68 @@ def _fisher(energy_fn, true_fn):
     return at
 
 
-def _learned(params) -> dict[str, float]:
-    known = "log_partition" in params
-    return {"learned_log_partition": params["log_partition"]} if known else {}
+def _compare_constants(params, log_partition) -> dict[str, float]:
+    """Returns the learned log partition function and its error, if it is learned.
 
-
-def _bound_energy(problem, energy, params):
-    if energy is not None:
-        return functools.partial(energy, params)
-    return functools.partial(problem.model.energy, params["energy"])
-
-
-def in_plane(config, problem, target, energy=None):
-    """Divergences from the target on a grid; all to the rounding of float32.
-
-    The model's log partition function is of a square three times as wide as the grid's:
-    what of the model is off the grid, `mass_off_grid`, counts in its divergence.
+    The constants of a telescope are a vector. They are part of its energy.
     """
-    section, bound = config.evaluation, BOUNDS[config.data.name]
+    learned = params.get("log_partition")
+    if learned is None or np.ndim(learned):
+        return {}
+    return {
+        "learned_log_partition": learned,
+        "log_partition_error": float(learned) - float(log_partition),
+    }
+
+
+def plane_evaluation(
+    model: Model,
+    target: Target,
+    energy: Energy,
+    *,
+    bound: float,
+    num_points: int,
+    is_smooth: bool,
+):
+    """Returns `evaluate`, which integrates divergences from the target on a grid.
+
+    All are exact to the rounding of float32. The model's log partition function is that
+    of a square three times as wide as the grid. The model's mass off the grid,
+    `mass_off_grid`, therefore counts in its divergence.
+
+    Args:
+      model: Not used: no model in the plane has a formula for its constant.
+      target: A target in the plane.
+      energy: `energy(params, x)` of all trained parameters.
+      bound: The grid is `[-bound, bound]^2`.
+      num_points: Number of points of the grid along a side.
+      is_smooth: Whether the target has a score, so that a Fisher divergence exists.
+    """
+    del model
     plots.check()
-    if section.num_points % 4 or section.num_points < 4:
+    if num_points % 4 or num_points < 4:
         raise ValueError(
-            "evaluation.num_points must be a positive multiple of 4,"
-            f" got {section.num_points}"
+            f"evaluation.num_points must be a positive multiple of 4, got {num_points}"
         )
-    cell = 2 * math.log(2 * bound / section.num_points)  # log of the area
-    grid = make_plane(bound, section.num_points // 4)
+    cell = 2 * math.log(2 * bound / num_points)  # log of the area
+    grid = make_plane(bound, num_points // 4)
     log_true = grid.log_probabilities(target.energy_fn)
     true = np.exp(log_true)
     used = true > 0
-    modes = modes_of(config.data, np.asarray(grid.points))
+    modes = np.asarray(at_points(target.mode_of, grid.points))
     mode_probs = np.bincount(modes, true)
 
     def evaluate(state, key, directory):
+        del key
         params = evaluated_params(state)
-        energy_fn = _bound_energy(problem, energy, params)
+        energy_fn = functools.partial(energy, params)
         wide = [(-3 * bound, 3 * bound)] * 2
-        log_partition = float(
-            metrics.quadrature(energy_fn, wide, section.num_points * 3 // 2)
-        )
-        at_points = np.asarray(at_points(energy_fn, grid.points), np.float64)
-        log_model = cell - at_points - log_partition
-        model = np.exp(log_model)
+        log_partition = float(metrics.quadrature(energy_fn, wide, num_points * 3 // 2))
+        energies = np.asarray(at_points(energy_fn, grid.points), np.float64)
+        log_model = cell - energies - log_partition
+        probs = np.exp(log_model)
         kl = true[used] @ (log_true[used] - log_model[used])
-        model_probs = np.bincount(modes, model, len(mode_probs))
+        model_probs = np.bincount(modes, probs, len(mode_probs))
         present = mode_probs > 0
         between = mode_probs[present] @ np.log(
             mode_probs[present] / np.maximum(model_probs[present], 1e-300)
@@ -75,46 +97,71 @@ def in_plane(config, problem, target, energy=None):
         scalars = {
             "kl": kl,  # nats, of the target from the model
             "kl_within_modes": kl - between,
-            "mass_off_grid": max(1 - model.sum(), 0.0),
+            "mass_off_grid": max(1 - probs.sum(), 0.0),
             "entropy": -(true[used] * log_true[used]).sum() + cell,
             "log_partition": log_partition,
         }
-        if config.data.name in SMOOTH:
+        if is_smooth:
             at = at_points(_fisher(energy_fn, target.energy_fn), grid.points)
             scalars["fisher_divergence"] = true[used] @ np.asarray(at)[used]
-        panels = {"data": grid.binned(true), config.objective.name: grid.binned(model)}
+        panels = {"data": grid.binned(true), "model": grid.binned(probs)}
         plots.densities(directory / "densities.png", panels, bounds=(-bound, bound))
-        # A telescope's constants are part of its energy, whose own constant is 0.
-        learned = _learned(params) if energy is None else {}
-        return scalars | learned
+        return scalars | _compare_constants(params, log_partition)
 
     return evaluate
 
 
-def by_draws(config, problem, target, energy=None):
-    """Divergences from the target by means over draws; log partitions are exact."""
-    num = config.evaluation.num_examples
+def draw_model(model: Model, params: Params, key: Key, num: int) -> Array:
+    """Returns exact draws of a model, `[num, d]`."""
+    return jax.vmap(model.sample, (None, 0))(params, jax.random.split(key, num))
+
+
+def draws_evaluation(
+    model: Model, target: Target, energy: Energy, *, num_examples: int, num_samples: int
+):
+    """Returns `evaluate`, which averages divergences from the target over its draws.
+
+    Log partition functions are exact.
+
+    Args:
+      model: A model with an exact log partition function and exact draws.
+      target: The target.
+      energy: `energy(params, x)` of all trained parameters.
+      num_examples: Number of draws of the target.
+      num_samples: Number of draws of the model, which are saved in `samples.npz`.
+    """
+    check_count("evaluation.num_examples", num_examples, 1)
+    check_count("evaluation.num_samples", num_samples, 1)
 
     def evaluate(state, key, directory):
         params = evaluated_params(state)
-        energy_fn = _bound_energy(problem, energy, params)
-        log_partition = problem.model.log_partition(params["energy"])
-        x = target.sample(key, num)
+        energy_fn = functools.partial(energy, params)
+        log_partition = model.log_partition(params["energy"])
+        x = target.sample(key, num_examples)
 
         def excess(x):  # of the model's minus log density over the target's
-            model = energy_fn(x) + log_partition
-            return model - target.energy_fn(x) - target.log_partition
+            normalized = energy_fn(x) + log_partition
+            return normalized - target.energy_fn(x) - target.log_partition
 
         at_x = np.asarray(at_points(excess, x), np.float64)
-        likelihood = np.asarray(at_points(energy_fn, x), np.float64).mean()
+        mean_energy = np.asarray(at_points(energy_fn, x), np.float64).mean()
+        sample_key = jax.random.fold_in(key, 1)
+        save_arrays(
+            directory / "samples.npz",
+            samples=draw_model(model, params["energy"], sample_key, num_samples),
+            key=jax.random.key_data(sample_key),
+        )
         return {
             "kl": at_x.mean(),
-            "kl_standard_error": at_x.std() / math.sqrt(num),
+            "kl_standard_error": at_x.std() / math.sqrt(num_examples),
             "fisher_divergence": at_points(
                 _fisher(energy_fn, target.energy_fn), x
             ).mean(),
-            "test_log_likelihood": -likelihood - log_partition,
+            "test_log_likelihood": -mean_energy - log_partition,
             "log_partition": log_partition,
-        } | _learned(params)
+        } | _compare_constants(params, log_partition)
 
     return evaluate
+
+
+EVALUATIONS = {"plane": plane_evaluation, "draws": draws_evaluation}

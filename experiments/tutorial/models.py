@@ -1,4 +1,4 @@
-"""models"""
+"""Models: energies to train, some with an exact log partition function and draws."""
 
 import math
 from collections.abc import Callable
@@ -18,8 +18,8 @@ class Model(NamedTuple):
     Attributes:
       init: `init(key) -> params` of the energy.
       energy: `energy(params, x) -> []`.
-      log_partition: `log_partition(params) -> []`, exact; None where no formula is.
-      sample: `sample(params, key) -> x`, an exact draw; None where there is none.
+      log_partition: `log_partition(params) -> []`, exact; None if there is no formula.
+      sample: `sample(params, key) -> x`, an exact draw; None if there is none.
     """
 
     init: Callable[[Key], Params]
@@ -29,9 +29,17 @@ class Model(NamedTuple):
 
 
 def mlp_model(moments, *, widths, activation, with_scale: bool = False) -> Model:
-    """Dense layers plus a normal energy twice as wide as the data: always integrable.
+    """Returns dense layers plus the energy of a normal distribution.
 
-    With `with_scale`, the energy of a noised example: `energy(params, x, noise_scale)`.
+    The normal distribution is twice as wide as the data, so that the model can always
+    be normalised.
+
+    Args:
+      moments: Mean `[d]` and covariance `[d, d]` of the data.
+      widths: Widths of the hidden layers.
+      activation: Name of the activation function.
+      with_scale: If True, the energy is that of a noised example,
+        `energy(params, x, noise_scale)`.
     """
     mean, covariance = moments
     width = float(np.sqrt(np.trace(covariance) / len(mean)))
@@ -50,10 +58,11 @@ def mlp_model(moments, *, widths, activation, with_scale: bool = False) -> Model
 
 
 def ica_model(moments) -> Model:
+    """Returns independent component analysis with logistic sources."""
     mean, _ = moments
 
     def init(key):
-        # Of sources with the variance of logistic ones, were the data white.
+        # For white data the sources begin with the variance of logistic ones.
         rotation = jax.random.orthogonal(key, len(mean))
         return {"unmixing": rotation * (math.pi / math.sqrt(3))}
 
@@ -68,6 +77,7 @@ def ica_model(moments) -> Model:
 
 
 def rbm_model(moments, *, num_hidden: int) -> Model:
+    """Returns a Gaussian-Bernoulli machine: a mixture of `2^num_hidden` normals."""
     mean, _ = moments
 
     def init(key):

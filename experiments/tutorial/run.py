@@ -1,199 +1,236 @@
-"""Every way to train an energy, on data whose law is known: which of them finds it?
+r"""Every way to train an energy, on data whose density is known: which of them finds it?
 
-Paper: Song & Kingma (2021), "How to train your energy-based models".
-Claim checked: where they apply, its methods have the data's law as their optimum; what
-they find of it differs. (Not quite so: denoising learns the noised data; finite
-differences and minimum velocity have an error of the order of their step; a short-run
-model is the chain, and the table has its energy; `f_contrastive` has chains for draws.)
-`METHODS` says which apply where.
+Paper: Song & Kingma (2021), "How to train your energy-based models",
+https://arxiv.org/abs/2101.03288.
+Claim checked: the data's density is the optimum of every method, and the methods differ
+in how near they come to it. There are four exceptions. Denoising learns the density of
+the noised data. Finite differences and minimum velocity have an error of the order of
+their step. A short-run model is its chain, and the table has its energy.
+`f_contrastive` takes the end of a chain for a draw of the model.
 
     python -m experiments.tutorial --workdir=runs/nce
-    python -m experiments.tutorial --workdir=runs/x         --config=experiments/tutorial.py:sliced_score_matching,rings
-    python -m experiments.tutorial --workdir=runs/tutorial --sweep         --config=experiments/tutorial.py:all,all
+    python -m experiments.tutorial --workdir=runs/sliced \
+        --config=sliced_score_matching,rings
+    python -m experiments.tutorial --workdir=runs/tutorial --sweep --config=all,all
 
-Presets are `method,target`: a key of `METHODS` and one of `TARGETS` or of the UCI
-tables (`red_wine`, `white_wine`, `parkinsons`, from files in `data.data_dir`), or `all`
-with `--sweep`. A sweep goes on where it stopped. Its cells are as their presets are,
-but for `sweep.overrides`, such as "('data.data_dir=DIR', 'train.num_steps=100')", each
-for the cells that have the option; without a `data.data_dir` the UCI tables are left
-out. Several sweeps may share a workdir while their cells differ, such as `all,rings`
-beside `all,two_moons`; one of `all,all` then puts the table together. In the plane
-every cell takes less than two minutes on one core.
+A preset is `method,target`: a key of `METHODS` and one of `TARGETS`. With `--sweep`
+either may be `all`. Several sweeps may share a workdir while their cells differ, such
+as `all,rings` and `all,two_moons`; `all,all` then makes one table of them. A run in the
+plane takes less than 2 minutes on one CPU core, and `all,all` takes 5 hours. UCI tables
+are in `python -m experiments.tutorial.deep_kernel`.
 """
 
 import functools
-import pathlib
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from ebmjax import targets
 from experiments.data import target_batches
-from experiments.run.checkpoint import load_run, read_config
-from experiments.run.config import construct, make_optimizer, train_section
-from experiments.run.experiment import Experiment, Keys, make_keys
-from experiments.tutorial import deep_kernel
-from experiments.tutorial.evaluation import _bound_energy, by_draws, in_plane
+from experiments.run import cli
+from experiments.run.config import check_name, construct, make_optimizer, train_section
+from experiments.run.experiment import Experiment, Keys, Trained, make_keys
+from experiments.run.sweep import Cell, Sweep
+from experiments.tutorial.distributions import Moments, measure_moments
+from experiments.tutorial.evaluation import EVALUATIONS, draw_model
 from experiments.tutorial.methods import METHODS
 from experiments.tutorial.models import MODELS
-from experiments.tutorial.setups import Problem, Setup
-from experiments.tutorial.targets import CONSTRUCTORS, HIGH, PLANE, RBM, TARGETS, UCI
-
-DEFAULT = "noise_contrastive,two_moons"
-
-
-def _num_turns(options) -> int:
-    """Updates of an opponent for one of the energy."""
-    turns = ("num_critic_updates", "num_flow_updates", "num_generator_updates")
-    return max((options[name] for name in turns if name in options), default=1)
+from experiments.tutorial.setups import Problem
+from experiments.tutorial.table import COLUMNS, draw_densities, make_table
+from experiments.tutorial.targets import HIGH, TARGETS, make_target
 
 
-def _config(method_name: str, target_name: str) -> dict:
-    table = {
-        "base": f"{method_name},{target_name}",  # what the sections above are of
-        "methods": (method_name,),
-        "targets": (target_name,),
-        "num_seeds": 3,
-        "overrides": (),  # of the cells, such as ("train.num_steps=100",)
-    }
-    if target_name in UCI:
-        return deep_kernel.default_config(target_name, method_name) | {"sweep": table}
-    method, data = METHODS[method_name], TARGETS[target_name]
+def default_config(method_name: str, target_name: str) -> dict[str, Any]:
+    """Returns what all methods have in common, with the sections of the target."""
+    method, target = METHODS[method_name], TARGETS[target_name]
     # Matrices of unit size take larger steps than networks do.
     rate, num_updates = 3e-3, method.num_updates
     if target_name in HIGH:
         rate, num_updates = 1e-2, max(num_updates, 15_000)
-    rate = {
-        "start": rate,
-        "final": 1e-3 * rate,
-        "warmup_steps": 0,
-        "decay": "cosine",
-        "decay_start": 0,
-        "decay_steps": num_updates,
+    optimizer = {
+        "name": "adam",  # or "adamw", "sgd"
+        "b1": 0.9,  # decay of the mean of gradients
+        "b2": 0.999,  # decay of the mean of squared gradients
+        "gradient_clip": 10.0,  # largest norm; 0 for none
+        "learning_rate": {
+            "start": rate,  # before the decay
+            "final": 1e-3 * rate,  # after the decay
+            "warmup_steps": 0,  # updates
+            "decay": "cosine",  # or "linear", "exponential"
+            "decay_start": 0,  # updates
+            "decay_steps": num_updates,  # updates
+        },
     }
-    adam = {"name": "adam", "b1": 0.9, "b2": 0.999, "gradient_clip": 10.0}
-    network = {"name": data["name"]}
-    if target_name in PLANE:
-        network = {"name": "mlp", "widths": (64, 64, 64), "activation": "swish"}
-    elif target_name in RBM:
-        network["num_hidden"] = data["num_hidden"]
-    opponent = {"decay_steps": num_updates * _num_turns(method.options)}
-    config = {
+    return {
         "seed": 0,
-        "data": {**data, "batch_size": 256},  # of all devices
-        "network": network,
+        "data": {
+            **target.data,
+            "batch_size": 256,  # examples of an update, over all devices
+        },
+        "network": target.network,
         "objective": {
             "name": method_name,
             **method.options,
             **method.per_target.get(target_name, {}),
         },
-        "optimizer": {**adam, "learning_rate": rate},
-        "opponent": {**adam, "learning_rate": rate | opponent},  # or critic, generator
+        "optimizer": optimizer,  # of the energy
         "ema_decay": 0.999,  # of the parameters that are evaluated; 0 for none
         "train": train_section(
             num_updates, log_every=1_000, checkpoint_every=0, keep=1, abort_above=1e7
         ),
-        "evaluation": {
-            "num_points": 800,  # of the grid, a side, in the plane
-            "num_examples": 20_000,  # draws of the target, elsewhere
-        },
-        "sweep": table,
+        "evaluation": target.evaluation,
     }
-    if not method.has_opponent:
-        del config["opponent"]
-    config = ConfigDict(config)
+
+
+def make_preset(method_name: str, target_name: str) -> dict[str, Any]:
+    """Returns the config of a method on a target."""
+    method = METHODS[method_name]
+    config = ConfigDict(default_config(method_name, target_name))
+    if method.has_opponent:
+        config.opponent = config.optimizer.copy_and_resolve_references()
+        turns = ("num_critic_updates", "num_flow_updates", "num_generator_updates")
+        num_turns = [config.objective[name] for name in turns if name in method.options]
+        config.opponent.learning_rate.decay_steps *= max(num_turns, default=1)
     config.update_from_flattened_dict(method.overrides)
     if method.has_opponent and target_name in HIGH:
         config.optimizer.learning_rate.start = 3e-3
     return config.to_dict()
 
 
-def _check_names(names, known) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"{name!r} must be one of {sorted(known)}")
+PRESETS = {
+    f"{method},{target}": functools.partial(make_preset, method, target)
+    for target in TARGETS
+    for method in METHODS
+    if target in METHODS[method].targets
+}
+DEFAULT = "noise_contrastive,two_moons"
 
 
-def get_config(preset: str = DEFAULT) -> ConfigDict:
+def list_presets(preset: str) -> list[str]:
+    """Returns the presets that `method,target` stands for, where either may be "all".
+
+    Raises:
+      ValueError: If a name is unknown, or the method does not apply to the target.
+    """
     method, comma, target = preset.partition(",")
     if not comma:
         raise ValueError(f"preset must be 'method,target', got {preset!r}")
-    every = (*TARGETS, *UCI)
-    _check_names((method,), (*METHODS, "all"))
-    _check_names((target,), (*every, "all"))
-    methods = tuple(METHODS) if method == "all" else (method,)
-    chosen = every if target == "all" else (target,)
-    cells = [(m, t) for m in methods for t in chosen if t in METHODS[m].targets]
-    if not cells:
+    check_name("method", method, (*METHODS, "all"))
+    check_name("target", target, (*TARGETS, "all"))
+    found = [
+        f"{name},{place}"
+        for place in (TARGETS if target == "all" else [target])
+        for name in (METHODS if method == "all" else [method])
+        if place in METHODS[name].targets
+    ]
+    if not found:
         raise ValueError(
             f"{method} does not apply to {target}; it does to {METHODS[method].targets}"
         )
-    config = ConfigDict(_config(*cells[0]))
-    config.sweep.update(methods=methods, targets=chosen)
-    return config.lock()
+    return found
 
 
-def _moments(sample, key) -> tuple[np.ndarray, np.ndarray]:
-    x = np.asarray(sample(key, 20_000), np.float64)
-    return x.mean(0), np.cov(x.T)
+def get_config(preset: str = DEFAULT) -> ConfigDict:
+    """Returns the config of `method,target`; the first one if either is "all"."""
+    return ConfigDict(PRESETS[list_presets(preset)[0]]()).lock()
 
 
-def make_problem(config: ConfigDict, keys: Keys) -> tuple[Problem, targets.Target]:
-    """The model and the data: all that an evaluation of a trained energy needs."""
-    section = {k: v for k, v in config.data.items() if k != "batch_size"}
-    target = construct(section, CONSTRUCTORS)
-    moments = _moments(target.sample, jax.random.fold_in(keys.params, 1))
-    problem = Problem(
+def check_single(preset: str) -> None:
+    """Raises a ValueError if a preset stands for a table of runs."""
+    if "all" in preset.split(","):
+        raise ValueError(f"the preset {preset!r} is a table of runs: add --sweep")
+
+
+def make_problem(
+    config: ConfigDict, keys: Keys, target: targets.Target, moments: Moments
+) -> Problem:
+    """Returns the model and the data, which a method is set up on."""
+    return Problem(
         model=construct(config.network, MODELS, moments),
         data=target.sample,
         moments=moments,
-        optimizer=lambda: make_optimizer(config.optimizer),
-        opponent=(
-            functools.partial(make_optimizer, config.opponent)
-            if "opponent" in config
-            else None
-        ),
         key=keys.params,
         network={k: v for k, v in config.network.items() if k != "name"},
+        optimizer=lambda: make_optimizer(config.optimizer),
+        opponent=lambda: make_optimizer(config.opponent),
     )
-    return problem, target
 
 
-def _set_up(config: ConfigDict, problem: Problem) -> Setup:
-    makes = {name: method.make for name, method in METHODS.items()}
-    return construct(config.objective, makes, problem)
+def make_energy(config: ConfigDict, problem: Problem):
+    """Returns `energy(params, x)` of all parameters that the method trains."""
+    energies = {name: method.energy for name, method in METHODS.items()}
+    return construct(config.objective, energies, problem)
 
 
 def build(config: ConfigDict, keys: Keys) -> Experiment:
-    if "sweep" in config and len(config.sweep.methods) * len(config.sweep.targets) > 1:
-        raise ValueError("a preset with 'all' is a table of runs: add --sweep")
-    if config.data.name in UCI:
-        return deep_kernel.build(config, keys)
-    problem, target = make_problem(config, keys)
-    setup = _set_up(config, problem)
+    """Returns the method that `config.objective` names, set up on the target."""
+    target = make_target(config.data)
+    moments = measure_moments(target.sample, jax.random.fold_in(keys.params, 1))
+    problem = make_problem(config, keys, target, moments)
+    makes = {name: method.make for name, method in METHODS.items()}
+    setup = construct(config.objective, makes, problem)
     num_microbatches = sum(player.num_updates for player in setup.players.values())
-    evaluation = in_plane if config.data.name in PLANE else by_draws
     return Experiment(
         players=setup.players,
         params=setup.params,
         batch=target_batches(
             keys.data, target, config.data.batch_size * num_microbatches
         ),
-        evaluate=evaluation(config, problem, target, setup.energy),
+        evaluate=construct(
+            config.evaluation,
+            EVALUATIONS,
+            problem.model,
+            target,
+            make_energy(config, problem),
+        ),
+        facts={"mean": moments[0].tolist(), "covariance": moments[1].tolist()},
     )
 
 
-def load(workdir: str | pathlib.Path):
-    """`(energy_fn, energy_fn of the target)` of a run; not of the UCI tables."""
-    has_average = bool(read_config(pathlib.Path(workdir)).ema_decay)
-    config, params, _ = load_run(workdir, ema=has_average)
-    if config.data.name in UCI:
-        raise ValueError(
-            f"{workdir} is a run on {config.data.name}: its energy is _deep_kernel's"
-        )
-    problem, target = make_problem(config, make_keys(config.seed))
-    setup = _set_up(config, problem)
-    params = jax.tree.map(jnp.asarray, params)
-    return _bound_energy(problem, setup.energy, params), target.energy_fn
+def sweep(preset: str) -> Sweep:
+    """Returns the table of all methods and targets that `preset` stands for."""
+    return Sweep(
+        cells={name: Cell(name) for name in list_presets(preset or DEFAULT)},
+        columns=COLUMNS,
+        num_seeds=3,
+        table=make_table,
+        finish=draw_densities,
+    )
+
+
+def load(config: ConfigDict, facts, params, model_state) -> Trained:
+    """Returns the trained energy.
+
+    `score_fn(x)` is its score. `log_prob` and `sample` are exact, and exist for targets
+    in many dimensions alone: no model in the plane has a formula for its constant.
+    """
+    moments = (np.array(facts["mean"]), np.array(facts["covariance"]))
+    target = make_target(config.data)
+    problem = make_problem(config, make_keys(config.seed), target, moments)
+    model, energy = problem.model, make_energy(config, problem)
+    energy_fn = functools.partial(energy, params)
+    log_prob = sample = None
+    if model.log_partition is not None:
+        log_partition = model.log_partition(params["energy"])
+
+        def log_prob(x):
+            return -energy_fn(x) - log_partition
+
+        sample = functools.partial(draw_model, model, params["energy"])
+
+    return Trained(
+        config=config,
+        params=params,
+        model_state=model_state,
+        networks={},
+        energy_fn=energy_fn,
+        score_fn=lambda x: -jax.grad(energy_fn)(x),
+        log_prob=log_prob,
+        sample=sample,
+    )
+
+
+if __name__ == "__main__":
+    cli.main(build, __file__, sweep)

@@ -1,4 +1,4 @@
-"""setups"""
+"""Methods set up on a problem: their players and initial parameters."""
 
 import functools
 import math
@@ -12,49 +12,69 @@ import optax
 
 from ebmjax import networks, objectives, samplers, starts, training
 from ebmjax.types import Array, Energy, Key, Params
-from experiments.run.config import schedule
+from experiments.tutorial.distributions import Moments, fit_flow, gaussian, make_flow
 from experiments.tutorial.models import Model, mlp_model
 
 
 class Problem(NamedTuple):
-    """What a method is handed.
+    """What a method is given.
 
     Attributes:
       model: The energy to train.
-      data: `data(key, num) -> [num, d]`, draws.
-      moments: The data's mean and covariance, float64, of draws.
-      optimizer: `optimizer() -> optax transformation`, of the energy.
-      opponent: The same for a flow, a critic or a generator; None without one.
-      key: Of initial parameters.
-      network: The config's section, for methods that need a model of their own.
+      data: `data(key, num) -> [num, d]`, draws of the data.
+      moments: Mean and covariance of the data.
+      key: Key of the initial parameters.
+      network: Options of `mlp_model`, for methods that need a model of their own.
+      optimizer: `optimizer() -> optax transformation` of the energy.
+      opponent: The same for a flow, a critic or a generator.
     """
 
     model: Model
     data: Callable[[Key, int], Array]
-    moments: tuple[np.ndarray, np.ndarray]
-    optimizer: Callable[[], optax.GradientTransformation]
-    opponent: Callable[[], optax.GradientTransformation] | None
+    moments: Moments
     key: Key
     network: Mapping[str, Any]
+    optimizer: Callable[[], optax.GradientTransformation]
+    opponent: Callable[[], optax.GradientTransformation]
 
 
 class Setup(NamedTuple):
-    """A method on a problem.
-
-    Attributes:
-      players: As `_run.Experiment` has them.
-      params: As `_run.Experiment` has them.
-      energy: `energy(params, x)` of all of the trained `params`, where it is not the
-        model's of `params["energy"]`.
-    """
+    """A method on a problem: `players` and `params` of an `Experiment`."""
 
     players: dict[str, training.Player]
     params: dict[str, Params]
-    energy: Energy | None = None
 
 
-def _alone(make: Callable[..., objectives.Objective], **fixed):
-    """A method of one player that trains the energy alone."""
+# --- energies ----------------------------------------------------------------------
+
+
+def model_energy(problem: Problem, **options) -> Energy:
+    """Returns `energy(params, x)` of all trained `params`: the model's own energy."""
+    del options
+    return lambda params, x: problem.model.energy(params["energy"], x)
+
+
+def least_scale_energy(problem: Problem, *, noise_scales) -> Energy:
+    """Returns the energy of the least noise scale."""
+    model = mlp_model(problem.moments, with_scale=True, **problem.network)
+    least = min(noise_scales)
+    return lambda params, x: model.energy(params["energy"], x, least)
+
+
+def summed_energy(problem: Problem, *, waymarks) -> Energy:
+    """Returns the sum of a telescope's bridges and of their constants."""
+    del waymarks
+    _, bridge, noise = _make_bridge(problem)
+    energy = objectives.telescoping_energy(bridge, noise_distribution=noise)
+    mean = problem.moments[0].astype(np.float32)
+    return lambda params, x: energy(params, x - mean)
+
+
+# --- one player --------------------------------------------------------------------
+
+
+def single_player(make: Callable[..., objectives.Objective], **fixed):
+    """Returns the method that trains the model by one objective of its energy."""
 
     def method(problem: Problem, **options) -> Setup:
         objective = make(problem.model.energy, **fixed, **options)
@@ -64,85 +84,57 @@ def _alone(make: Callable[..., objectives.Objective], **fixed):
 
 
 def _energy_player(problem, objective, **others) -> Setup:
-    """The energy, and what of `others` is trained with it."""
+    """Sets up the energy's player, which also trains the parameters `others`."""
     params = {"energy": problem.model.init(problem.key)} | others
     player = training.Player(tuple(params), objective, problem.optimizer())
     return Setup({"energy": player}, params)
 
 
-def _opponent_key(problem: Problem) -> Key:
-    return jax.random.fold_in(problem.key, 4)  # 1 to 3 are others' draws
+def maximum_likelihood(problem) -> Setup:
+    """Sets up maximum likelihood with the exact log partition function."""
+
+    def loss(params, key, batch):
+        at_data = jax.vmap(problem.model.energy, (None, 0))(params["energy"], batch)
+        constant = problem.model.log_partition(params["energy"])
+        return jnp.mean(at_data) + constant, {"log_partition": constant}
+
+    return _energy_player(problem, objectives.stateless(loss))
 
 
-def _against(problem, setup: Setup, objective, num_updates: int, **trained) -> Setup:
-    """With an opponent, which moves first."""
-    (name,) = trained
-    player = training.Player((name,), objective, problem.opponent(), num_updates)
-    return setup._replace(
-        players={name: player} | setup.players, params=setup.params | trained
+def multi_scale(problem, *, noise_scales) -> Setup:
+    """Sets up one energy for all noise scales."""
+    model = mlp_model(problem.moments, with_scale=True, **problem.network)
+    objective = objectives.multi_scale_denoising_score_matching(
+        model.energy, noise_scales=noise_scales
     )
+    return _energy_player(problem._replace(model=model), objective)
 
 
-def _gaussian(moments, widen: float = 1.0):
-    """`(sample, log_prob)` of the normal law with the data's moments."""
-    mean, covariance = moments
-    size = len(mean)
-    lower = widen * np.linalg.cholesky(covariance)
-    log_det = np.log(np.diag(lower)).sum()
-    inverse = np.linalg.inv(lower).astype(np.float32)
-    mean, lower = mean.astype(np.float32), lower.astype(np.float32)
-
-    def sample(key):
-        return mean + lower @ jax.random.normal(key, (size,))
-
-    def log_prob(x):
-        normal = -0.5 * jnp.sum((inverse @ (x - mean)) ** 2)
-        return normal - log_det - 0.5 * size * math.log(2 * math.pi)
-
-    return sample, log_prob
+def noise_contrastive(problem, *, num_noise: int) -> Setup:
+    """Sets up noise contrastive estimation against a normal with the data's moments."""
+    return _tell_apart(problem, gaussian(problem.moments), num_noise)
 
 
-def _flow(problem, num_layers: int, width: int):
-    """A flow that begins as the normal law with the data's moments."""
-    mean, covariance = problem.moments
-    flow = networks.real_nvp(mean.shape, num_layers=num_layers, widths=(width, width))
-    params = flow.init(_opponent_key(problem))
-    lower = np.linalg.cholesky(covariance)
-    np.fill_diagonal(lower, np.log(np.diag(lower)))
-    params |= {
-        "mean": jnp.asarray(mean, jnp.float32),
-        "lower": jnp.asarray(lower, jnp.float32),
-    }
-    return flow, params
+def noise_contrastive_flow(
+    problem, *, num_noise: int, num_updates: int, **options
+) -> Setup:
+    """Sets up noise contrastive estimation against a flow, which is fitted first."""
+    flow, params = make_flow(_opponent_key(problem), problem.moments, **options)
+    key = jax.random.fold_in(problem.key, 2)
+    noise = fit_flow(key, flow, params, problem.data, num_updates)
+    return _tell_apart(problem, noise, num_noise)
 
 
-def _fit_flow(problem, num_updates: int, **options):
-    """A flow of the largest likelihood."""
-    flow, params = _flow(problem, **options)
-    optimizer = optax.adam(schedule(start=3e-3, final=1e-5, decay_steps=num_updates))
-
-    def loss(params, x):
-        return -jnp.mean(jax.vmap(flow.log_prob, (None, 0))(params, x))
-
-    def update(carry, key):
-        params, opt_state = carry
-        slope = jax.grad(loss)(params, problem.data(key, 256))
-        moves, opt_state = optimizer.update(slope, opt_state)
-        return (optax.apply_updates(params, moves), opt_state), ()
-
-    @jax.jit
-    def fit(params, key):
-        keys = jax.random.split(key, num_updates)
-        return jax.lax.scan(update, (params, optimizer.init(params)), keys)[0][0]
-
-    params = fit(params, jax.random.fold_in(problem.key, 2))
-    return functools.partial(flow.sample, params), functools.partial(
-        flow.log_prob, params
+def _tell_apart(problem, noise, num_noise: int) -> Setup:
+    objective = objectives.noise_contrastive(
+        problem.model.energy, noise_distribution=noise, num_noise=num_noise
     )
+    constant = _initial_log_partition(problem, noise[1])
+    return _energy_player(problem, objective, log_partition=constant)
 
 
 def _initial_log_partition(problem, log_prob) -> Array:
-    """With which the data's log odds against a noise, one to one, are 0 on average."""
+    """Returns the constant that makes the mean log odds of data and noise zero."""
     params = problem.model.init(problem.key)
     x = problem.data(jax.random.fold_in(problem.key, 3), 1000)
 
@@ -152,74 +144,57 @@ def _initial_log_partition(problem, log_prob) -> Array:
     return jnp.mean(jax.vmap(excess)(x))
 
 
-def noise_contrastive(problem, *, noise: str, num_noise: int, **options) -> Setup:
-    makes = {"gaussian": _gaussian, "flow": lambda _: _fit_flow(problem, **options)}
-    if noise not in makes:
-        raise ValueError(f"objective.noise must be one of {list(makes)}, got {noise!r}")
-    if noise == "gaussian" and options:
-        raise ValueError(f"a normal noise takes no {sorted(options)}")
-    distribution = makes[noise](problem.moments)
-    objective = objectives.noise_contrastive(
-        problem.model.energy, noise_distribution=distribution, num_noise=num_noise
+def telescoping(problem, *, waymarks) -> Setup:
+    """Sets up a network for every bridge, from the normal with the data's moments.
+
+    The data are centred, because the waymarks scale them.
+    """
+    network, bridge, noise = _make_bridge(problem)
+    centred = objectives.telescoping(
+        bridge, noise_distribution=noise, waymarks=waymarks
     )
-    constant = _initial_log_partition(problem, distribution[1])
-    return _energy_player(problem, objective, log_partition=constant)
+    mean = problem.moments[0].astype(np.float32)
+
+    def loss(params, key, batch):
+        value, aux = centred.loss(params, key, batch - mean[None], ())
+        return value, aux.metrics
+
+    keys = jax.random.split(problem.key, len(waymarks))
+    params = {
+        "energy": jax.vmap(lambda key: network.init(key)[0])(keys),
+        "log_partition": jnp.zeros(len(waymarks)),
+    }
+    objective = objectives.stateless(loss)
+    player = training.Player(tuple(params), objective, problem.optimizer())
+    return Setup({"energy": player}, params)
 
 
-def flow_contrastive(problem, **options) -> Setup:
-    flow, flow_params = _flow(problem, **options)
-    module, pair = objectives.flow_contrastive, (flow.sample, flow.log_prob)
-    constant = _initial_log_partition(
-        problem, functools.partial(flow.log_prob, flow_params)
-    )
-    setup = _energy_player(
-        problem,
-        module.energy_objective(problem.model.energy, pair),
-        log_partition=constant,
-    )
-    objective = module.flow_objective(problem.model.energy, pair)
-    return _against(problem, setup, objective, 1, flow=flow_params)
-
-
-def variational(problem, *, num_flow_updates: int, **options) -> Setup:
-    flow, flow_params = _flow(problem, **options)
-    module, pair = objectives.variational, (flow.sample, flow.log_prob)
-    setup = _energy_player(problem, module.energy_objective(problem.model.energy, pair))
-    objective = module.flow_objective(problem.model.energy, pair)
-    return _against(problem, setup, objective, num_flow_updates, flow=flow_params)
-
-
-def learned_stein(
-    problem, *, l2_weight: float, num_critic_updates: int, width: int
-) -> Setup:
+def _make_bridge(problem):
+    """Returns the network of a bridge, `bridge(params, x, index)` and the noise."""
     mean, covariance = problem.moments
     spread = np.sqrt(np.diag(covariance)).astype(np.float32)
-    network = networks.mlp(mean.shape, mean.shape, widths=(width, width))
+    network = networks.mlp_energy(mean.shape, **problem.network)
 
-    def critic(params, x):
-        return network.apply(params, (x - mean.astype(np.float32)) / spread)
+    def bridge(params, x, index):
+        own = jax.tree.map(lambda leaf: leaf[index], params)
+        return network.apply(own, x / spread)
 
-    module = objectives.learned_stein
-    setup = _energy_player(
-        problem, module.energy_objective(problem.model.energy, critic)
-    )
-    objective = module.critic_objective(
-        problem.model.energy, critic, l2_weight=l2_weight
-    )
-    params, _ = network.init(_opponent_key(problem))
-    return _against(problem, setup, objective, num_critic_updates, critic=params)
+    return network, bridge, gaussian((np.zeros_like(mean), covariance))
 
 
-def _draw_of(problem, step_size: float = 0.0, num_steps: int = 0):
-    """`sample(params, key) -> x` of the model: exact, or the end of a chain."""
+# --- chains and draws of the model -------------------------------------------------
+
+
+def _make_sample(problem, step_size: float = 0.0, num_steps: int = 0):
+    """Returns `sample(params, key) -> x`: an exact draw, or the end of a chain."""
     if problem.model.sample is not None:
         if num_steps:
             raise ValueError(
-                "objective.num_steps must be 0 where the model is drawn from exactly,"
+                "objective.num_steps must be 0 for a model with exact draws,"
                 f" got {num_steps}"
             )
         return problem.model.sample
-    draw, _ = _gaussian(problem.moments, widen=1.5)
+    draw, _ = gaussian(problem.moments, widen=1.5)
     sampler = samplers.mala(step_size=step_size)
 
     def sample(params, key):
@@ -233,39 +208,12 @@ def _draw_of(problem, step_size: float = 0.0, num_steps: int = 0):
     return sample
 
 
-def f_contrastive(
-    problem, *, divergence: str, num_critic_updates: int, **chain
-) -> Setup:
-    module = objectives.f_contrastive
-    base = mlp_model(problem.moments, widths=(64, 64), activation="swish")
-
-    def critic(params, x):
-        # The best critic is the data's log density: minus an energy.
-        return -base.energy(params, x)
-
-    options = {"sample": _draw_of(problem, **chain), "divergence": divergence}
-    arguments = problem.model.energy, critic
-    setup = _energy_player(problem, module.energy_objective(*arguments, **options))
-    objective = module.critic_objective(*arguments, **options)
-    params = base.init(_opponent_key(problem))
-    return _against(problem, setup, objective, num_critic_updates, critic=params)
-
-
 def self_contrastive(problem, **options) -> Setup:
+    """Sets up noise contrastive estimation against the model of the last update."""
     objective = objectives.self_contrastive(
-        problem.model.energy, sample=_draw_of(problem), **options
+        problem.model.energy, sample=_make_sample(problem), **options
     )
     return _energy_player(problem, objective)
-
-
-def _draw_noise(moments):
-    """`draw(key, shape)`: a normal half as wide again as the data."""
-    sample, _ = _gaussian(moments, widen=1.5)
-
-    def draw(key, shape):
-        return jax.vmap(sample)(jax.random.split(key, shape[0]))
-
-    return draw
 
 
 def contrastive_divergence(
@@ -278,13 +226,22 @@ def contrastive_divergence(
     reinit_prob: float = 0.0,
     **options,
 ) -> Setup:
-    draw = _draw_noise(problem.moments)
+    """Sets up contrastive divergence by Metropolis-adjusted Langevin chains.
+
+    Chains start at the data, at noise, or where earlier chains ended ("replay"). The
+    noise is a normal 1.5 times as wide as the data.
+    """
+    sample, _ = gaussian(problem.moments, widen=1.5)
+
+    def draw_noise(key, shape):
+        return jax.vmap(sample)(jax.random.split(key, shape[0]))
+
     devices = jax.device_count()
     makes = {
         "data": starts.data,
-        "noise": lambda: starts.noise(draw),
+        "noise": lambda: starts.noise(draw_noise),
         "replay": lambda: starts.replay(
-            draw,
+            draw_noise,
             event_shape=problem.moments[0].shape,
             capacity=capacity // devices,
             reinit_prob=reinit_prob,
@@ -307,6 +264,86 @@ def contrastive_divergence(
     return _energy_player(problem, objective)
 
 
+# --- with an opponent --------------------------------------------------------------
+
+
+def _opponent_key(problem: Problem) -> Key:
+    return jax.random.fold_in(problem.key, 4)  # 1 to 3 have other uses
+
+
+def _add_opponent(problem, setup: Setup, objective, num_updates: int, **trained):
+    """Adds a player that moves before the others and trains one more network."""
+    (name,) = trained
+    player = training.Player((name,), objective, problem.opponent(), num_updates)
+    return Setup({name: player} | setup.players, setup.params | trained)
+
+
+def flow_contrastive(problem, **options) -> Setup:
+    """Sets up noise contrastive estimation against a flow that is trained too."""
+    flow, flow_params = make_flow(_opponent_key(problem), problem.moments, **options)
+    module, pair = objectives.flow_contrastive, (flow.sample, flow.log_prob)
+    constant = _initial_log_partition(
+        problem, functools.partial(flow.log_prob, flow_params)
+    )
+    setup = _energy_player(
+        problem,
+        module.energy_objective(problem.model.energy, pair),
+        log_partition=constant,
+    )
+    objective = module.flow_objective(problem.model.energy, pair)
+    return _add_opponent(problem, setup, objective, 1, flow=flow_params)
+
+
+def variational(problem, *, num_flow_updates: int, **options) -> Setup:
+    """Sets up maximum likelihood with draws of a flow for those of the model."""
+    flow, flow_params = make_flow(_opponent_key(problem), problem.moments, **options)
+    module, pair = objectives.variational, (flow.sample, flow.log_prob)
+    setup = _energy_player(problem, module.energy_objective(problem.model.energy, pair))
+    objective = module.flow_objective(problem.model.energy, pair)
+    return _add_opponent(problem, setup, objective, num_flow_updates, flow=flow_params)
+
+
+def learned_stein(
+    problem, *, l2_weight: float, num_critic_updates: int, width: int
+) -> Setup:
+    """Sets up the learned Stein discrepancy."""
+    mean, covariance = problem.moments
+    spread = np.sqrt(np.diag(covariance)).astype(np.float32)
+    network = networks.mlp(mean.shape, mean.shape, widths=(width, width))
+
+    def critic(params, x):
+        return network.apply(params, (x - mean.astype(np.float32)) / spread)
+
+    module = objectives.learned_stein
+    setup = _energy_player(
+        problem, module.energy_objective(problem.model.energy, critic)
+    )
+    objective = module.critic_objective(
+        problem.model.energy, critic, l2_weight=l2_weight
+    )
+    params, _ = network.init(_opponent_key(problem))
+    return _add_opponent(problem, setup, objective, num_critic_updates, critic=params)
+
+
+def f_contrastive(
+    problem, *, divergence: str, num_critic_updates: int, **chain
+) -> Setup:
+    """Sets up an f-divergence, estimated by a critic."""
+    module = objectives.f_contrastive
+    base = mlp_model(problem.moments, widths=(64, 64), activation="swish")
+
+    def critic(params, x):
+        # The best critic is the data's log density: minus an energy.
+        return -base.energy(params, x)
+
+    options = {"sample": _make_sample(problem, **chain), "divergence": divergence}
+    arguments = problem.model.energy, critic
+    setup = _energy_player(problem, module.energy_objective(*arguments, **options))
+    objective = module.critic_objective(*arguments, **options)
+    params = base.init(_opponent_key(problem))
+    return _add_opponent(problem, setup, objective, num_critic_updates, critic=params)
+
+
 def entropy_gradient(
     problem,
     *,
@@ -317,7 +354,10 @@ def entropy_gradient(
     width: int,
     score_penalty: float,
 ) -> Setup:
-    """A generator that begins as the normal law with the data's moments."""
+    """Sets up a generator with the gradient of its entropy estimated.
+
+    The generator begins as the normal distribution with the data's moments.
+    """
     module = objectives.entropy_gradient
     mean, covariance = (array.astype(np.float32) for array in problem.moments)
     lower = np.linalg.cholesky(covariance)
@@ -342,63 +382,9 @@ def entropy_gradient(
         **shared,
     )
     params, _ = network.init(_opponent_key(problem))
-    setup = _against(problem, setup, climb, num_generator_updates, generator=params)
+    setup = _add_opponent(
+        problem, setup, climb, num_generator_updates, generator=params
+    )
     fit = module.posterior_objective(generator, **shared)
     width_params = jnp.full(dim, math.log(0.1))
-    return _against(problem, setup, fit, 1, posterior=width_params)
-
-
-def telescoping(problem, *, waymarks) -> Setup:
-    """A network for every bridge, from the normal law with the data's moments; all of
-    it centred, as the waymarks want."""
-    mean, covariance = problem.moments
-    spread = np.sqrt(np.diag(covariance)).astype(np.float32)
-    network = networks.mlp_energy(mean.shape, **problem.network)
-
-    def bridge(params, x, index):
-        own = jax.tree.map(lambda leaf: leaf[index], params)
-        return network.apply(own, x / spread)
-
-    noise = _gaussian((np.zeros_like(mean), covariance))
-    mean = mean.astype(np.float32)
-    centred = objectives.telescoping(
-        bridge, noise_distribution=noise, waymarks=waymarks
-    )
-    energy = objectives.telescoping_energy(bridge, noise_distribution=noise)
-
-    def loss(params, key, batch):
-        value, aux = centred.loss(params, key, batch - mean[None], ())
-        return value, aux.metrics
-
-    keys = jax.random.split(problem.key, len(waymarks))
-    params = {
-        "energy": jax.vmap(lambda key: network.init(key)[0])(keys),
-        "log_partition": jnp.zeros(len(waymarks)),
-    }
-    objective = objectives.stateless(loss)
-    player = training.Player(tuple(params), objective, problem.optimizer())
-    return Setup({"energy": player}, params, lambda params, x: energy(params, x - mean))
-
-
-def multi_scale(problem, *, noise_scales) -> Setup:
-    """One energy for all scales; the least of them is the model."""
-    model = mlp_model(problem.moments, with_scale=True, **problem.network)
-    objective = objectives.multi_scale_denoising_score_matching(
-        model.energy, noise_scales=noise_scales
-    )
-    setup = _energy_player(problem._replace(model=model), objective)
-    least = min(noise_scales)
-    return setup._replace(
-        energy=lambda params, x: model.energy(params["energy"], x, least)
-    )
-
-
-def maximum_likelihood(problem) -> Setup:
-    """With the exact log partition function: what the others are to be held against."""
-
-    def loss(params, key, batch):
-        at_data = jax.vmap(problem.model.energy, (None, 0))(params["energy"], batch)
-        constant = problem.model.log_partition(params["energy"])
-        return jnp.mean(at_data) + constant, {"log_partition": constant}
-
-    return _energy_player(problem, objectives.stateless(loss))
+    return _add_opponent(problem, setup, fit, 1, posterior=width_params)

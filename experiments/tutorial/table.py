@@ -1,173 +1,91 @@
-"""table"""
+"""The table of methods, a part for each target, and the picture of their densities."""
 
-import ast
-import pathlib
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from experiments.data import tabular
+from experiments import load
 from experiments.judge import plots
 from experiments.judge.plane import make_plane
-from experiments.run.config import flat
-from experiments.run.sweep import (
-    CELLS,
-    FAILURE,
-    finished,
-    mean_and_spread,
-    overridden,
-    run_cells,
-)
-from experiments.run.workdir import format_table, read_lines, write_atomically
+from experiments.run.sweep import FAILURE, Row, mean_and_spread
+from experiments.run.workdir import format_table, read_lines
 from experiments.tutorial.methods import METHODS
-from experiments.tutorial.run import _check_names, _config, load
-from experiments.tutorial.targets import BOUNDS, PLANE, TARGETS, UCI
+from experiments.tutorial.targets import make_target
+
+COLUMNS = ("kl", "kl_within_modes", "fisher_divergence", "log_partition_error")
+"""Scalars of the evaluation, of which a part shows those that its target has."""
 
 
-def _cells(config: ConfigDict) -> dict[str, ConfigDict]:
-    """`method,target,seed` -> config, of the cells that apply.
+def make_table(rows: Sequence[Row], columns: Sequence[str]) -> str:
+    """Returns a table for each target, with the methods that have ended or failed.
 
-    Raises:
-      ValueError: For what no cell has or is, or a config that is not as its preset.
+    Args:
+      rows: Rows whose names are `method,target`.
+      columns: Scalars of the evaluation to tabulate.
     """
-    section = config.sweep
-    _check_names(section.methods, METHODS)
-    _check_names(section.targets, (*TARGETS, *UCI))
-    if section.num_seeds < 1:
-        raise ValueError(f"sweep.num_seeds must be at least 1, got {section.num_seeds}")
-    names = [
-        (name, target)
-        for target in section.targets
-        for name in section.methods
-        if target in METHODS[name].targets
-    ]
-    if not names:
-        raise ValueError("no method of sweep.methods applies to any of sweep.targets")
-    usual = flat(_config(*section.base.split(",")))
-    for option, value in flat(config.to_dict()).items():
-        if usual.get(option) != value and not option.startswith(("sweep.", "seed")):
-            raise ValueError(
-                f"a sweep is of presets: put {option}={value} into sweep.overrides"
-            )
-    overrides = dict(_override(text) for text in section.overrides)
-    unused, cells = set(overrides), {}
-    for name, target in names:
-        if target in UCI and "data.data_dir" not in overrides:
-            print(f"left out, without a data.data_dir: {name},{target}")
+    parts = {}
+    for row in rows:
+        if row.found or row.num_failed:
+            parts.setdefault(row.name.partition(",")[2], []).append(row)
+    return "\n".join(
+        f"### {target}\n\n{format_table(_make_lines(part, columns))}"
+        for target, part in parts.items()
+    )
+
+
+def _make_lines(rows: Sequence[Row], columns: Sequence[str]) -> list[dict[str, str]]:
+    known = {name for row in rows for scalars in row.found for name in scalars}
+    lines = []
+    for row in rows:
+        config, name = row.configs[0], row.name.partition(",")[0]
+        dim = config.data.get("dim", 2)
+        failures = f" ({row.num_failed} failed)" if row.num_failed else ""
+        lines.append(
+            {"method": f"`{name}`"}
+            | {
+                column: mean_and_spread([x[column] for x in row.found if column in x])
+                for column in columns
+                if column in known
+            }
+            | {
+                "gradients": f"{METHODS[name].num_gradients(config.objective, dim):g}",
+                "s / 1000 updates": _time_updates(row),
+                "updates": str(config.train.num_steps),
+                "seeds": f"{len(row.found)}{failures}",
+            }
+        )
+    return lines
+
+
+def _time_updates(row: Row) -> str:
+    """Returns the seconds of the fastest seed, which other work disturbed least."""
+    seconds = []
+    for folder in row.folders:
+        if (folder / FAILURE).is_file():
             continue
-        cell = _config(name, target)
-        del cell["sweep"]  # a cell is the same run in any sweep
-        values = {k: v for k, v in overrides.items() if k in flat(cell)}
-        unused -= set(values)
-        for seed in range(config.seed, config.seed + section.num_seeds):
-            cells[f"{name},{target},{seed}"] = overridden(
-                ConfigDict(cell), values | {"seed": seed}
-            )
-    if unused:
-        raise ValueError(f"no cell has the overrides {sorted(unused)}")
-    return cells
-
-
-def _override(text: str) -> tuple[str, Any]:
-    """`"train.num_steps=100"` -> `("train.num_steps", 100)`; what is no literal is
-    text."""
-    option, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"sweep.overrides must be 'option=value', got {text!r}")
-    try:
-        return option, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return option, value
-
-
-def _columns(target: str) -> tuple[str, ...]:
-    if target in UCI:
-        return "test_log_likelihood", "score_matching", "ais_bracket", "ais_bound_gap"
-    within = ("kl_within_modes",) if target in PLANE else ()
-    return "kl", *within, "fisher_divergence", "log_partition_error"
-
-
-def _row(name: str, target: str, configs, folders) -> dict[str, str] | None:
-    """A line of a target's table, from the seeds that have ended."""
-    found, failures, seconds = [], 0, []
-    for config, folder in zip(configs, folders, strict=True):
-        failures += (folder / FAILURE).is_file()
-        scalars = finished(folder, config)
-        if scalars is None:
-            continue
-        if "learned_log_partition" in scalars:
-            error = scalars["learned_log_partition"] - scalars["log_partition"]
-            scalars = scalars | {"log_partition_error": error}
-        found.append(scalars)
-        rates = [x.get("steps_per_second") for x in read_lines(folder)]
+        rates = [line.get("steps_per_second") for line in read_lines(folder)]
         if rates := [rate for rate in rates if rate]:
             seconds.append(1000 / np.median(rates))
-    if not found and not failures:
-        return None
-    method, config = METHODS[name], configs[0]
-    row = {"method": f"`{name}`"}
-    for column in _columns(target):
-        row[column] = mean_and_spread([x[column] for x in found if column in x])
-    if target not in UCI:
-        dim = 2 if target in PLANE else TARGETS[target]["dim"]
-        gradients = method.num_gradients(config.objective, dim)
-        row["gradients"] = f"{gradients:g}"
-    row |= {
-        # The fastest seed's, which other work disturbed least.
-        "s / 1000 updates": f"{min(seconds):.2g}" if seconds else "-",
-        "updates": str(config.train.num_steps),
-        "seeds": f"{len(found)}" + (f" ({failures} failed)" if failures else ""),
-    }
-    return row
+    return f"{min(seconds):.2g}" if seconds else "-"
 
 
-def sweep(build, config: ConfigDict, workdir) -> None:
-    """The table of methods and targets, one part for each target, and its picture."""
-    workdir = pathlib.Path(workdir)
-    cells = _cells(config)
-    for cell in {cell.data.name: cell for cell in cells.values()}.values():
-        if cell.data.name in UCI:
-            tabular.load(cell.data.name, data_dir=cell.data.data_dir)  # is it there?
-
-    def report(_):
-        parts = []
-        for target in config.sweep.targets:
-            rows = []
-            for name in config.sweep.methods:
-                names = [c for c in cells if c.startswith(f"{name},{target},")]
-                folders = [workdir / CELLS / c for c in names]
-                configs = [cells[c] for c in names]
-                if names and (row := _row(name, target, configs, folders)):
-                    rows.append(row)
-            if rows:
-                parts.append(f"### {target}\n\n{format_table(rows)}")
-        write_atomically(workdir / "table.md", "\n".join(parts))
-
-    run_cells(build, cells, workdir, report, keeps_failures=True)
-    print((workdir / "table.md").read_text())
-    _picture(config, workdir, cells)
-
-
-def _picture(config, workdir, cells) -> None:
-    """Densities in the plane side by side, of the first seed."""
-    rows, bounds = {}, {}
-    for target in config.sweep.targets:
-        if target not in PLANE:
+def draw_densities(rows: Sequence[Row], workdir: Path) -> None:
+    """Draws the densities in the plane side by side, of each cell's first seed."""
+    panels, bounds = {}, {}
+    for row in rows:
+        method, _, target = row.name.partition(",")
+        section = row.configs[0].evaluation
+        if not row.found or section.name != "plane":
             continue
-        panels = {}
-        for name in config.sweep.methods:
-            cell = f"{name},{target},{config.seed}"
-            folder = workdir / CELLS / cell
-            if cell not in cells or finished(folder, cells[cell]) is None:
-                continue
-            energy_fn, true_fn = load(folder)
-            bound = 0.6 * BOUNDS[target]
-            grid = make_plane(bound, 100)
-            if not panels:
-                panels["data"] = grid.binned(grid.probabilities(true_fn))
-            panels[name] = grid.binned(grid.probabilities(energy_fn))
-        if panels:
-            rows[target], bounds[target] = panels, (-bound, bound)
-    if rows:
-        plots.density_table(workdir / "densities.png", rows, bounds)
+        folder = next(x for x in row.folders if not (x / FAILURE).is_file())
+        bound = 0.6 * section.bound
+        grid = make_plane(bound, 100)
+        if target not in panels:
+            true_fn = make_target(row.configs[0].data).energy_fn
+            panels[target] = {"data": grid.binned(grid.probabilities(true_fn))}
+            bounds[target] = (-bound, bound)
+        energy_fn = load(folder).energy_fn
+        panels[target][method] = grid.binned(grid.probabilities(energy_fn))
+    if panels:
+        plots.density_table(workdir / "densities.png", panels, bounds)

@@ -1,17 +1,17 @@
-"""targets"""
+"""Targets: distributions with exact draws and a known density."""
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ebmjax import targets
-from experiments.data import tabular
+from experiments.run.config import construct
 
 
-def unmixing_of(*, dim: int, matrix_seed: int) -> np.ndarray:
-    """A random matrix, drawn until its condition is below `dim`."""
+def draw_unmixing(*, dim: int, matrix_seed: int) -> np.ndarray:
+    """Returns a random matrix, drawn until its condition number is below `dim`."""
     rng = np.random.default_rng(matrix_seed)
     while True:
         unmixing = rng.normal(size=(dim, dim))
@@ -19,22 +19,22 @@ def unmixing_of(*, dim: int, matrix_seed: int) -> np.ndarray:
             return unmixing
 
 
-def ica_mixing(*, dim: int, matrix_seed: int) -> np.ndarray:
-    """Of sources mixed by a random matrix, and whitened by their exact covariance."""
-    mixing = np.linalg.inv(unmixing_of(dim=dim, matrix_seed=matrix_seed))
+def make_mixing(*, dim: int, matrix_seed: int) -> np.ndarray:
+    """Returns a random mixing matrix that gives logistic sources covariance 1."""
+    mixing = np.linalg.inv(draw_unmixing(dim=dim, matrix_seed=matrix_seed))
     # The variance of a standard logistic is pi^2 / 3.
     covariance = math.pi**2 / 3 * mixing.T @ mixing
     return mixing @ np.linalg.inv(np.linalg.cholesky(covariance)).T
 
 
 def _ica(**options) -> targets.Target:
-    return targets.ica(ica_mixing(**options))
+    return targets.ica(make_mixing(**options))
 
 
 def _gaussian_bernoulli_rbm(
     *, dim: int, num_hidden: int, weight_scale: float, matrix_seed: int
 ) -> targets.Target:
-    """Weights of one size and random signs, standard normal biases."""
+    """Makes a machine with weights of one size and random signs, and normal biases."""
     rng = np.random.default_rng(matrix_seed)
     weights = weight_scale * rng.choice([-1.0, 1.0], size=(dim, num_hidden))
     biases = rng.normal(size=dim), rng.normal(size=num_hidden)
@@ -50,69 +50,93 @@ CONSTRUCTORS = {
     "gaussian_bernoulli_rbm": _gaussian_bernoulli_rbm,
 }
 
-
+PLANE = ("eight_gaussians", "rings", "two_moons", "checkerboard")
 SMOOTH = ("eight_gaussians", "rings", "two_moons")
+HIGH = ("ica_10", "ica_50", "rbm_10")
+"""Targets in many dimensions, which have an exact model of their own family."""
 
 
-PLANE = (*SMOOTH, "checkerboard")
+class Sections(NamedTuple):
+    """Sections of a config that depend on the target."""
+
+    data: dict[str, Any]
+    network: dict[str, Any]
+    evaluation: dict[str, Any]
 
 
-ICA = ("ica_10", "ica_50")
+def _in_plane(data: dict[str, Any], bound: float, is_smooth: bool = True) -> Sections:
+    return Sections(
+        data,
+        network={
+            "name": "mlp",
+            "widths": (64, 64, 64),  # units of the hidden layers
+            "activation": "swish",
+        },
+        evaluation={
+            "name": "plane",
+            "bound": bound,  # x; the grid is [-bound, bound]^2, twice the data's width
+            "num_points": 800,  # points of the grid along a side
+            "is_smooth": is_smooth,  # False if the target has no score
+        },
+    )
 
 
-RBM = ("rbm_10",)
-
-
-HIGH = (*ICA, *RBM)
-
-
-UCI = tabular.SMALL
+def _in_space(data: dict[str, Any], **network) -> Sections:
+    return Sections(
+        data,
+        network={"name": data["name"], **network},
+        evaluation={
+            "name": "draws",
+            "num_examples": 20_000,  # draws of the target
+            "num_samples": 1_000,  # draws of the model, which are saved
+        },
+    )
 
 
 TARGETS = {
-    # Neighbours five standard deviations apart: two modes, but not two worlds.
-    "eight_gaussians": {"name": "eight_gaussians", "radius": 2.0, "std": 0.3},
-    "rings": {"name": "rings", "radii": (1.0, 2.0, 3.0, 4.0), "std": 0.15},
-    "two_moons": {"name": "two_moons", "noise_scale": 0.1},
-    "checkerboard": {"name": "checkerboard", "num_squares": 4, "side": 2.0},
-    "ica_10": {"name": "ica", "dim": 10, "matrix_seed": 0},
-    "ica_50": {"name": "ica", "dim": 50, "matrix_seed": 0},
-    "rbm_10": {
-        "name": "gaussian_bernoulli_rbm",
-        "dim": 10,
-        "num_hidden": 5,
-        "weight_scale": 1.0,
-        "matrix_seed": 0,
-    },
+    "eight_gaussians": _in_plane(
+        data={
+            "name": "eight_gaussians",
+            # Neighbours are five standard deviations apart: the modes still overlap.
+            "radius": 2.0,  # x
+            "std": 0.3,  # x; standard deviation of a mode or of a ring
+        },
+        bound=6.0,
+    ),
+    "rings": _in_plane(
+        data={
+            "name": "rings",
+            "radii": (1.0, 2.0, 3.0, 4.0),  # x
+            "std": 0.15,
+        },
+        bound=8.0,
+    ),
+    "two_moons": _in_plane(data={"name": "two_moons", "noise_scale": 0.1}, bound=5.0),
+    "checkerboard": _in_plane(
+        data={
+            "name": "checkerboard",
+            "num_squares": 4,  # squares along an edge of the board
+            "side": 2.0,  # x; of a square
+        },
+        bound=8.0,
+        is_smooth=False,
+    ),
+    "ica_10": _in_space(data={"name": "ica", "dim": 10, "matrix_seed": 0}),
+    "ica_50": _in_space(data={"name": "ica", "dim": 50, "matrix_seed": 0}),
+    "rbm_10": _in_space(
+        data={
+            "name": "gaussian_bernoulli_rbm",
+            "dim": 10,  # dimensions of an example
+            "num_hidden": 5,  # binary units
+            "weight_scale": 1.0,  # size of every weight, 1 / x
+            "matrix_seed": 0,  # seed of the target's random matrices
+        },
+        num_hidden=5,
+    ),
 }
 
 
-BOUNDS = {"eight_gaussians": 6.0, "rings": 8.0, "two_moons": 5.0, "checkerboard": 8.0}
-"""Densities are integrated over `[-bound, bound]^2`, twice as wide as the data."""
-
-
-def _nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    distances = ((points[:, None] - centres[None]) ** 2).sum(-1)
-    return distances.argmin(1)
-
-
-def modes_of(section: Mapping[str, Any], points: np.ndarray) -> np.ndarray:
-    """Which part of a target in the plane each point `[n, 2]` belongs to, `[n]`."""
-    name = section["name"]
-    if name == "eight_gaussians":
-        angles = np.arange(8) * (math.pi / 4)
-        return _nearest(points, np.stack([np.cos(angles), np.sin(angles)], 1))
-    if name == "rings":
-        radii = np.asarray(section["radii"])
-        distance = np.linalg.norm(points, axis=1)
-        return np.abs(distance[:, None] - radii[None]).argmin(1)
-    if name == "two_moons":
-        angles = np.linspace(0, math.pi, 64)
-        upper = np.stack([np.cos(angles), np.sin(angles)], 1)
-        arcs = np.concatenate([upper, np.array([1.0, 0.5]) - upper])
-        return np.concatenate(
-            [_nearest(part, arcs) // 64 for part in np.array_split(points, 100)]
-        )
-    num = section["num_squares"]
-    index = np.floor(points / section["side"] + num / 2).clip(-1, num).astype(int) + 1
-    return index[:, 0] * (num + 2) + index[:, 1]
+def make_target(section: Mapping[str, Any]) -> targets.Target:
+    """Returns the target of a config's section `data`."""
+    options = {key: value for key, value in section.items() if key != "batch_size"}
+    return construct(options, CONSTRUCTORS)

@@ -1,0 +1,6 @@
+"""Runs the default problem of the paper: images."""
+
+from experiments.run import cli
+from experiments.short_run import images
+
+cli.main(images.build, images.__file__, images.sweep)

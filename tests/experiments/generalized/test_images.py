@@ -1,0 +1,226 @@
+"""Images: every preset builds, one trains, resumes, is judged and loaded."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from resuming import check_resumes
+
+from ebmjax import training
+from experiments import load
+from experiments.data import images as sources
+from experiments.generalized import images
+from experiments.generalized.latents import Refined
+from experiments.run.config import with_options
+from experiments.run.experiment import make_keys
+from experiments.run.loop import run
+from experiments.run.sweep import Cell
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+SMALL = {
+    "data.batch_size": 16,
+    "latent_dim": 4,
+    "players.num_energy_updates": 2,
+    "players.num_extra_updates": 2,
+    "players.extra_every": 2,
+    "train.num_steps": 4,
+    "train.num_joint_steps": 3,
+    "train.log_every": 1,
+    "train.eval_every": 2,
+    "train.checkpoint_every": 2,
+    "evaluation.num_samples": 32,
+    "evaluation.num_examples": 40,
+    "evaluation.num_shown": 4,
+    "evaluation.chunk_size": 16,
+    "evaluation.classifier_steps": 2,
+    "evaluation.sampler.names": ("mala",),
+    "evaluation.sampler.chain_lengths": (2, 4),
+    "evaluation.sampler.temperatures": (0.5,),
+}
+
+
+def tiny(preset="digits", data_dir=None, **changes):
+    """A preset cut to seconds; its method untouched."""
+    config = images.get_config(preset)
+    options = dict(SMALL)
+    if "width" in config.network:
+        options["network.width"] = 4
+    else:
+        widths = config.network.widths
+        options["network.widths"] = tuple(max(1, width // 16) for width in widths)
+    if "data_dir" in config.data:
+        options |= {"data.data_dir": str(data_dir), "data.download": False}
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    return with_options(config, options | changes)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Images of noise in the place of every data set of the presets."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for preset in images.PRESETS:
+        section = images.get_config(preset).data
+        if "size" not in section:
+            continue  # the digits are embedded
+        source = sources.SOURCES[section.name]
+        size = section.size or source.size
+        for split, num in zip(source.splits, (80, 40)):
+            arrays = {"images": rng.integers(0, 256, (num, size, size, 3), np.uint8)}
+            if source.label_name:
+                arrays["labels"] = np.arange(num, dtype=np.int32) % 10
+            np.savez(sources.npz_path(section.name, split, folder, size), **arrays)
+    return folder
+
+
+def make_state(experiment):
+    params = dict(experiment.params)
+    return training.TrainState(0, None, params, experiment.model_state, None, {}, {})
+
+
+@pytest.mark.slow
+def test_a_run_stops_resumes_is_judged_and_loaded(tmp_path):
+    check_resumes(images.build, tiny(), tmp_path)
+    workdir = tmp_path / "one"
+    figures = {path.name for path in (workdir / "figures").iterdir()}
+    assert figures == {"quality.md", "chains.png", "strips.png"}
+    trained = load(workdir)
+    with np.load(workdir / "samples.npz") as found:
+        key, samples = jax.random.wrap_key_data(found["key"]), found["samples"]
+    assert samples.shape == (32, 8, 8, 1) and samples.dtype == np.float32
+    np.testing.assert_array_equal(trained.sample(key, 32), samples)
+    # Other keys begin at other latents.
+    other = trained.sample(jax.random.key(1), 32)
+    assert np.abs(other - samples).max(axis=(1, 2, 3)).min() > 0
+    network, params = trained.networks["energy"], trained.params["energy"]
+    found = [trained.energy_fn(jnp.asarray(x)) for x in samples[:2]]
+    state = trained.model_state["energy_state"]
+    np.testing.assert_array_equal(
+        found, [network.apply_stateful(params, state, x)[0] for x in samples[:2]]
+    )
+
+
+@pytest.mark.slow
+def test_the_paper_s_scale_runs(data_dir, tmp_path):
+    config = tiny(
+        "cifar10_resnet,donsker_varadhan",
+        data_dir,
+        train__num_steps=2,
+        train__num_joint_steps=1,
+        evaluation__sampler__names=("underdamped", "transport"),
+        evaluation__sampler__chain_lengths=(2,),
+    )
+    scalars = run(images.build, config, tmp_path)
+    assert all(np.isfinite(value) for value in scalars.values())
+    assert {"relative_underdamped_0.5_2", "relative_transport_1_2"} <= set(scalars)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", images.PRESETS)
+def test_every_preset_builds(preset, data_dir, monkeypatch):
+    """With KALE, and with images of its own shape; one step's batch fits it."""
+    monkeypatch.setattr(images, "Inception", lambda path, num_levels: None)
+    config = tiny(preset, data_dir, evaluation__inception_weights="inception.npz")
+    experiment = images.build(config, make_keys(0))
+    assert experiment.players["energy"].trains == ("energy", "log_partition")
+    size = config.data.get("size", 8) or 28
+    shape = tuple(experiment.facts["image_shape"])
+    assert shape[:2] == (size, size)
+    # At the first step the energy has 2 + 2 updates and the base 1.
+    assert experiment.batch(0).shape == (16 * 5, *shape)
+
+
+def test_data_without_labels_need_inception(data_dir):
+    with pytest.raises(ValueError, match="celeb_a has no labels for a classifier"):
+        images.build(tiny("celeb_a", data_dir), make_keys(0))
+
+
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("players__num_extra_updates", -5, "players.num_extra_updates must"),
+        ("players__num_energy_updates", 0, "players.num_energy_updates must"),
+        ("evaluation__num_samples", 1, "evaluation.num_samples must be a"),
+        ("evaluation__num_examples", 0, "evaluation.num_examples must be a"),
+        ("evaluation__num_shown", 0, "evaluation.num_shown must be a whole"),
+        ("evaluation__chunk_size", 0, "evaluation.chunk_size must be a"),
+        ("evaluation__sampler__names", ("gibbs",), "names must be some of .*gibbs"),
+        ("data__name", "digit", "data set 'digit' is not .*mean 'digits'"),
+        ("network__name", "resnet", "name must be one of .*'sngan'"),
+    ],
+)
+def test_options_that_would_fail_after_training_are_refused_before_it(
+    option, value, message
+):
+    with pytest.raises(ValueError, match=message):
+        images.build(tiny(**{option: value}), make_keys(0))
+
+
+def test_images_are_judged_by_temperature_and_length_in_percent_of_the_base_s(
+    tmp_path, monkeypatch
+):
+    """Chains that take a tenth off each image's size at every length; the distance is
+    the mean square."""
+    seen = []
+
+    def refine(name, section, energy_fn, generator_fn, key, latents, **options):
+        lowest = float(energy_fn(jnp.zeros((8, 8, 1))))
+        seen.append((name, options["temperature"], lowest))
+        x = np.asarray(jax.vmap(generator_fn)(latents))
+        return {
+            length: Refined(
+                latents,
+                x * (1 - length / 10),
+                length / 10 if name == "mala" else math.nan,
+            )
+            for length in options["chain_lengths"]
+        }
+
+    def make_measure(config, data):
+        return lambda sets: {n: float(np.mean(x**2)) for n, x in sets.items()}
+
+    monkeypatch.setattr(images, "refine", refine)
+    monkeypatch.setattr(images, "sample_model", lambda *given: given[-1])
+    monkeypatch.setattr(images, "make_measure", make_measure)
+    config = tiny(
+        objective__energy_floor=-1.5,
+        evaluation__sampler__names=("mala", "transport"),
+        evaluation__sampler__temperatures=(1.0, 0.1),
+    )
+    experiment = images.build(config, make_keys(0))
+    state = make_state(experiment)
+    state.params["energy"]["Dense_0"]["bias"] -= 1e6  # of the last layer
+    found = experiment.evaluate(state, jax.random.key(0), tmp_path)
+    assert seen == [
+        ("mala", 1.0, -1.5),
+        ("mala", 0.1, -1.5),
+        ("transport", 1.0, -1.5),
+    ]
+    cells = [
+        (f"{cell}_{length}", length)
+        for cell in ("mala_1", "mala_0.1", "transport_1")
+        for length in (2, 4)
+    ]
+    relative = {f"relative_{x}": 100 * (1 - length / 10) ** 2 for x, length in cells}
+    relative |= {
+        f"acceptance_rate_{x}": length / 10 for x, length in cells if "mala" in x
+    }
+    base = found.pop("base_frechet_distance")
+    assert found == pytest.approx(relative | {"relative_base": 100}, rel=1e-5)
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (tmp_path / "quality.md").read_text().splitlines()
+    ]
+    table = {row[0]: row[1:] for row in rows[2:]}
+    assert table["base"][1:] == ["100", "-"] and table["transport_1_4"][2] == "-"
+    found = [float(cell) for cell in table["mala_0.1_4"]]
+    np.testing.assert_allclose(found, [0.36 * base, 36, 0.4], rtol=5e-3)
+
+
+def test_a_sweep_has_three_seeds_of_the_preset():
+    plan = images.sweep("")
+    assert plan.cells == {"digits": Cell("")} and plan.num_seeds == 3
+    assert images.sweep("mnist").cells == {"mnist": Cell("mnist")}

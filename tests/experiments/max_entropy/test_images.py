@@ -1,0 +1,110 @@
+"""Maximum entropy generators of images: the presets, a run that stops and resumes, and
+the model back from its folder."""
+
+import jax
+import numpy as np
+import pytest
+from resuming import check_resumes
+
+from experiments import load
+from experiments.judge.inception import Inception
+from experiments.max_entropy import images
+from experiments.run.config import with_options
+from experiments.run.experiment import make_keys
+from experiments.run.loop import run
+from experiments.run.workdir import read_lines
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+TINY = {
+    "train.num_steps": 4,
+    "train.log_every": 1,
+    "train.checkpoint_every": 2,
+    "data.batch_size": 16,
+    "networks.hidden_width": 8,
+    "latent_dim": 4,
+    "evaluation.num_samples": 50,
+    "evaluation.num_examples": 40,
+    "evaluation.num_chains": 32,
+    "evaluation.chunk_size": 32,
+    "evaluation.num_shown": 16,
+}
+
+
+def tiny(preset, image_dir, **changes):
+    """A preset cut to seconds, with `section__option=value`."""
+    config = images.get_config(preset)
+    options = {name.replace("__", "."): value for name, value in changes.items()}
+    options["networks.widths"] = tuple(x // 16 for x in config.networks.widths)
+    if config.evaluation.classifier_steps:
+        options["evaluation.classifier_steps"] = 2
+    if "data_dir" in config.data:
+        options |= {"data.data_dir": str(image_dir), "data.download": False}
+    return with_options(config, TINY | options)
+
+
+def check_loaded(folder, scalars):
+    """The loaded model has the draws and the energies of the run's evaluation."""
+    trained = load(folder)
+    with np.load(folder / "samples.npz") as found:
+        samples, key = found["samples"], jax.random.wrap_key_data(found["key"])
+    assert len(samples) == 50 and np.abs(samples).max() <= 1
+    np.testing.assert_array_equal(trained.sample(key, 50), samples)
+    # In chunks of 32: the first draws are the same, however many follow.
+    np.testing.assert_array_equal(trained.sample(key, 40), samples[:40])
+    energy = jax.vmap(trained.energy_fn)(samples)
+    np.testing.assert_allclose(energy.mean(), scalars["energy_model"], rtol=1e-4)
+    assert trained.score_fn(samples[0]).shape == samples[0].shape
+
+
+@pytest.mark.slow
+def test_digits_stop_resume_and_are_loaded(tmp_path):
+    """With running statistics of the generator; half and then the rest is the whole."""
+    scalars = check_resumes(images.build, tiny("digits", None), tmp_path)
+    folder = tmp_path / "one"
+    figures = {path.name for path in (folder / "figures").iterdir()}
+    assert figures == {"samples.png", "chains.png", "quality.md"}
+    lines = read_lines(folder)
+    players = {key.split("/")[0] for line in lines for key in line if "/" in key}
+    assert players == {"generator", "energy"}
+    assert "samples_classifier_frechet_distance" in scalars
+    check_loaded(folder, scalars)
+
+
+@pytest.mark.slow
+def test_the_paper_s_networks_run_and_are_loaded(tmp_path, image_dir):
+    config = tiny("cifar10", image_dir, train__num_steps=1)
+    check_loaded(tmp_path, run(images.build, config, tmp_path))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", images.PRESETS)
+def test_every_preset_builds(preset, image_dir):
+    config = tiny(preset, image_dir)
+    assert config.is_locked
+    experiment = images.build(config, make_keys(0))
+    assert set(experiment.params) == {"generator", "energy", "statistics"}
+    shape = tuple(experiment.facts["event_shape"])
+    assert experiment.batch(0).shape == (16 * 6, *shape)
+    assert (
+        shape
+        == {
+            "digits": (8, 8, 1),
+            "cifar10": (32, 32, 3),
+            "celeb_a": (64, 64, 3),
+        }[preset]
+    )
+
+
+def test_weights_come_from_a_file_and_are_checked_before_training(tmp_path):
+    with pytest.raises(FileNotFoundError, match="evaluation.inception_weights"):
+        Inception(tmp_path / "none.pth")
+    damaged = tmp_path / "damaged.npz"
+    damaged.write_bytes(b"PK not a zip")
+    with pytest.raises(ValueError, match="damaged.npz cannot be read"):
+        Inception(damaged)
+    other = tmp_path / "other.npz"
+    np.savez(other, a=np.zeros(3))
+    config = tiny("digits", None, evaluation__inception_weights=str(other))
+    with pytest.raises(ValueError, match="must have 'fc.bias'"):
+        images.build(config, make_keys(0))

@@ -1,0 +1,189 @@
+"""The command line: presets by name, help, and errors of one line."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+import small_experiment
+from small_experiment import step_of
+
+from experiments.run import cli
+from experiments.run.config import parse_option, with_options
+from experiments.run.sweep import Cell, Sweep
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """`command(*arguments) -> (status, out, err)` of the small experiment."""
+
+    def call(*arguments, sweep=None):
+        monkeypatch.setattr(sys, "argv", ["small", *arguments])
+        status = 0
+        try:
+            cli.main(small_experiment.build, small_experiment.__file__, sweep)
+        except SystemExit as stop:
+            status = stop.code
+        found = capsys.readouterr()
+        return status, found.out, found.err
+
+    return call
+
+
+def test_help_lists_flags_presets_and_options_with_their_comments(command):
+    status, out, _ = command("--help")
+    assert not status
+    assert "--workdir" in out and "Presets: small, long" in out
+    assert "Changes one option" in out
+    (line,) = [x for x in out.splitlines() if x.startswith("  train.keep")]
+    assert line.split() == ["train.keep=2", "#", "newest", "checkpoints"]
+    (line,) = [x for x in out.splitlines() if "factor" in x]
+    assert line.split("#")[0].strip() == "evaluation.sampler.factor=1.0"
+    assert "  train.num_steps=400" in command("--config=long", "--help")[1]
+
+
+def test_the_config_is_printed_with_the_options_given(command):
+    status, out, _ = command("--config=long", "--config.data.std=3", "--print_config")
+    assert not status
+    assert "num_steps: 400" in out and "std: 3.0" in out
+
+
+def test_a_preset_and_options_reach_the_run(command, tmp_path):
+    options = "--config.train.num_steps=3", "--config.ema_decay=0.5"
+    status, out, err = command(f"--workdir={tmp_path}", "--config=long", *options)
+    assert not status and "precision: " in out and step_of(tmp_path) == 3
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["train"]["num_steps"] == 3 and config["ema_decay"] == 0.5
+    # A long silence is announced before it.
+    assert "compiling" in err and "evaluating step 3" in err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["--workdir=x", "--config.train.num_step=5"],
+            "did you mean 'train.num_steps'",
+        ),
+        (["--workdir=x", "--config=smal"], "preset must be one of"),
+        (["--workdir=x", "--config=smal"], "did you mean 'small'"),
+        (["--workdir=x", "--config.train.num_steps=many"], "must be a whole number"),
+        (["--workdir=x", "--config.train.num_steps"], "must have a value"),
+        (["--workdr=x"], "unknown flag --workdr; did you mean --workdir?"),
+        (["--workdir=x", "y"], "unknown argument: y"),
+        ([], "--workdir must be given"),
+        (["--workdir=x", "--config=none.py"], "no file none.py"),
+        (["--workdir=x", "--seeds=2"], "need --sweep"),
+        (["--workdir=x", "--sweep", "--evaluate_only"], "cannot be combined"),
+        (["--workdir=x", "--distributed=a,b"], "--distributed must be"),
+        (["--workdir=x", "--over=data.std"], "'option=value,value'"),
+        (["--workdir=x", "--evaluate_only"], "holds no run to evaluate"),
+        (["--workdir=x", "--config.data.batch_size=12"], "multiple of the 8 devices"),
+    ],
+)
+def test_an_error_is_one_line_and_makes_nothing(
+    arguments, message, command, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    status, _, _ = command(*arguments)
+    assert isinstance(status, str) and message in status
+    assert len(status.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_traceback_shows_where_an_error_arose(command):
+    with pytest.raises(ValueError, match="workdir must be given"):
+        command("--traceback")
+
+
+def test_a_file_gives_a_config_of_its_own(command, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import small_experiment\n"
+        "def get_config(preset='a'):\n"
+        "    found = small_experiment.get_config().unlock()\n"
+        "    found.seed = {'a': 5, 'b': 6}[preset]\n"
+        "    return found.lock()\n"
+    )
+    assert "seed: 5\n" in command(f"--config={path}", "--print_config")[1]
+    assert "seed: 6\n" in command(f"--config={path}:b", "--print_config")[1]
+
+
+def test_a_preset_of_a_neighbouring_problem_is_named_with_its_command(tmp_path):
+    (tmp_path / "one.py").write_text("PRESETS = {}\n")
+    (tmp_path / "two.py").write_text('PRESETS = {\n    "mine": dict,\n}\n')
+    problem = type(sys)("one")
+    problem.PRESETS = {}
+    package = f"experiments.{tmp_path.name}.two"
+    found = cli.hint("mine,variant", problem, pathlib.Path(tmp_path / "one.py"))
+    assert found == f"; it is a preset of python -m {package}"
+
+
+def test_a_sweep_runs_its_plan_and_what_is_given(command, tmp_path):
+    cells = {"a": Cell("small"), "b": Cell("long", {"train.num_steps": 2})}
+    status, out, _ = command(
+        f"--workdir={tmp_path}",
+        "--sweep",
+        "--seeds=2",
+        "--config.train.num_steps=3",
+        sweep=lambda preset: Sweep(cells, ("precision",)),
+    )
+    assert not status
+    found = {x.name: step_of(x) for x in (tmp_path / "cells").iterdir()}
+    assert found == {"a,0": 3, "a,1": 3, "b,0": 2, "b,1": 2}
+    table = (tmp_path / "table.md").read_text()
+    assert "| a |" in table and out.endswith(table + "\n")
+
+
+def test_any_option_can_be_swept_without_a_plan(command, tmp_path):
+    status, _, _ = command(
+        f"--workdir={tmp_path}",
+        "--over=train.num_steps=1,2",
+        "--over=learning_rate=0.1",
+        "--config.data.std=1.5",
+    )
+    assert not status
+    found = {x.name: step_of(x) for x in (tmp_path / "cells").iterdir()}
+    first, second = (f"train.num_steps={n},learning_rate=0.1,0" for n in (1, 2))
+    assert found == {first: 1, second: 2}
+    config = json.loads((tmp_path / "cells" / first / "config.json").read_text())
+    assert config["data"]["std"] == 1.5 and config["learning_rate"] == 0.1
+
+
+@pytest.mark.parametrize(
+    "text, current, expected",
+    [
+        ("3", 1, 3),
+        ("1e3", 1, 1000),
+        ("2", 1.0, 2.0),
+        ("true", False, True),
+        ("(1, 2)", (3,), (1, 2)),
+        ("1,2", (3,), (1, 2)),
+        ("uniform,gaussian", ("a",), ("uniform", "gaussian")),
+        ("('x',)", ("a",), ("x",)),
+        ("12", "text", "12"),
+        ("", "text", ""),
+        ("None", None, None),
+    ],
+)
+def test_text_is_read_as_the_option_s_type(text, current, expected):
+    found = parse_option("option", text, current)
+    assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "text, current", [("1.5", 1), ("x", 1.0), ("1", False), ("3", (1,)), ("", 1)]
+)
+def test_text_of_another_type_is_refused_by_name(text, current):
+    with pytest.raises(ValueError, match="section.option must be a") as error:
+        parse_option("section.option", text, current)
+    assert repr(current) in str(error.value) and repr(text) in str(error.value)
+
+
+def test_options_are_set_on_a_copy():
+    config = small_experiment.get_config()
+    found = with_options(config, {"data.std": "7", "train.num_steps": 5})
+    assert (found.data.std, found.train.num_steps) == (7.0, 5)
+    assert (config.data.std, config.train.num_steps) == (2.0, 40)
+    with pytest.raises(ValueError, match="no option 'data.sdt'.*'data.std'"):
+        with_options(config, {"data.sdt": 1.0})

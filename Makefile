@@ -6,11 +6,14 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 BENCH_WORKDIR ?= runs/bench
 
-.PHONY: demo test test-slow lint types wheel bench clean
+.PHONY: demo quick test test-slow lint types wheel bench clean
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m experiments.short_run --workdir=$(WORKDIR)
 	@echo "Pictures are in $(WORKDIR)/figures."
+
+quick: $(VENV)/dev
+	$(BIN)/python -m pytest -n 2 --dist=worksteal -m quick
 
 test: $(VENV)/dev
 	$(BIN)/python -m pytest -n 2 --dist=worksteal -m "not slow"

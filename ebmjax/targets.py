@@ -144,7 +144,7 @@ def gaussian_mixture(
 
     def mode_of(x: Array) -> Array:
         x = _example(x, event_shape, "mode_of")
-        differences = (x - jnp.asarray(means, x.dtype)).reshape(num_modes, -1)
+        differences = (x[None] - jnp.asarray(means, x.dtype)).reshape(num_modes, -1)
         return jnp.argmin(jnp.sum(differences**2, axis=1))
 
     return Target(sample, energy_fn, 0.0, means, mode_of)

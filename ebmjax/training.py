@@ -1,4 +1,4 @@
-"""Players, the train state, and the one update that all methods share."""
+"""Players, the train state, and the update that all methods share."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -30,9 +30,9 @@ class Player(NamedTuple):
 
     Attributes:
       trains: Names of the entries of `params` that this player changes.
-      objective: An `objectives.Objective`.
-      optimizer: An optax transformation of those entries.
-      num_updates: Inner updates for one step of the whole update (n_critic).
+      objective: Objective, an `objectives.Objective`.
+      optimizer: Optax transformation of those entries.
+      num_updates: Number of inner updates in one step of the whole update (n_critic).
     """
 
     trains: tuple[str, ...]
@@ -42,19 +42,19 @@ class Player(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that training carries from step to step.
+    """State that training carries from step to step.
 
-    Everything but `carry` is the same on all devices and has no device axis.
+    All fields except `carry` are the same on all devices and have no device axis.
 
     Attributes:
-      step: [], int32: updates done.
-      key: The root key; never changes. All randomness is a function of it, of the step,
-        the device, the player and the inner update.
-      params: Network name -> parameters.
-      model_state: `"<network>_state"` -> mutable collections, untrained.
+      step: Number of updates done, `[]`, int32.
+      key: Root key, `[]`, which never changes. All randomness is a function of it, the
+        step, the device, the player and the inner update.
+      params: Parameters by network name.
+      model_state: Mutable collections by `"<network>_state"`, which are not trained.
       ema_params: Exponential moving average of `params`, or None.
-      opt_state: Player name -> optimizer state.
-      carry: Player name -> the objective's memory, with a leading axis of this
+      opt_state: Optimizer states by player name.
+      carry: Memories of the objectives by player name, with a leading axis of this
         process's devices.
     """
 
@@ -76,13 +76,14 @@ AXES = TrainState(
     opt_state=None,
     carry=0,
 )
-"""Which axis of each field is mapped over devices. Hashable, as pmap asks."""
+"""Axis of each field that is mapped over devices. It is hashable, as `jax.pmap`
+requires."""
 
 Update = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
-"""`update(state, batch) -> (state, scalars)`, with arrays or trees of them as batch."""
+"""Function `update(state, batch) -> (state, scalars)`; a batch may be a pytree."""
 
 _INIT = 2**32 - 1
-"""Folded into the root key where steps are: the randomness of `init_state`."""
+"""Number that `init_state` folds into the root key in place of a step."""
 
 
 def init_state(
@@ -94,25 +95,26 @@ def init_state(
     model_state: dict[str, Any] | None = None,
     ema_decay: float | None = None,
 ) -> TrainState:
-    """The state before the first update.
+    """Returns the state before the first update.
 
     All arrays are copied: the update donates its state, which would otherwise delete
-    the caller's.
+    the caller's arrays.
 
     Args:
-      players: Player name -> `Player`, in the order of their turns.
-      params: Network name -> parameters.
+      players: Players by name, in the order of their turns.
+      params: Parameters by network name.
       key: Root key of the training's randomness.
-      num_devices: Devices of all processes together; one by default.
-      model_state: `"<network>_state"` -> mutable collections; `{}` by default.
-      ema_decay: As given to the update; not None starts the average at `params`.
+      num_devices: Number of devices of all processes together; one by default.
+      model_state: Mutable collections by `"<network>_state"`; `{}` by default.
+      ema_decay: Decay, as it is given to the update. If it is not None, the average
+        starts at `params`.
 
     Returns:
       A `TrainState` on this process's devices, with this process's rows of `carry`.
 
     Raises:
-      ValueError: If a player trains what `params` lacks, a name is used twice, or the
-        devices do not divide evenly among processes.
+      ValueError: If a player trains entries that `params` lacks, a name is used twice,
+        or the devices do not divide evenly among processes.
     """
     model_state = {} if model_state is None else model_state
     for name, player in players.items():
@@ -174,21 +176,24 @@ def init_state(
 def place(
     state: TrainState, num_local: int | None = None, *, mesh: Mesh | None = None
 ) -> TrainState:
-    """Lays a state out over devices, as the updates take it.
+    """Returns the state laid out over devices, as the updates take it.
 
-    With several processes a donated state must already lie there.
+    With several processes, a donated state must already be laid out so.
 
     Args:
-      state: A state with any layout; it shares its arrays with the result.
-      num_local: How many of this process's devices to use; by default as many as
-        `carry` has rows, or all. If it has more rows than there are devices, as under
-        `jax.vmap`, the state stays where it is.
-      mesh: The devices to use instead, for `shard_update`: a mesh of one axis, which
-        may hold the devices of several processes.
+      state: State with any layout, which shares its arrays with the result.
+      num_local: Number of this process's devices to use. The default is the number of
+        rows of `carry`, or all devices. If there are more rows than devices, as under
+        `jax.vmap`, the state is returned unchanged.
+      mesh: Devices to use instead, for `shard_update`: a mesh of one axis, which may
+        have the devices of several processes.
+
+    Returns:
+      A `TrainState` with the same values.
 
     Raises:
-      ValueError: If `mesh` has several axes, or another number of this process's
-        devices than `carry` has rows.
+      ValueError: If `mesh` has several axes, or the number of this process's devices in
+        it is not the number of rows of `carry`.
     """
     rows = [leaf.shape[0] for leaf in jax.tree.leaves(state.carry)]
     if mesh is None:
@@ -213,7 +218,7 @@ def place(
 
 
 def _device_mesh(mesh: Mesh) -> Mesh:
-    """The same devices with the axis that the update names."""
+    """Returns a mesh of the same devices, whose axis has the update's name."""
     if len(mesh.axis_names) != 1:
         raise ValueError(f"mesh must have one axis, got {mesh.axis_names}")
     return Mesh(mesh.devices, (DEVICE,))
@@ -237,28 +242,30 @@ def _put(mesh: Mesh, spec: PartitionSpec, x: Array) -> Array:
 def make_update(
     players: Mapping[str, Player], *, ema_decay: float | None = None
 ) -> Callable[[TrainState, Array], tuple[TrainState, dict[str, Array]]]:
-    """One training step of one device, to be mapped over the axis `DEVICE`.
+    """Returns one training step of one device, to be mapped over the axis `DEVICE`.
 
-    Players take turns in the order of the dict, and later ones see earlier ones' moves.
-    A turn is `num_updates` inner updates, each on a microbatch of its own: gradient of
-    the objective in the player's own parameters, mean over devices, optimizer step.
+    Players take turns in the order of the dict, and later ones use the parameters that
+    earlier ones have changed. A turn is `num_updates` inner updates, each on its own
+    microbatch: the gradient of the objective in the player's own parameters, the mean
+    over devices, and an optimizer step.
 
     Args:
-      players: Player name -> `Player`.
-      ema_decay: Keeps `ema_params = decay * ema_params + (1 - decay) * params` after
-        every step; None keeps none.
+      players: Players by name.
+      ema_decay: Decay of the average, which is updated as
+        `ema_params = decay * ema_params + (1 - decay) * params` after every step; None
+        keeps no average.
 
     Returns:
-      `update(state, batch) -> (state, scalars)` with `batch: [microbatches, size,
-      *event]` (or a pytree of such), `microbatches` being the sum of all `num_updates`.
-      Scalars are `"<player>/<metric>"` and `"<player>/loss"`, means over devices and
-      inner updates, the same on every device; `"<player>/params_gradient_norm"` is the
-      norm of the mean gradient.
+      The function `update(state, batch) -> (state, scalars)`. The batch is
+      `[microbatches, size, *event]`, or a pytree of such arrays, where `microbatches`
+      is the sum of all `num_updates`. Scalars are `"<player>/<metric>"` and
+      `"<player>/loss"`, means over devices and inner updates, which are the same on
+      every device. `"<player>/params_gradient_norm"` is the norm of the mean gradient.
 
     Raises:
       ValueError: At trace, for a batch with another number of microbatches, an
-        objective that renews model state that is not there, a metric that is not a
-        scalar, or a state with an average that this update would leave behind.
+        objective that renews model state that the state lacks, a metric that is not a
+        scalar, or a state with an average that this update would not update.
     """
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
@@ -292,8 +299,8 @@ def make_update(
 
         turn = {k: params[k] for k in player.trains}, model_state, opt_state, carry
         if player.num_updates == 1:
-            # No loop, not even an unrolled one: XLA's CPU compiler still sees it when
-            # it chooses how to convolve, and takes the slow way.
+            # There is no loop, not even an unrolled one: XLA's CPU compiler still sees
+            # it when it chooses how to convolve, and chooses the slow way.
             first = jax.tree.map(lambda x: x[0], batch)
             turn, metrics = inner_update(turn, (jnp.zeros((), jnp.int32), first))
         else:
@@ -333,7 +340,7 @@ def make_update(
             params, scalars, first = params | trained, scalars | metrics, last
         ema_params = None
         if ema_decay is not None:
-            # A state that has no average yet begins with what it came with.
+            # A state without an average starts it from the incoming parameters.
             average = state.params if state.ema_params is None else state.ema_params
             ema_params = optax.incremental_update(params, average, 1 - ema_decay)
         state = TrainState(
@@ -351,6 +358,7 @@ def make_update(
 
 
 def _check_aux(name: str, aux: Any, model_state: dict[str, Any]) -> None:
+    """Raises unless metrics and renewed model state have the right form."""
     for key, value in aux.metrics.items():
         if key in ("loss", "params_gradient_norm"):
             raise ValueError(f"player {name!r}: metric {key!r} is the update's own")
@@ -376,15 +384,23 @@ def _check_aux(name: str, aux: Any, model_state: dict[str, Any]) -> None:
 def pmap_update(
     players: Mapping[str, Player], *, ema_decay: float | None = None
 ) -> Update:
-    """`make_update` under `jax.pmap`: every device updates on its own rows of a batch.
+    """Returns `make_update` under `jax.pmap`, for several devices of this process.
 
-    Takes `batch: [devices, microbatches, size, *event]` with the rows of this process's
-    devices, and a state from `init_state`. The state is donated: use the one that is
-    returned. Scalars are returned without a device axis. See `jit_update` for one
-    device, and `shard_update` for a mesh.
+    Every device updates on its own rows of a batch. See `jit_update` for one device,
+    and `shard_update` for a mesh.
+
+    Args:
+      players: Players by name.
+      ema_decay: Decay of the average, as in `make_update`.
+
+    Returns:
+      The function `update(state, batch) -> (state, scalars)`. The batch is
+      `[devices, microbatches, size, *event]` with the rows of this process's devices.
+      The state comes from `init_state`, and is donated: use the one that is returned.
+      Scalars are returned without a device axis.
 
     Raises:
-      ValueError: As `make_update` does, and for a batch of another shape.
+      ValueError: If `make_update` raises it, or a batch has another shape.
     """
     run = jax.pmap(
         make_update(players, ema_decay=ema_decay),
@@ -406,18 +422,29 @@ def pmap_update(
 def jit_update(
     players: Mapping[str, Player], *, ema_decay: float | None = None
 ) -> Update:
-    """`make_update` under `jax.jit`, on one device.
+    """Returns `make_update` under `jax.jit`, for one device.
 
-    Takes `batch: [size, *event]` if the players make one inner update together, that
-    is, one player with `num_updates=1`. Otherwise it takes `[microbatches, size,
-    *event]`, where `microbatches` is the sum of all `num_updates`. The number of axes
-    of an event is not known here, so an axis too many is taken for a part of the event.
+    Args:
+      players: Players by name.
+      ema_decay: Decay of the average, as in `make_update`.
 
-    Takes a state from `init_state(players, params, key)`, which is donated: use the one
-    that is returned. It is also a state of `pmap_update`, and the other way round.
+    Returns:
+      The function `update(state, batch) -> (state, scalars)`. The batch is
+      `[size, *event]` if the players make one inner update together, that is, if there
+      is one player with `num_updates=1`. Otherwise it is
+      `[microbatches, size, *event]`, where `microbatches` is the sum of all
+      `num_updates`. The number of axes of an event is not known here, so an additional
+      axis is taken for a part of the event. The state comes from
+      `init_state(players, params, key)`, and is donated: use the one that is returned.
+      It is also a state of `pmap_update`, and vice versa.
+
+      The numbers are bitwise equal to those of `make_update` under `jax.vmap` over one
+      device. They are equal to those of `pmap_update` on one device up to rounding: the
+      program of `jax.pmap` keeps a sum over its one device, and XLA fuses the
+      operations around it differently.
 
     Raises:
-      ValueError: As `make_update` does, for a batch of another shape, and for a state
+      ValueError: If `make_update` raises it, a batch has another shape, or a state is
         of several devices.
     """
     num_updates = _num_updates(players)
@@ -429,7 +456,7 @@ def jit_update(
     )
     num_missing = 2 if num_updates == 1 else 1
 
-    def step(state, batch):
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         add_axes = functools.partial(jnp.expand_dims, axis=tuple(range(num_missing)))
         return mapped(state, jax.tree.map(add_axes, batch))
 
@@ -453,25 +480,26 @@ def jit_update(
 def shard_update(
     players: Mapping[str, Player], mesh: Mesh, *, ema_decay: float | None = None
 ) -> Update:
-    """`make_update` under `jax.shard_map`: `pmap_update` on the devices of a mesh.
+    """Returns `make_update` under `jax.shard_map`, for the devices of a mesh.
 
     It gives the numbers of `pmap_update` on the same devices.
 
     Args:
-      players: Player name -> `Player`.
-      mesh: A mesh of one axis, of any name; with several processes, of all devices.
-      ema_decay: As in `make_update`.
+      players: Players by name.
+      mesh: Mesh of one axis, of any name; with several processes, of all devices.
+      ema_decay: Decay of the average, as in `make_update`.
 
     Returns:
-      `update(state, batch) -> (state, scalars)`. The state comes from `init_state`, and
-      from `place(state, mesh=mesh)` if the mesh is not made of this process's first
-      devices; it is donated: use the one that is returned. `batch: [devices,
-      microbatches, size, *event]` may be sharded over the mesh along its first axis.
-      With several processes it is that, or it has the rows of this process's devices.
+      The function `update(state, batch) -> (state, scalars)`. The state comes from
+      `init_state`, and from `place(state, mesh=mesh)` if the mesh is not made of this
+      process's first devices. It is donated: use the one that is returned. The batch is
+      `[devices, microbatches, size, *event]`, and may be sharded over the mesh along
+      its first axis. With several processes it is either that, or it has the rows of
+      this process's devices.
 
     Raises:
-      ValueError: As `make_update` does, if the mesh has several axes, for a batch of
-        another shape, and for a state that lies on other devices.
+      ValueError: If `make_update` raises it, the mesh has several axes, a batch has
+        another shape, or a state lies on other devices.
     """
     mesh = _device_mesh(mesh)
     update_one = make_update(players, ema_decay=ema_decay)
@@ -520,7 +548,10 @@ def _num_updates(players: Mapping[str, Player]) -> int:
 
 
 def _num_rows(state: TrainState) -> int | None:
-    """On how many of this process's devices a state lies; None if nothing says so."""
+    """Returns the number of this process's devices on which a state lies, or None.
+
+    It is None if nothing in the state tells the number.
+    """
     for leaf in jax.tree.leaves(state.carry):
         return leaf.shape[0]
     sharding = getattr(state.step, "sharding", None)
@@ -530,7 +561,13 @@ def _num_rows(state: TrainState) -> int | None:
 
 
 class _BatchAxes:
-    """The axes of a batch that an update knows, which are those before `size`."""
+    """Axes of a batch that an update knows.
+
+    Attributes:
+      update: Name of the update, for the messages.
+      leading: Names of the axes before `size`.
+      num_microbatches: Length of the axis `microbatches`.
+    """
 
     def __init__(
         self, update: str, leading: tuple[str, ...], players: Mapping[str, Player]

@@ -1,7 +1,7 @@
-"""What `__all__` says is what can be reached, and all of it is documented.
+"""All names in the `__all__` lists of the library are reachable and documented.
 
-Names are read from the source, and what they mean from the package as it is imported:
-an import that hides a module, or a class whose docstring lacks a field, fails here.
+Names are read from the source and compared with the imported package. An import that
+hides a module, or a class whose docstring lacks a field, fails here.
 """
 
 import ast
@@ -22,7 +22,9 @@ MODULES = ["ebmjax"] + [
     module.name for module in pkgutil.walk_packages(ebmjax.__path__, "ebmjax.")
 ]
 
-PACKAGES = [name for name in MODULES if hasattr(importlib.import_module(name), "__path__")]
+PACKAGES = [
+    name for name in MODULES if hasattr(importlib.import_module(name), "__path__")
+]
 
 NAMES = [
     (module, name)
@@ -37,8 +39,8 @@ def tree_of(module):
 
 
 def imported_by(package):
-    """`(module, name)` for all names that a package's `__init__` takes from a module of
-    its own."""
+    """Yields `(module, name)` of all that a package's `__init__` takes from its own
+    modules."""
     for node in tree_of(package).body:
         if isinstance(node, ast.ImportFrom) and node.module.startswith(f"{package}."):
             yield from ((node.module, alias.name) for alias in node.names)
@@ -55,8 +57,8 @@ def test_all_is_a_sorted_list_of_names_that_exist(module):
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_package_exports_all_that_its_modules_export(package):
-    """A module is exported as a whole, or else every name of its `__all__` is, unless
-    none is: such a module serves the others of its package."""
+    """A package exports a module as a whole, or every name of its `__all__`, or none.
+    Modules of which it exports nothing serve the other modules of the package."""
     found = importlib.import_module(package)
     taken = list(imported_by(package))
     for module, name in taken:
@@ -83,8 +85,8 @@ def test_no_name_hides_a_module(module):
 
 
 def used_by_experiments():
-    """`(module, name, file)` for all names of the library that a file of `experiments`
-    imports or reads of a module."""
+    """Yields `(module, name, file)` of all names of the library that a file of
+    `experiments` imports or reads from a module."""
     for path in sorted((ROOT / "experiments").rglob("*.py")):
         tree, modules = ast.parse(path.read_text()), {}
         for node in ast.walk(tree):
@@ -109,7 +111,7 @@ def used_by_experiments():
 
 
 def test_all_has_what_experiments_use():
-    """Except the constants of the generator, which its own test battery changes."""
+    """The exceptions are constants of the generator, which its test battery changes."""
     uses = list(used_by_experiments())
     assert ("ebmjax.samplers", "sample_chains") in {use[:2] for use in uses}
     for module, name, path in uses:
@@ -120,7 +122,7 @@ def test_all_has_what_experiments_use():
 
 
 def automatic_docstrings(found):
-    """What Python makes of a class that has no docstring of its own."""
+    """Yields what Python shows for a class that has no docstring of its own."""
     yield None
     if inspect.isclass(found):
         yield from (base.__doc__ for base in found.__mro__[1:])
@@ -147,11 +149,13 @@ def test_what_is_public_has_a_docstring_of_its_own(module, name):
 
 
 def fields(found):
-    """Of a NamedTuple, or of a Flax module, whose own are its annotations."""
+    """The fields of a NamedTuple or of a Flax module, in their order."""
     if hasattr(found, "_fields"):
         return found._fields
-    own = [*inspect.get_annotations(found)] if hasattr(found, "__dataclass_fields__") else []
-    return [name for name in own if name not in ("parent", "name")]
+    if not hasattr(found, "__dataclass_fields__"):
+        return []
+    own = inspect.get_annotations(found)
+    return [name for name in own if name not in ("parent", "name")]  # Flax's own
 
 
 @pytest.mark.parametrize("module, name", NAMES)

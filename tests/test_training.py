@@ -655,8 +655,10 @@ def test_one_update_takes_one_batch_without_axes_before_it():
 
 @pytest.mark.parametrize("name, num_devices", [("pmap", 2), ("shard", 2), ("jit", 1)])
 def test_every_update_is_traced_once_and_donates_its_state(name, num_devices):
-    @chex.assert_max_traces(n=1)
+    num_traces = []
+
     def loss(params, key, batch):
+        num_traces.append(1)
         return quadratic(params, key, batch)
 
     players = one_player(loss)
@@ -669,3 +671,4 @@ def test_every_update_is_traced_once_and_donates_its_state(name, num_devices):
         state, _ = update(state, jnp.ones(shape))
         jax.block_until_ready(state.step)
         assert former.params["energy"]["w"].is_deleted()
+    assert len(num_traces) == 1

@@ -94,7 +94,8 @@ def pip(python, *arguments, **variables):
     if done.returncode != 0:
         asked = run(*command, "index", "versions", "setuptools")
         if asked.returncode != 0:
-            pytest.skip(f"no package index can be reached: {asked.stderr.strip()}")
+            said = asked.stderr.strip().splitlines()[-1]
+            pytest.skip(f"no package index can be reached; pip says: {said}")
     assert done.returncode == 0, done.stdout + done.stderr
 
 

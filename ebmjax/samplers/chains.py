@@ -1,4 +1,4 @@
-"""Runs one chain, or many independent chains, as one compiled program."""
+"""Functions that run one chain, or many independent chains, as one compiled program."""
 
 import functools
 from collections.abc import Callable
@@ -21,6 +21,8 @@ from ebmjax.samplers.recompilation import watched_jit
 from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import Array, EnergyFn, Key
 
+__all__ = ["sample_chain", "sample_chains"]
+
 
 def sample_chain(
     sampler: Sampler, energy_fn: EnergyFn, key: Key, x: Array, num_steps: int
@@ -28,14 +30,14 @@ def sample_chain(
     """Runs one chain.
 
     Args:
-      sampler: From `langevin`, `mala` and their like.
+      sampler: Sampler, as `langevin` and `mala` return it.
       energy_fn: Energy of one example.
-      key: A typed key; move `t` uses `fold_in(key, t)`.
-      x: Where the chain begins, `[*event]`.
+      key: Typed key; move `t` uses `fold_in(key, t)`.
+      x: Initial position, `[*event]`.
       num_steps: Number of moves.
 
     Returns:
-      `(state, infos)`: the last state, and the infos of all moves `[num_steps]`.
+      `(state, infos)`, the last state and the infos of all moves, `[num_steps]`.
     """
 
     energy_fn = scalar_energy(energy_fn)
@@ -59,59 +61,56 @@ def sample_chains(
     on_progress: Callable[[int], None] | None = None,
     progress_every: int = 1000,
 ) -> tuple[Any, Any]:
-    """Runs many independent chains, on all local devices.
+    """Runs many independent chains on all local devices.
 
     One program is compiled for each sampler, energy function, `collect`, counts and
     shapes. A function or a sampler that is made anew is compiled anew, even if it is
     equal to an earlier one: define it once, outside of loops. Bind parameters with
     `functools.partial(energy, params)`: they are then arguments of the compiled
     program, and new parameters need no new program. The values that a lambda closes
-    over are read when it is compiled. A lambda that is kept while they change goes on
+    over are read when it is compiled. A lambda that is kept while they change continues
     with the old values, as under `jax.jit`.
 
-    Every chain has random numbers of its own that depend on `key`, on the chain's index
-    and on the move alone: not on how many chains, devices or kept draws there are, nor
-    on how the work is laid out.
+    Every chain has its own random numbers, which depend only on `key`, the chain's
+    index and the move. They do not depend on the number of chains, devices or kept
+    draws, or on the layout of the work.
 
     The chains are divided among the devices on which `x` (or a bound parameter, or the
-    key) was put on purpose, with `jax.device_put`, and else among all local devices.
-    Called while something is traced (inside of `jit`, `pmap`, an update), it stays on
-    the device that traces. A CPU is one device unless
-    `XLA_FLAGS=--xla_force_host_platform_device_count=<cores>` says otherwise; for
-    cheap energies that is the faster way to use its cores.
+    key) was committed with `jax.device_put`, and otherwise among all local devices. If
+    arrays are traced (inside `jit`, `pmap`, or an update), the chains stay on the
+    device that traces. A CPU is one device unless
+    `XLA_FLAGS=--xla_force_host_platform_device_count=<cores>` is set. For cheap
+    energies, that is the faster way to use its cores.
 
     Args:
-      sampler: From `langevin`, `mala` and their like.
+      sampler: Sampler, as `langevin` and `mala` return it.
       energy_fn: Energy of one example, `[*event] -> []`.
-      key: A typed key.
-      x: Where the chains begin, `[chains, *event]`; may be sharded over devices along
-        its first axis.
-      num_steps: Number of all moves, burn-in included.
-      num_burn_in: First moves of which nothing is collected.
-      thin: Every `thin`-th move after burn-in is collected.
-      collect: What to keep of each collected move, `(state, info) -> pytree` of one
-        chain. None keeps nothing but the mean of the infos, in constant memory.
-      on_progress: Called by the host with the number of moves done, every
+      key: Typed key.
+      x: Initial positions, `[chains, *event]`; may be sharded over devices along the
+        first axis.
+      num_steps: Number of all moves, including the burn-in.
+      num_burn_in: Number of first moves of which nothing is collected.
+      thin: Period of collecting: every `thin`-th move after the burn-in is collected.
+      collect: Function from `(state, info)` of one chain to the pytree that is kept of
+        each collected move. None keeps only the mean of the infos, in constant memory.
+      on_progress: Function that the host calls with the number of moves done, every
         `progress_every` moves; the chains wait for it. None runs all moves as one
         program. Neither changes a random number.
-      progress_every: Moves between two calls of `on_progress`.
+      progress_every: Number of moves between two calls of `on_progress`.
 
     Returns:
-      `(state, collected)`: the last states `[chains, ...]`, and what `collect`
-      returned, stacked `[kept_steps, chains, ...]` with `kept_steps = (num_steps -
-      num_burn_in) // thin`; with `collect=None` the infos' means over the kept moves,
-      `[chains]`, zeros if none is kept. A chain whose energy becomes NaN shows it in
-      its own states and infos, and in no other chain's.
+      `(state, collected)`, the last states `[chains, ...]` and the results of
+      `collect`, stacked as `[kept_steps, chains, ...]` with
+      `kept_steps = (num_steps - num_burn_in) // thin`. With `collect=None`, `collected`
+      is the infos' means over the kept moves, `[chains]`, which are zeros if none is
+      kept. A chain whose energy becomes NaN shows it in its own states and infos, and
+      in no other chain's.
 
     Raises:
       ValueError: If a count is negative, `thin` or `progress_every` is not positive,
         the burn-in is longer than the run, `x` is not floating-point or has no chain
         axis, the key is not a typed one, the energy is not a scalar, or `on_progress`
         is given where arrays are traced.
-
-    Warns:
-      UserWarning: Once for each function or sampler that is compiled anew without need,
-        and once for each variable whose value in the compiled program is an old one.
     """
     counts = (("num_steps", num_steps, 0), ("num_burn_in", num_burn_in, 0))
     counts += (("thin", thin, 1), ("progress_every", progress_every, 1))
@@ -161,14 +160,17 @@ def sample_chains(
 
 
 def as_pytree(energy_fn: EnergyFn) -> jax.tree_util.Partial:
-    """Bound arrays become arguments of the compiled program, all else stays static."""
+    """Returns a function whose bound arrays are arguments of the compiled program.
+
+    All other bound arguments stay static.
+    """
     if not isinstance(energy_fn, functools.partial):  # which tree_util.Partial is too
         return jax.tree_util.Partial(energy_fn)
     leaves, structure = jax.tree.flatten((energy_fn.args, energy_fn.keywords))
     kinds = jax.Array | np.ndarray | np.floating
     is_array = tuple(isinstance(leaf, kinds) for leaf in leaves)
     others = tuple(leaf for leaf, found in zip(leaves, is_array) if not found)
-    types = tuple(type(leaf) for leaf in others)  # 2 and 2.0 are equal
+    types = tuple(type(leaf) for leaf in others)  # because 2 == 2.0
     bound = _Bound(energy_fn.func, structure, is_array, others, types)
     try:
         hash(bound)
@@ -179,7 +181,7 @@ def as_pytree(energy_fn: EnergyFn) -> jax.tree_util.Partial:
 
 
 class _Bound(NamedTuple):
-    """A function with all of its bound arguments but the arrays; equal by value."""
+    """Function with all of its bound arguments except the arrays; equal by value."""
 
     function: Callable
     structure: Any
@@ -197,14 +199,15 @@ class _Bound(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """The moves of a stretch of a run, by what is collected of them.
+    """Moves of a stretch of a run, grouped by what is collected of them.
 
     Attributes:
-      num_lead: First moves, of which nothing is collected.
+      num_lead: Number of first moves, of which nothing is collected.
       has_odd: Whether one collected move follows that ends a period begun earlier.
-      num_periods: Whole periods of `thin` moves, the last of each collected.
-      thin: Moves a period.
-      num_tail: Last moves, of which nothing is collected.
+      num_periods: Number of whole periods of `thin` moves, of which the last is
+        collected.
+      thin: Number of moves in a period.
+      num_tail: Number of last moves, of which nothing is collected.
     """
 
     num_lead: int
@@ -215,7 +218,7 @@ class Segment(NamedTuple):
 
 
 def _segment(first: int, end: int, num_burn_in: int, thin: int) -> Segment:
-    """Of the moves `first, ..., end - 1` of a run."""
+    """Returns the `Segment` of the moves `first, ..., end - 1` of a run."""
     begin = max(first, num_burn_in)
     past = (begin - num_burn_in) % thin  # moves of a period that is under way
     to_odd = (thin - past) % thin  # moves that end it
@@ -256,7 +259,7 @@ def _sample_chains(
     is_end,
     layout,
 ):
-    """One segment of a run; `states` are positions at the start.
+    """Runs one segment of a run; `states` are positions at the start.
 
     `means` are the counts and running means of `collect=None`, `[chains]`.
     """
@@ -290,7 +293,7 @@ def _sample_chains(
 
 
 def no_means(sampler, energy_fn, x):
-    """Counts and means before the first collected move, `[chains]`."""
+    """Returns counts and means before the first collected move, `[chains]`."""
     energy_fn = scalar_energy(energy_fn)
 
     def info(key, x):
@@ -310,7 +313,14 @@ def no_means(sampler, energy_fn, x):
 
 
 class Walk(NamedTuple):
-    """The moves of a block of chains."""
+    """Moves of a block of chains.
+
+    Attributes:
+      sampler: Sampler that moves the chains.
+      energy_fn: Energy of one example.
+      keys: Keys of the chains, `[chains]`.
+      collect: Function from `(state, info)` to what is kept, or None for running means.
+    """
 
     sampler: Sampler
     energy_fn: EnergyFn
@@ -328,7 +338,7 @@ class Walk(NamedTuple):
         return new, infos
 
     def moves(self, states, first, count):
-        """`count` moves that nobody looks at."""
+        """Makes `count` moves whose results are discarded."""
         if count == 0:  # a scan of no moves would trace the energy all the same
             return states
 
@@ -338,7 +348,7 @@ class Walk(NamedTuple):
         return jax.lax.scan(body, states, first + jnp.arange(count))[0]
 
     def kept_move(self, states, means, index):
-        """One move, with what is collected of it or the means brought up to date."""
+        """Makes one move, and collects it or updates the running means."""
         states, infos = self.move(states, index)
         if self.collect is not None:
             return states, means, jax.vmap(self.collect)(states, infos)

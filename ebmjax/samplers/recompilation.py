@@ -13,10 +13,16 @@ import types
 import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+__all__ = ["watched_jit"]
 
 BINDABLE = {"energy_fn", "energy_fns", "score_fn"}
 """Arguments whose parameters can be bound with `functools.partial`, to be arguments of
@@ -36,7 +42,7 @@ functions that differ in their arrays: an ensemble's energies may do so in turn.
 
 def watched_jit(
     caller: str, functions: tuple[str, ...], *, static_argnames: tuple[str, ...]
-) -> Callable[[Callable], Callable]:
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Returns a decorator: `jax.jit` that warns of needless programs and of old values.
 
     Nothing is done at a call except to compare the values that a function closes over,
@@ -49,11 +55,11 @@ def watched_jit(
         whether arrays are traced; nothing is watched then.
     """
 
-    def decorate(body: Callable) -> Callable:
+    def decorate(body: Callable[P, T]) -> Callable[P, T]:
         signature = inspect.signature(body)
 
         @functools.wraps(body)
-        def traced(*args, **options):
+        def traced(*args: P.args, **options: P.kwargs) -> tuple[T, Program]:
             # A jitted function returns the static parts of its result as they were when
             # it was traced. So every call returns the `Program` that ran.
             return body(*args, **options), Program()
@@ -61,9 +67,11 @@ def watched_jit(
         jitted = jax.jit(traced, static_argnames=static_argnames)
 
         @functools.wraps(body)
-        def call(*args, **options):
+        def call(*args: P.args, **options: P.kwargs) -> T:
+            results: T
             results, program = jitted(*args, **options)
-            if options["layout"].is_traced:
+            layout: Any = options["layout"]
+            if layout.is_traced or jax.config.jax_disable_jit:  # type: ignore[attr-defined]
                 return results
             if program.num_calls == 0:
                 bound = signature.bind(*args, **options).arguments
@@ -90,7 +98,7 @@ def watched_jit(
 class Program:
     """One compiled program: which functions it was compiled for, and their values."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.num_calls = 0
         self.functions: dict[str, Contents] = {}
         self.variables: list[Variable] = []
@@ -154,7 +162,7 @@ class Program:
             return
         compiled = {_place(constant) for constant in constants()}
 
-        def is_compiled(leaf, content):
+        def is_compiled(leaf: Any, content: Any) -> bool:
             if not isinstance(leaf, ARRAYS):
                 return False
             # A NumPy array of a type that JAX does not keep is copied.
@@ -194,8 +202,10 @@ class Program:
 
 @functools.lru_cache(4096)
 def _programs(key: Hashable) -> list[Program]:
-    """The latest programs whose functions have the same code and the same contents, up
-    to the values of arrays."""
+    """Returns the latest programs of one key, whose functions differ in arrays at most.
+
+    Such functions have the same code and the same contents up to the values of arrays.
+    """
     return []
 
 
@@ -223,7 +233,7 @@ class Identity:
 
 
 def identity(thing: Any) -> Hashable:
-    """An `Identity`, or what equals nothing if the object cannot have one."""
+    """Returns an `Identity`, or an object that equals nothing if there is none."""
     try:
         return Identity(thing)
     except TypeError:
@@ -266,10 +276,13 @@ class Contents:
             return self._of_array(value, holder)
         if isinstance(value, CONSTANTS):
             return (type(value), value)
-        if isinstance(value, tuple | list):
+        if isinstance(value, tuple):
             return (type(value), *(self._of(part, holder) for part in value))
-        if isinstance(value, dict):
-            items = value.items()
+        if isinstance(value, list | dict):
+            if id(value) in self.seen:
+                return ("seen", self.seen[id(value)])
+            self.seen[id(value)] = len(self.seen)
+            items = value.items() if isinstance(value, dict) else enumerate(value)
             return (type(value), *((k, self._of(part, holder)) for k, part in items))
         wrapped = getattr(value, "__wrapped__", None)
         if callable(wrapped) and not isinstance(value, type):  # as jax.jit returns
@@ -281,7 +294,7 @@ class Contents:
         is_known = not _is_jax(value) or (
             not value.is_deleted()
             and value.is_fully_addressable
-            and not jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key)
+            and not jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         )
         if self.by_value:
             is_known = is_known and value.nbytes <= LARGEST
@@ -295,29 +308,33 @@ class Contents:
         if id(function) in self.seen:
             return ("seen", self.seen[id(function)])
         self.seen[id(function)] = len(self.seen)
-        parts = [identity(function.__code__), id(function.__globals__)]
+        parts: list[Hashable] = [identity(function.__code__), id(function.__globals__)]
         parts += [
             self._of(part, holder)
             for part in (function.__defaults__, function.__kwdefaults__)
         ]
         for name, index, content in _variables(function):
-            if index is None and (callable(content) or inspect.ismodule(content)):
+            is_partial = isinstance(content, functools.partial)
+            if index is None and callable(content) and not is_partial:
                 parts.append((name, identity(content)))
             else:
-                cell = name if index is None else id(function.__closure__[index])
+                cells = function.__closure__ or ()
+                cell = name if index is None else id(cells[index])
                 outermost = cell if holder is None else holder
                 parts.append((name, self._of(content, outermost)))
         return ("function", *parts)
 
 
 def is_same(new: Contents, old: Contents) -> bool:
-    """Whether `jax.jit` takes both for one function."""
+    """Returns whether `jax.jit` takes both for one function."""
     return new.objects == old.objects
 
 
 def is_copy(new: Contents, old: Contents) -> bool:
-    """Whether two functions of one key differ in nothing, or in arrays that one
-    variable has held in turn, as in a loop."""
+    """Returns whether two functions of one key differ in nothing that matters.
+
+    They may differ in arrays that one variable has held in turn, as in a loop.
+    """
     pairs = zip(new.arrays, old.arrays, new.holders, old.holders, strict=True)
     return all(
         array == earlier or (holder is not None and holder == earlier_holder)
@@ -332,30 +349,32 @@ class Variable(NamedTuple):
       argument: Name of the argument that is this function or that calls it.
       function: A weak reference to the function that reads the variable.
       name: Name of the variable.
-      index: Place in the function's closure; None for a global variable.
+      cell: Place in the function's closure; None for a global variable.
       number: Its value if it is a number, else None.
       arrays: Weak references to the arrays of its value, by their places among the
         leaves.
     """
 
     argument: str
-    function: weakref.ref
+    function: weakref.ref[Any]
     name: str
-    index: int | None
+    cell: int | None
     number: Any
-    arrays: dict[int, weakref.ref]
+    arrays: dict[int, weakref.ref[Any]]
 
     def has_changed(self) -> bool:
-        """Whether the value is another one now. Equal arrays in the place of the former
-        ones are remembered instead."""
+        """Returns whether the value is another one now.
+
+        Equal arrays that replace the former ones are remembered instead.
+        """
         function = self.function()
         if function is None:
             return False
         try:
-            if self.index is None:
+            if self.cell is None:
                 content = function.__globals__[self.name]
             else:
-                content = function.__closure__[self.index].cell_contents
+                content = function.__closure__[self.cell].cell_contents
         except (KeyError, ValueError):  # deleted since
             return False
         if self.number is not None:
@@ -382,13 +401,13 @@ def _is_equal(new: Any, old: Any) -> bool:
         return False
     if new.shape != old.shape or new.dtype != old.dtype:
         return False
-    if jax.dtypes.issubdtype(new.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(new.dtype, jax.dtypes.prng_key):
         new, old = jax.random.key_data(new), jax.random.key_data(old)
     return bool(np.array_equal(new, old, equal_nan=new.dtype.kind == "f"))
 
 
 def _functions(value: Any) -> list[Any]:
-    """The functions that `jax.jit` compares by identity in an argument of a sampler."""
+    """Returns the functions in an argument that `jax.jit` compares by identity."""
     if isinstance(value, jax.tree_util.Partial):  # its arrays are traced
         value = value.func
     if isinstance(value, types.MethodType):  # equal by what it is bound to
@@ -401,8 +420,11 @@ def _functions(value: Any) -> list[Any]:
 def _closed_over(
     functions: list[Any], is_outer: bool
 ) -> Iterator[tuple[Any, tuple[str, int | None, Any, bool]]]:
-    """Variables of functions and of the functions that they hold, which may have been
-    compiled: arrays, and the numbers of the outermost functions."""
+    """Yields variables of functions that may have been compiled.
+
+    The functions that these functions hold are included. The variables are arrays, and
+    the numbers of the outermost functions.
+    """
     seen: set[int] = set()
     rest = [(function, is_outer) for function in functions]
     while rest:
@@ -437,7 +459,7 @@ def _closed_over(
 def _variables(
     function: types.FunctionType,
 ) -> Iterator[tuple[str, int | None, Any]]:
-    """Names and values of what a function closes over and of the globals it reads."""
+    """Yields names and values of the variables and globals that a function reads."""
     cells = function.__closure__ or ()
     for index, (name, cell) in enumerate(zip(function.__code__.co_freevars, cells)):
         try:
@@ -450,8 +472,9 @@ def _variables(
 
 
 def _names(code: types.CodeType) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Names of the globals that code reads, and of the variables that it assigns."""
-    read, assigned = set(), set()
+    """Returns names of the globals that code reads, and of the variables it assigns."""
+    read: set[str] = set()
+    assigned: set[str] = set()
     for instruction in dis.get_instructions(code):
         if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             read.add(instruction.argval)
@@ -470,7 +493,7 @@ def _is_jax(leaf: Any) -> bool:
 
 
 def _place(array: Any) -> Hashable:
-    """What tells an array from others: JAX keeps the memory of NumPy's."""
+    """Returns what identifies an array; JAX keeps the memory of NumPy's arrays."""
     return id(array) if _is_jax(array) else (np.asarray(array).ctypes.data,)
 
 
@@ -484,16 +507,16 @@ def _leaves(content: Any) -> list[Any]:
 
 
 def _shapes(rest: Any) -> Hashable:
-    """All that a program depends on besides the functions: shapes, types, options."""
+    """Returns what a program depends on besides functions: shapes, types, options."""
     args, options = rest
-    leaves, structure = jax.tree.flatten(args)
+    leaves = jax.tree.leaves(args)
     # The functions are static parts of the structure, and are compared elsewhere.
     shapes = tuple((np.shape(x), str(getattr(x, "dtype", type(x)))) for x in leaves)
-    return shapes, structure.num_nodes, tuple(sorted(options.items()))
+    return shapes, tuple(sorted(options.items()))
 
 
 def _code(value: Any) -> types.CodeType | None:
-    """The code of a function, under what wraps it; None of a sampler."""
+    """Returns the code of a function, without its wrappers; None for a sampler."""
     if isinstance(value, tuple) or not callable(value):
         return None
     function = _functions(value)[0] if _functions(value) else value
@@ -503,7 +526,7 @@ def _code(value: Any) -> types.CodeType | None:
 
 
 def _describe(value: Any) -> str:
-    """A function by its name, file and line, and a sampler by its repr."""
+    """Returns a function's name, file and line, or a sampler's repr."""
     code = _code(value)
     if code is None:
         return repr(value)

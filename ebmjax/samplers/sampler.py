@@ -1,7 +1,7 @@
-"""What a sampler is.
+"""The type of a sampler, and functions that samplers share.
 
 A `Sampler` is a pair of functions on one chain. Its hyper-parameters are fixed when it
-is made; the energy is given at every call, because in training the energy changes at
+is made. The energy is given at every call, because in training the energy changes at
 every update and the sampler does not.
 """
 
@@ -16,31 +16,33 @@ import numpy as np
 
 from ebmjax.types import Array, EnergyFn, Key
 
+__all__ = ["Sampler"]
+
 P = ParamSpec("P")
 
 LONGEST = 60
-"""Characters up to which the repr of a sampler shows an option in full."""
+"""Largest number of characters with which the repr of a sampler shows an option."""
 
 
 class Sampler(NamedTuple):
-    """One Markov chain's two functions.
+    """Pair of functions of one Markov chain.
 
     Attributes:
-      init: `init(energy_fn, x) -> state` for a position `x: [*event]`. What the state
-        caches (energy, gradient) belongs to `state.position`.
+      init: `init(energy_fn, x) -> state` for a position `x`, `[*event]`. The values
+        that the state caches (energy, gradient) belong to `state.position`.
       step: `step(energy_fn, key, state) -> (state, info)`, one move. `info` is a
-        NamedTuple of scalars that only people and diagnostics read.
+        NamedTuple of scalars for people and diagnostics.
     """
 
     init: Callable[[EnergyFn, Array], Any]
     step: Callable[[EnergyFn, Key, Any], tuple[Any, Any]]
 
     def __repr__(self) -> str:
-        made_by = getattr(self.step, "made_by", None)
+        makers: list[Any] = [getattr(function, "made_by", None) for function in self]
         # A function that was replaced makes another sampler than the factory's.
-        if made_by is None or getattr(self.init, "made_by", None) is not made_by:
+        if makers[0] is None or makers[0] is not makers[1]:
             return f"Sampler(init={self.init!r}, step={self.step!r})"
-        name, options = made_by
+        name, options = makers[0]
         shown = (f"{option}={_abbreviate(value)}" for option, value in options.items())
         return f"{name}({', '.join(shown)})"
 
@@ -63,10 +65,10 @@ def named(factory: Callable[P, Sampler]) -> Callable[P, Sampler]:
 
 
 def _abbreviate(value: Any) -> str:
-    """The value of an option: its number, an array's type and shape, or a name."""
-    if isinstance(value, jax.core.Tracer) or np.ndim(value) and hasattr(value, "dtype"):
-        return f"{value.dtype}[{','.join(map(str, value.shape))}]"
+    """Returns the value of an option: a number, an array's shape, or a name."""
     if isinstance(value, jax.Array | np.ndarray | np.generic):
+        if isinstance(value, jax.core.Tracer) or value.ndim:
+            return f"{value.dtype}[{','.join(map(str, value.shape))}]"
         return str(np.asarray(value))
     if isinstance(value, functools.partial):
         return f"partial({_abbreviate(value.func)}, ...)"
@@ -78,19 +80,23 @@ def _abbreviate(value: Any) -> str:
 
 
 def value(function: EnergyFn, x: Array) -> Array:
-    """`function(x)`, in float32 at least: an energy may compute in bfloat16."""
+    """Returns `function(x)` in float32 at least; an energy may compute in bfloat16."""
     result = jnp.asarray(function(x))
     return result.astype(jnp.promote_types(result.dtype, jnp.float32))
 
 
 def value_and_gradient(energy_fn: EnergyFn, x: Array) -> tuple[Array, Array]:
-    """`energy_fn(x)` as `value` has it, and its gradient, of the type of `x`."""
+    """Returns `value` of an energy and its gradient, which has the type of `x`."""
     return jax.value_and_grad(functools.partial(value, energy_fn))(x)
 
 
 def draw_uniform(key: Key, shape: tuple[int, ...], position: Array) -> Array:
-    """Uniform on (0, 1], of the position's type, whatever the energy's; never bfloat16,
-    which has too few. Never 0: its logarithm would accept the worst of proposals."""
+    """Draws uniform numbers on (0, 1], of the position's type.
+
+    The type is never bfloat16, which has too few numbers, and does not depend on the
+    energy's. The numbers are never 0, whose logarithm would accept the worst of
+    proposals.
+    """
     dtype = jnp.promote_types(position.dtype, jnp.float32)
     return 1 - jax.random.uniform(key, shape, dtype)
 
@@ -100,9 +106,11 @@ def metropolis(
 ) -> tuple[Any, Array, Array]:
     """Takes the proposed state with probability `min(1, exp(log_ratio))`.
 
-    Returns the state, that probability, and whether it was taken. The whole state moves
-    or the whole state stays: a kept position is never paired with a refused gradient.
-    A NaN ratio refuses, and its probability is NaN.
+    The whole state moves or the whole state stays, so a kept position is never paired
+    with a refused gradient. A NaN ratio refuses, and its probability is NaN.
+
+    Returns:
+      The state, the probability of taking it, and whether it was taken.
     """
     uniform = draw_uniform(key, (), state.position)
     is_accepted = jnp.log(uniform) <= log_ratio

@@ -30,7 +30,7 @@ from experiments.data import target_batches
 from experiments.generalized.latents import (
     SAMPLER_NAMES,
     check_sampler,
-    refine,
+    make_refine,
     sample_model,
     sampler_section,
 )
@@ -130,13 +130,11 @@ def split_key(key: Key) -> Key:
     return jax.random.split(key, 1 + len(SAMPLER_NAMES))
 
 
-def draw_samples(config, energy_fn, key: Key, num: int) -> np.ndarray:
+def draw_samples(config, refine, key: Key, num: int) -> np.ndarray:
     """Returns draws of the model, `[num, 2]`: see `load`."""
     latent_key, chain_key, *_ = split_key(key)
     latents = jax.random.normal(latent_key, (num, 1))
-    return sample_model(
-        config.evaluation.sampler, energy_fn, circle_point, chain_key, latents
-    )
+    return sample_model(config.evaluation.sampler, refine, chain_key, latents)
 
 
 def build(config: ConfigDict, keys: Keys) -> Experiment:
@@ -183,17 +181,9 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         latent_key, *chain_keys = split_key(key)
         latents = jax.random.normal(latent_key, (config.evaluation.num_chains, 1))
         scalars["mean_base"] = float(jax.vmap(circle_point)(latents)[:, 0].mean())
-        draws, panels = {}, {}
+        refine, draws, panels = make_refine(section, energy_fn, circle_point), {}, {}
         for name, chain_key in zip(section.names, chain_keys):
-            refined = refine(
-                name,
-                section,
-                energy_fn,
-                circle_point,
-                chain_key,
-                latents,
-                chain_lengths=section.chain_lengths,
-            )
+            refined = refine(name, chain_key, latents)
             x = draws[name] = refined[max(refined)].x
             scalars[f"mean_{name}"] = float(x[:, 0].mean())
             shares, edges = np.histogram(
@@ -244,13 +234,14 @@ def load(
     """
     network = make_network(config)
     energy_fn = bind_energy(config, network, params)
+    refine = make_refine(config.evaluation.sampler, energy_fn, circle_point)
     return Trained(
         config,
         params,
         model_state,
         {"energy": network},
         energy_fn=energy_fn,
-        sample=functools.partial(draw_samples, config, energy_fn),
+        sample=functools.partial(draw_samples, config, refine),
     )
 
 

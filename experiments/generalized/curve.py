@@ -27,7 +27,7 @@ from ebmjax.checks import check_number
 from ebmjax.objectives import generalized
 from ebmjax.types import Array, Key, Network
 from experiments.data import target_batches
-from experiments.generalized.latents import Refined, refine
+from experiments.generalized.latents import make_refine
 from experiments.generalized.players import (
     base_player,
     check_players,
@@ -152,19 +152,13 @@ def bind_networks(config, built: dict[str, Network], params):
     return generalized.floored(energy_fn, energy_floor(config)), generator_fn
 
 
-def refine_latents(config, energy_fn, generator_fn, key: Key, latents) -> Refined:
-    """Returns the chains of the generalised model, which begin at the latents."""
+def bind_refine(config, built: dict[str, Network], params):
+    """Returns `refine(key, latents) -> Refined` of the generalised model."""
     num_steps = config.evaluation.sampler.num_steps
-    section = {"step_size": 1.0, "decay_every": 0}  # independence has no step
-    return refine(
-        "independence",
-        section,
-        energy_fn,
-        generator_fn,
-        key,
-        latents,
-        chain_lengths=(num_steps,),
-    )[num_steps]
+    # Independence Metropolis-Hastings has no step, whatever its size.
+    section = {"chain_lengths": (num_steps,), "step_size": 1.0, "decay_every": 0}
+    refine = make_refine(section, *bind_networks(config, built, params))
+    return lambda key, latents: refine("independence", key, latents)[num_steps]
 
 
 def split_key(key: Key) -> Key:
@@ -173,11 +167,11 @@ def split_key(key: Key) -> Key:
     return latent_key, chain_key, draw_key, noise_key, *others
 
 
-def draw_samples(config, energy_fn, generator_fn, key: Key, num: int) -> np.ndarray:
+def draw_samples(refine, key: Key, num: int) -> np.ndarray:
     """Returns draws of the generalised model, `[num, 2]`."""
     latent_key, chain_key, *_ = split_key(key)
     latents = jax.random.normal(latent_key, (num, 1))
-    return refine_latents(config, energy_fn, generator_fn, chain_key, latents).x
+    return refine(chain_key, latents).x
 
 
 def build(config: ConfigDict, keys: Keys) -> Experiment:
@@ -279,9 +273,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         latent_key, chain_key, draw_key, *ridge_keys = split_key(key)
         latents = jax.random.normal(latent_key, (num_samples, 1))
         draw = jax.jit(jax.vmap(generator, (None, 0)))
-        refined = refine_latents(
-            config, *bind_networks(config, built, found), chain_key, latents
-        )
+        refined = bind_refine(config, built, found)(chain_key, latents)
         samples = {
             "data": np.asarray(target.sample(draw_key, num_samples)),
             "ebm": draw_ridge(found["ridge"], *ridge_keys),
@@ -332,8 +324,8 @@ def load(
     plane. `sample` moves latents of its own by `evaluation.sampler`.
     """
     built = make_networks(config)
-    energy_fn, generator_fn = bind_networks(config, built, params)
-    sample = functools.partial(draw_samples, config, energy_fn, generator_fn)
+    energy_fn, _ = bind_networks(config, built, params)
+    sample = functools.partial(draw_samples, bind_refine(config, built, params))
     return Trained(
         config, params, model_state, built, energy_fn=energy_fn, sample=sample
     )

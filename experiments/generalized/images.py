@@ -44,7 +44,7 @@ from experiments.data import (
 )
 from experiments.generalized.latents import (
     check_sampler,
-    refine,
+    make_refine,
     sample_model,
     sampler_section,
 )
@@ -205,12 +205,11 @@ def bind_networks(config, built: dict[str, Network], params, model_state):
     return generalized.floored(energy_fn, energy_floor(config)), base_fn
 
 
-def draw_samples(config, energy_fn, generator_fn, key: Key, num: int) -> np.ndarray:
+def draw_samples(config, refine, key: Key, num: int) -> np.ndarray:
     """Returns draws of the model, `[num, *image_shape]`: see `load`."""
     latent_key, chain_key = jax.random.split(key)
     latents = jax.random.normal(latent_key, (num, config.latent_dim))
-    section = config.evaluation.sampler
-    return sample_model(section, energy_fn, generator_fn, chain_key, latents)
+    return sample_model(config.evaluation.sampler, refine, chain_key, latents)
 
 
 def build(config: ConfigDict, keys: Keys) -> Experiment:
@@ -249,6 +248,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         energy_fn, generator_fn = bind_networks(
             config, built, evaluated_params(state), state.model_state
         )
+        refine = make_refine(section, energy_fn, generator_fn)
         generate = jax.jit(jax.vmap(generator_fn))
         distances, shown, rates = {}, {}, {}
         chained = []
@@ -262,16 +262,8 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         for index, name in enumerate(section.names):
             temperatures = section.temperatures if name != "transport" else (1.0,)
             for place, temperature in enumerate(temperatures):
-                refined = refine(
-                    name,
-                    section,
-                    energy_fn,
-                    generator_fn,
-                    jax.random.fold_in(jax.random.fold_in(key, index), place),
-                    latents,
-                    chain_lengths=section.chain_lengths,
-                    temperature=temperature,
-                )
+                chain_key = jax.random.fold_in(jax.random.fold_in(key, index), place)
+                refined = refine(name, chain_key, latents, temperature)
                 cells = {
                     _cell(name, temperature, length): chains
                     for length, chains in refined.items()
@@ -290,9 +282,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         sample_key = jax.random.fold_in(key, len(section.names))
         save_arrays(
             directory / "samples.npz",
-            samples=draw_samples(
-                config, energy_fn, generator_fn, sample_key, options.num_samples
-            ),
+            samples=draw_samples(config, refine, sample_key, options.num_samples),
             key=jax.random.key_data(sample_key),
         )
         return (
@@ -412,7 +402,8 @@ def load(
     """
     built = make_networks(config, facts["image_shape"])
     energy_fn, generator_fn = bind_networks(config, built, params, model_state)
-    sample = functools.partial(draw_samples, config, energy_fn, generator_fn)
+    refine = make_refine(config.evaluation.sampler, energy_fn, generator_fn)
+    sample = functools.partial(draw_samples, config, refine)
     return Trained(
         config, params, model_state, built, energy_fn=energy_fn, sample=sample
     )

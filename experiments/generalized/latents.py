@@ -19,7 +19,7 @@ __all__ = [
     "SAMPLER_NAMES",
     "Refined",
     "check_sampler",
-    "refine",
+    "make_refine",
     "sample_model",
     "sampler_section",
 ]
@@ -124,19 +124,15 @@ def _check_lengths(chain_lengths: Sequence[int]) -> None:
         raise ValueError(f"chain_lengths must rise from above 0, got {lengths}")
 
 
-def refine(
-    name: str,
-    section,
-    energy_fn: EnergyFn,
-    generator_fn: Callable[[Array], Array],
-    key: Key,
-    latents: Array,
-    *,
-    chain_lengths: Sequence[int],
-    temperature: float = 1.0,
-) -> dict[int, Refined]:
-    """Runs chains in the latent space; returns them, and what the generator makes of
-    them, at each of the lengths.
+def make_refine(
+    section, energy_fn: EnergyFn, generator_fn: Callable[[Array], Array]
+) -> Callable[..., dict[int, Refined]]:
+    """Returns `refine(name, key, latents, temperature=1.0) -> {length: Refined}`.
+
+    `refine` runs chains in the latent space, by one of `SAMPLER_NAMES` from latents
+    `[n, latent_dim]`, which are draws of the prior. It returns where they are at each
+    of the lengths. The temperature divides the energy and not the prior. What has been
+    compiled is kept with `refine`.
 
     After every `decay_every` moves the step is multiplied by `decay`. The momentum of
     "underdamped" is 0 at the start and is kept from one length to the next: if it began
@@ -148,85 +144,72 @@ def refine(
     reduced by `1 / sqrt(d)` of itself. It has no temperature.
 
     Args:
-      name: One of `SAMPLER_NAMES`.
-      section: Holds `step_size`, which is for temperature 1 and is multiplied by the
-        temperature as the energy is divided by it; `decay` and `decay_every`;
-        `friction` of "underdamped"; `num_leapfrog` of "hmc"; `transport_step_size`.
+      section: Holds `chain_lengths`, rising; `step_size`, which is for temperature 1
+        and is multiplied by the temperature as the energy is divided by it; `decay` and
+        `decay_every`; `friction` of "underdamped"; `num_leapfrog` of "hmc";
+        `transport_step_size`.
       energy_fn: The energy of one example.
       generator_fn: Makes an example from a latent.
-      key: The randomness of the moves.
-      latents: `[n, latent_dim]`, draws of the prior at which the chains begin.
-      chain_lengths: Rising numbers of moves.
-      temperature: Divides the energy, not the prior.
-
-    Returns:
-      Length -> `Refined`.
 
     Raises:
-      ValueError: If the name is unknown, or the lengths do not rise from above 0.
-      FloatingPointError: If transport finds no slope, if latents cease to be finite
-        (the step may be too long for a sampler that refuses nothing), or if the energy
-        is not a number wherever a chain would go.
+      ValueError: If the lengths do not rise from above 0; in `refine`, if the name is
+        unknown.
+      FloatingPointError: In `refine`, if transport finds no slope, if latents cease to
+        be finite (the step may be too long for a sampler that refuses nothing), or if
+        the energy is not a number wherever a chain would go.
     """
-    if name not in SAMPLER_NAMES:
-        raise ValueError(
-            f"sampler must be one of {sorted(SAMPLER_NAMES)}, got {name!r}"
-        )
-    _check_lengths(chain_lengths)
-    lengths = list(chain_lengths)
-    position = latents
-    if name == "transport":
-        move = make_transport(section, energy_fn, generator_fn, key, latents)
-    else:
-        if name == "underdamped":  # pairs of latent and momentum
-            position = jnp.stack([latents, jnp.zeros_like(latents)], 1)
-        move = make_chains(name, section, energy_fn, generator_fn, temperature)
-    every = section["decay_every"]
+    lengths, every = list(section["chain_lengths"]), section["decay_every"]
+    _check_lengths(lengths)
     decays = range(every, lengths[-1], every) if every else []
     generate = jax.jit(functools.partial(jax.lax.map, generator_fn, batch_size=CHUNK))
-    found, rates, first = {}, [], 0
-    for index, end in enumerate(sorted({*lengths, *decays})):
-        scale = section["decay"] ** (first // every) if every else 1.0
-        position, rate = move(
-            jax.random.fold_in(key, index), position, end - first, scale
-        )
-        rates.append((end - first, rate))
-        first = end
-        if not jnp.isfinite(position).all():
-            raise FloatingPointError(
-                f"{name} at temperature {temperature:g}: latents are not finite after"
-                f" {end} moves; a shorter step may help"
+
+    @functools.cache  # new functions would be compiled anew
+    def chains(name, temperature):
+        return make_chains(name, section, energy_fn, generator_fn, temperature)
+
+    def refine(name, key, latents, temperature=1.0):
+        if name not in SAMPLER_NAMES:
+            raise ValueError(
+                f"sampler must be one of {sorted(SAMPLER_NAMES)}, got {name!r}"
             )
-        if end in lengths:
-            mean = sum(num * rate for num, rate in rates) / end
-            last = position[:, 0] if name == "underdamped" else position
-            found[end] = Refined(np.asarray(last), np.asarray(generate(last)), mean)
-    return found
+        position = latents
+        if name == "transport":
+            move = make_transport(section, energy_fn, generator_fn, key, latents)
+        else:
+            if name == "underdamped":  # pairs of latent and momentum
+                position = jnp.stack([latents, jnp.zeros_like(latents)], 1)
+            move = chains(name, temperature)
+        found, rates, first = {}, [], 0
+        for index, end in enumerate(sorted({*lengths, *decays})):
+            scale = section["decay"] ** (first // every) if every else 1.0
+            position, rate = move(
+                jax.random.fold_in(key, index), position, end - first, scale
+            )
+            rates.append((end - first, rate))
+            first = end
+            if not jnp.isfinite(position).all():
+                raise FloatingPointError(
+                    f"{name} at temperature {temperature:g}: latents are not finite"
+                    f" after {end} moves; a shorter step may help"
+                )
+            if end in lengths:
+                mean = sum(num * rate for num, rate in rates) / end
+                last = position[:, 0] if name == "underdamped" else position
+                x = np.asarray(generate(last))
+                found[end] = Refined(np.asarray(last), x, mean)
+        return found
+
+    return refine
 
 
-def sample_model(
-    section,
-    energy_fn: EnergyFn,
-    generator_fn: Callable[[Array], Array],
-    key: Key,
-    latents: Array,
-) -> np.ndarray:
+def sample_model(section, refine, key: Key, latents: Array) -> np.ndarray:
     """Returns draws of the model, `[n, *event]`, one for each latent.
 
     They are the images of chains of the section's first sampler at its first
-    temperature (1 where it has none), after the last length. The other arguments are
-    those of `refine`.
+    temperature (1 if it has none), after the last length.
     """
-    refined = refine(
-        section["names"][0],
-        section,
-        energy_fn,
-        generator_fn,
-        key,
-        latents,
-        chain_lengths=section["chain_lengths"],
-        temperature=section.get("temperatures", (1.0,))[0],
-    )
+    temperature = section.get("temperatures", (1.0,))[0]
+    refined = refine(section["names"][0], key, latents, temperature)
     return refined[max(refined)].x
 
 

@@ -88,7 +88,7 @@ def make_kdd99() -> dict:
         "latent_dim": 32,  # paper: the length of z
         "objective": objective_section(score_penalty=100.0),
         "players": players_section(num_energy_updates=1, first="energy"),
-        "sampler": training_chains(),
+        **training_chains(),
         "optimizer": adam_section(1e-4, b1=0.5, b2=0.9),
         "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
         "train": train_section(

@@ -66,7 +66,7 @@ def make_cifar10() -> dict:
         "latent_dim": 128,  # paper: the length of z
         "objective": objective_section(score_penalty=10.0, reduction="channel_mean"),
         "players": players_section(),
-        "sampler": training_chains(),
+        **training_chains(),
         "optimizer": adam_section(1e-4, b1=0.5, b2=0.9),
         "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
         "train": train_section(100_000, eval_every=10_000),  # of the generator
@@ -79,7 +79,7 @@ def make_cifar10() -> dict:
             "classifier_steps": 4_000,  # of the classifier's training; 0 for no table
             "inception_weights": "",  # file of Inception v3's, for FID and IS; or ""
             "num_inception": 50_000,  # draws for them, beside all training images
-            "sampler": evaluation_chains(),
+            **evaluation_chains(),
         },
     }
 

@@ -85,7 +85,7 @@ def make_toy() -> dict:
         # draws between the modes.
         "objective": objective_section(score_penalty=0.01, information_weight=0.25),
         "players": players_section(),
-        "sampler": training_chains(),
+        **training_chains(),
         "optimizer": adam_section(1e-3, b1=0.5, b2=0.9),
         "ema_decay": 0.999,  # of the parameters that are evaluated; 0 for none
         "train": train_section(20_000),  # updates of the generator
@@ -94,7 +94,7 @@ def make_toy() -> dict:
             "num_chains": 2_000,  # of every kind
             "bound": 2.0,  # densities are on [-bound, bound]^2
             "num_bins": 125,  # a side, each with 4 x 4 points
-            "sampler": evaluation_chains(),
+            **evaluation_chains(),
         },
     }
     config["optimizer"]["learning_rate"] |= {"final": 1e-5, "decay_steps": 20_000}

@@ -45,31 +45,39 @@ def players_section(**others) -> dict:
 
 
 def training_chains() -> dict:
-    """Returns a config's section `sampler`: latent MALA before the energy's update."""
+    """Returns a config's section `sampler`: latent MALA before the energy's update, of
+    which the released code has none."""
     return {
-        "num_steps": 0,  # moves; 0 for no chains, as in the released code
-        "step_size": 0.01,  # latent^2 / energy; paper: alpha
-        "temperature": 1.0,  # divides the energy; the paper's beta is its inverse
-        "prior": True,  # whether |latent|^2 / 2 is in the energy; paper: no
+        "sampler": {
+            "num_steps": 0,  # moves; 0 for none
+            "step_size": 0.01,  # latent^2 / energy, of latent MALA; paper: alpha
+            "temperature": 1.0,  # of latent MALA, divides the energy; paper: 1 / beta
+            "prior": True,  # whether |latent|^2 / 2 is in the energy; paper: no
+        }
     }
 
 
 def evaluation_chains() -> dict:
-    """Returns a config's section `evaluation.sampler`: chains from the generator."""
+    """Returns a config's section `sampler` of `evaluation`: latent MALA and Langevin,
+    both from the generator's draws."""
     return {
-        "num_steps": 5,  # moves of latent MALA, and of Langevin in x
-        "step_size": 0.01,  # latent^2 / energy, of latent MALA; paper: alpha
-        "temperature": 5.0,  # divides the energy; paper: 1 / beta
-        "prior": True,  # whether |latent|^2 / 2 is in the energy; paper: no
-        "visible_step_size": 1e-3,  # x^2 / energy, of Langevin in x
-        "visible_temperature": 1.0,  # of Langevin in x
+        "sampler": {
+            "num_steps": 5,  # moves; 0 for none
+            "step_size": 0.01,  # latent^2 / energy, of latent MALA; paper: alpha
+            "temperature": 5.0,  # of latent MALA, divides the energy; paper: 1 / beta
+            "prior": True,  # whether |latent|^2 / 2 is in the energy; paper: no
+            "visible_step_size": 1e-3,  # x^2 / energy, of Langevin in x
+            "visible_temperature": 1.0,  # of Langevin in x, divides the energy
+        }
     }
 
 
-BASELINES = {
-    "wgan_gp": {"gradient_penalty": 10.0},  # weight of (|grad E| - 1)^2
-    "gan": {},
+WGAN_GP = {
+    "gradient_penalty": 10.0,  # weight of (|grad E| - 1)^2 between data and draws
 }
+
+BASELINES = {"wgan_gp": WGAN_GP, "gan": {}}
+"""Method -> its options beside its name."""
 
 
 def make_config(presets: Mapping[str, Callable[[], dict]], preset: str) -> ConfigDict:

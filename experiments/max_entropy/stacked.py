@@ -68,7 +68,7 @@ def make_stacked(num_digits: int = 3) -> dict:
         "latent_dim": 128,  # paper: the length of z
         "objective": objective_section(score_penalty=10.0, reduction="channel_mean"),
         "players": players_section(),
-        "sampler": training_chains(),
+        **training_chains(),
         "optimizer": adam_section(1e-4, b1=0.5, b2=0.9),
         "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
         "train": train_section(100_000, eval_every=1_000),  # of the generator
@@ -80,7 +80,7 @@ def make_stacked(num_digits: int = 3) -> dict:
             "num_shown": 100,  # draws in the picture
             "classifier_steps": 3_000,  # of the training of the one that reads digits
             "min_accuracy": 0.994,  # of it on test images, or nothing is trained
-            "sampler": evaluation_chains(),
+            **evaluation_chains(),
         },
     }
 

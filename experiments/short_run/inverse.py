@@ -128,6 +128,9 @@ def make_evaluation(
         bound = functools.partial(compute_energies, params)
         return in_chunks(bound, x, section.chunk_size)
 
+    def keep(state, info):  # once: a new function would be compiled anew
+        return state.position, info
+
     def follow(params, key, num, length, parts):
         """Positions of chains from noise, `[parts + 1, num, *shape]`, evenly spaced."""
         start_key, chain_key = jax.random.split(key)
@@ -140,7 +143,7 @@ def make_evaluation(
             z,
             length,
             thin=thin,
-            collect=lambda state, info: (state.position, info),
+            collect=keep,
         )
         return np.concatenate([z[None], positions]), infos, thin
 

@@ -1,4 +1,4 @@
-r"""Every way to train an energy, on data whose density is known: which of them finds it?
+r"""Every way to train an energy, on data of known density: which of them finds it?
 
 Paper: Song & Kingma (2021), "How to train your energy-based models",
 https://arxiv.org/abs/2101.03288.

@@ -18,7 +18,7 @@ TINY = [
     "--config.network.widths=(4,)",
     "--config.evaluation.num_samples=16",
     "--config.evaluation.num_bins=4",
-    "--config.evaluation.num_moves=2",
+    "--config.evaluation.sampler.num_steps=2",
 ]
 
 

@@ -14,8 +14,8 @@ score matching.
 
 A preset is `objective,table`, with the table `red_wine`, `white_wine` or `parkinsons`,
 read from a file in `data.data_dir`. With `--sweep` either may be `all`, and tables that
-are not in the folder are left out. A run takes 5 to 20 minutes on two CPU cores, most
-of them for the log partition function.
+are not in the folder are left out. A run takes minutes on a CPU, most of them for the
+log partition function.
 """
 
 import functools

@@ -60,7 +60,11 @@ def test_the_energy_is_von_mises_s(tmp_path):
     draws has the mean of the refined law."""
     config = with_options(
         circle.get_config(),
-        {"train.num_steps": 400, "optimizer.learning_rate.decay_steps": 400},
+        {
+            "train.num_steps": 400,
+            "optimizer.learning_rate.decay_steps": 400,
+            "evaluation.sampler.chain_lengths": (200,),
+        },
     )
     found = run(circle.build, config, tmp_path)
     np.testing.assert_allclose(found["kale"], found["kale_exact"], atol=0.01)

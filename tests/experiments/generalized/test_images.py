@@ -26,11 +26,9 @@ SMALL = {
     "players.num_energy_updates": 2,
     "players.num_extra_updates": 2,
     "players.extra_every": 2,
-    "train.num_steps": 4,
-    "train.num_joint_steps": 3,
+    "train.num_steps": 2,
+    "train.num_joint_steps": 1,
     "train.log_every": 1,
-    "train.eval_every": 2,
-    "train.checkpoint_every": 2,
     "evaluation.num_samples": 32,
     "evaluation.num_examples": 40,
     "evaluation.num_shown": 4,
@@ -49,10 +47,11 @@ def tiny(preset="digits", data_dir=None, **changes):
     if "width" in config.network:
         options["network.width"] = 4
     else:
-        widths = config.network.widths
-        options["network.widths"] = tuple(max(1, width // 16) for width in widths)
+        options["network.widths"] = (1, 2)
     if "data_dir" in config.data:
         options |= {"data.data_dir": str(data_dir), "data.download": False}
+        # The residual network is of 32 x 32 pixels.
+        options["data.size"] = 32 if "width" in config.network else 8
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     return with_options(config, options | changes)
 
@@ -66,8 +65,7 @@ def data_dir(tmp_path_factory):
         section = images.get_config(preset).data
         if "size" not in section:
             continue  # the digits are embedded
-        source = sources.SOURCES[section.name]
-        size = section.size or source.size
+        source, size = sources.SOURCES[section.name], 32 if "resnet" in preset else 8
         for split, num in zip(source.splits, (80, 40)):
             arrays = {"images": rng.integers(0, 256, (num, size, size, 3), np.uint8)}
             if source.label_name:
@@ -108,8 +106,7 @@ def test_the_paper_s_scale_runs(data_dir, tmp_path):
     config = tiny(
         "cifar10_resnet,donsker_varadhan",
         data_dir,
-        train__num_steps=2,
-        train__num_joint_steps=1,
+        train__num_steps=1,
         evaluation__sampler__names=("underdamped", "transport"),
         evaluation__sampler__chain_lengths=(2,),
     )
@@ -118,17 +115,16 @@ def test_the_paper_s_scale_runs(data_dir, tmp_path):
     assert {"relative_underdamped_0.5_2", "relative_transport_1_2"} <= set(scalars)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("preset", images.PRESETS)
 def test_every_preset_builds(preset, data_dir, monkeypatch):
-    """With KALE, and with images of its own shape; one step's batch fits it."""
+    """With KALE; the batch of a step is for all of its updates."""
     monkeypatch.setattr(images, "Inception", lambda path, num_levels: None)
     config = tiny(preset, data_dir, evaluation__inception_weights="inception.npz")
     experiment = images.build(config, make_keys(0))
     assert experiment.players["energy"].trains == ("energy", "log_partition")
-    size = config.data.get("size", 8) or 28
-    shape = tuple(experiment.facts["image_shape"])
-    assert shape[:2] == (size, size)
+    size, channels = config.data.get("size", 8), 1 if preset == "digits" else 3
+    shape = (size, size, channels)
+    assert experiment.facts == {"image_shape": list(shape)}
     # At the first step the energy has 2 + 2 updates and the base 1.
     assert experiment.batch(0).shape == (16 * 5, *shape)
 
@@ -166,23 +162,26 @@ def test_images_are_judged_by_temperature_and_length_in_percent_of_the_base_s(
     the mean square."""
     seen = []
 
-    def refine(name, section, energy_fn, generator_fn, key, latents, **options):
-        lowest = float(energy_fn(jnp.zeros((8, 8, 1))))
-        seen.append((name, options["temperature"], lowest))
-        x = np.asarray(jax.vmap(generator_fn)(latents))
-        return {
-            length: Refined(
-                latents,
-                x * (1 - length / 10),
-                length / 10 if name == "mala" else math.nan,
-            )
-            for length in options["chain_lengths"]
-        }
+    def make_refine(section, energy_fn, generator_fn):
+        def refine(name, key, latents, temperature):
+            lowest = float(energy_fn(jnp.zeros((8, 8, 1))))
+            seen.append((name, temperature, lowest))
+            x = np.asarray(jax.vmap(generator_fn)(latents))
+            return {
+                length: Refined(
+                    latents,
+                    x * (1 - length / 10),
+                    length / 10 if name == "mala" else math.nan,
+                )
+                for length in section.chain_lengths
+            }
+
+        return refine
 
     def make_measure(config, data):
         return lambda sets: {n: float(np.mean(x**2)) for n, x in sets.items()}
 
-    monkeypatch.setattr(images, "refine", refine)
+    monkeypatch.setattr(images, "make_refine", make_refine)
     monkeypatch.setattr(images, "sample_model", lambda *given: given[-1])
     monkeypatch.setattr(images, "make_measure", make_measure)
     config = tiny(

@@ -10,7 +10,7 @@ from experiments.generalized.latents import (
     REFUSING,
     SAMPLERS,
     check_sampler,
-    refine,
+    make_refine,
     sample_model,
     sampler_section,
 )
@@ -31,6 +31,22 @@ def quadratic(x):
 
 def identity(z):
     return z
+
+
+def refine(
+    name,
+    section,
+    energy_fn,
+    generator_fn,
+    key,
+    latents,
+    *,
+    chain_lengths,
+    temperature=1,
+):
+    section = section | {"chain_lengths": chain_lengths}
+    refine = make_refine(section, energy_fn, generator_fn)
+    return refine(name, key, latents, temperature)
 
 
 def refined(name, energy_fn, latents, chain_lengths, temperature=1.0, **section):
@@ -253,21 +269,27 @@ def test_what_makes_no_sense_is_refused(name, lengths, message):
         )
 
 
-def test_the_model_s_draws_are_the_first_sampler_s_at_its_first_temperature():
-    """After the last of the lengths, and by the same chains as where all are judged."""
+def test_the_model_s_draws_are_the_first_sampler_s_at_its_first_temperature(
+    monkeypatch,
+):
+    """After the last of the lengths, by the very chains that were judged."""
+    made, make_chains = [], latents_module.make_chains
+
+    def recorded(name, section, energy_fn, generator_fn, temperature):
+        made.append((name, temperature))
+        return make_chains(name, section, energy_fn, generator_fn, temperature)
+
+    monkeypatch.setattr(latents_module, "make_chains", recorded)
     latents = jax.random.normal(jax.random.key(0), (20, 2))
     section = sampler_section(
         names=("mala", "transport"), chain_lengths=(3, 7), temperatures=(0.5, 1.0)
     )
-    given = (quadratic, lambda z: 3 * z, jax.random.key(1), latents)
-    found = refine(
-        "mala",
-        section,
-        *given,
-        chain_lengths=(3, 7),
-        temperature=section["temperatures"][0],
-    )
-    np.testing.assert_array_equal(sample_model(section, *given), found[7].x)
+    refine = make_refine(section, quadratic, lambda z: 3 * z)
+    found = refine("mala", jax.random.key(1), latents, 0.5)
+    drawn = sample_model(section, refine, jax.random.key(1), latents)
+    np.testing.assert_array_equal(drawn, found[7].x)
+    other = sample_model(section, refine, jax.random.key(2), latents)
+    assert np.any(other != drawn) and made == [("mala", 0.5)]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def tiny(preset, **changes):
     return with_options(plane.get_config(preset), TINY | options)
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_and_loaded(tmp_path):
     """With chains in training and an average, whose energy and draws are judged."""
     config = tiny("toy", sampler__num_steps=2, evaluation__sampler__num_steps=3)
@@ -83,6 +84,7 @@ def test_every_preset_builds_with_every_method(preset, method):
     assert experiment.batch(0).shape == (16 * 6, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["eight_gaussians,wgan_gp", "swiss_roll,gan"])
 def test_a_baseline_runs_without_statistics(preset, tmp_path):
     scalars = run(plane.build, tiny(preset, train__num_steps=1), tmp_path)
@@ -124,6 +126,7 @@ def test_the_ablation_is_a_plan_of_three_seeds():
     }
 
 
+@pytest.mark.slow
 def test_two_cells_of_the_ablation_are_one_table(tmp_path):
     plan = plane.sweep("toy")
     cells = {name: plan.cells[name] for name in ("whole", "neither")}

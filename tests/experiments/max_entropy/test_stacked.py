@@ -73,6 +73,7 @@ def test_every_preset_builds(preset, image_dir):
     assert experiment.batch(0).shape == (16 * 6, 28, 28, num_digits)
 
 
+@pytest.mark.slow
 def test_a_classifier_that_is_wrong_too_often_ends_it_before_training(image_dir):
     config = tiny("stacked_mnist_2", image_dir, evaluation__min_accuracy=0.994)
     with pytest.raises(ValueError, match="right on 0.* below evaluation.min_accuracy"):

@@ -11,7 +11,7 @@ from experiments import load
 from experiments.run.config import flat, with_options
 from experiments.run.experiment import make_keys
 from experiments.run.loop import run
-from experiments.run.sweep import run_sweep
+from experiments.run.sweep import Cell, run_sweep
 from experiments.run.workdir import read_lines
 from experiments.tutorial.methods import METHODS
 from experiments.tutorial.run import (
@@ -99,6 +99,7 @@ def test_every_objective_has_a_method_or_data_of_another_kind():
     assert public <= set(METHODS), public - set(METHODS)
 
 
+@pytest.mark.slow
 def test_a_loaded_model_in_the_plane_has_the_energy_that_was_evaluated(tmp_path):
     """A telescope's energy is a sum of all that is trained, and its average counts."""
     config = small("telescoping,eight_gaussians")
@@ -128,15 +129,17 @@ def test_a_loaded_exact_model_has_the_likelihood_and_the_draws_of_the_run(tmp_pa
     np.testing.assert_allclose(likelihood, scalars["test_log_likelihood"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sweep_has_a_part_for_each_target_and_a_picture_of_the_plane(tmp_path):
     plan = sweep("all,all")
     assert list(plan.cells) == list(PRESETS)
-    chosen = ("noise_contrastive,two_moons", "kernel_stein,two_moons")
-    chosen += ("maximum_likelihood,ica_10",)
-    plan = plan._replace(cells={name: plan.cells[name] for name in chosen})
-    # A loss above 2.5 counts as diverged, which noise contrastive estimation begins at.
-    given = SMALL | {"train.abort_above": 2.5, "ema_decay": 0.0}
-    known = {x for name in chosen for x in flat(get_config(name).to_dict())}
+    # The loss of noise contrastive estimation begins at 2.9, which here is too large.
+    failing = Cell("noise_contrastive,two_moons", {"train.abort_above": 2.5})
+    names = ("kernel_stein,two_moons", "maximum_likelihood,ica_10")
+    cells = {failing.preset: failing} | {name: plan.cells[name] for name in names}
+    plan = plan._replace(cells=cells)
+    given = SMALL | {"ema_decay": 0.0}
+    known = {x for name in cells for x in flat(get_config(name).to_dict())}
     given = {name: value for name, value in given.items() if name in known}
     table = run_sweep(build, get_config, plan, tmp_path, given=given, num_seeds=1)
     moons, _, ica = table.partition("\n### ica_10\n")

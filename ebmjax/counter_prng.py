@@ -94,7 +94,8 @@ def _words(key: Array, lane: Array | np.uint32, counters: Array) -> Array:
     """Returns the words of a key at the counters; a lane is a sequence of words."""
     first, second = _derive(_BITS, key, lane)
     round_keys = (first, second, first + second)
-    x, keyed = counters, []
+    x = counters
+    keyed: list[Array] = []
     for round_key, (shift, multiplier) in zip(round_keys, _WORD_ROUNDS):
         keyed.append(_xor_shift(x, shift) ^ round_key)
         x = keyed[-1] * np.uint32(multiplier)
@@ -140,7 +141,7 @@ def _random_bits(key: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
     counters: Array = _counters(shape)
     words: Array = _words(key, np.uint32(0), counters)
     if bit_width == 64:
-        high = _words(key, np.uint32(1), counters).astype(jnp.uint64)
+        high: Array = _words(key, np.uint32(1), counters).astype(jnp.uint64)
         return (high << np.uint64(32)) | words.astype(jnp.uint64)
     return (words >> np.uint32(32 - bit_width)).astype(f"uint{bit_width}")
 
@@ -150,7 +151,7 @@ IMPL = define_prng_impl(
     seed=_seed,
     split=_split,
     random_bits=_random_bits,
-    fold_in=_fold_in,
+    fold_in=_fold_in,  # type: ignore[arg-type]  # it is given an array, not an int
     name="counter",
     tag="ctr",
 )

@@ -54,7 +54,8 @@ def _log_det(precision: Array, event_shape: tuple[int, ...]) -> Array:
     """Returns the log-determinant of the precision over the whole event."""
     size = math.prod(event_shape)
     if precision.ndim == 2 * len(event_shape) and event_shape:
-        return jnp.linalg.slogdet(precision.reshape(size, size))[1]
+        log_det: Array = jnp.linalg.slogdet(precision.reshape(size, size))[1]
+        return log_det
     return jnp.sum(jnp.log(jnp.broadcast_to(precision, event_shape)))
 
 
@@ -288,7 +289,8 @@ def from_score(
             )
         return value(x, found)
 
-    return energy
+    result: Callable[..., Array] = energy
+    return result
 
 
 def score(
@@ -312,7 +314,8 @@ def score(
     ) -> Array:
         return -gradient(params, x, *rest, **options)
 
-    return negated
+    result: Callable[..., Array] = negated
+    return result
 
 
 def hvp(energy: Energy) -> Callable[[Params, Array, Array], Array]:
@@ -376,7 +379,8 @@ def divergence(
 
     def diagonal(index: Array) -> Array:
         basis = jnp.zeros(x.size, x.dtype).at[index].set(1).reshape(x.shape)
-        return product(basis).reshape(-1)[index] * weights.reshape(-1)[index]
+        along: Array = product(basis)
+        return along.reshape(-1)[index] * weights.reshape(-1)[index]
 
     return jnp.sum(jax.lax.map(diagonal, jnp.arange(x.size), batch_size=128))
 

@@ -77,7 +77,8 @@ def _probabilities(weights: ArrayLike | None, num: int, noun: str) -> np.ndarray
         )
     if not np.all((weights > 0) & (weights < np.inf)):
         raise ValueError(f"weights must be positive and finite, got {weights}")
-    return weights / weights.sum()
+    shares: np.ndarray = weights / weights.sum()
+    return shares
 
 
 def _example(
@@ -264,7 +265,8 @@ def rings(
         ring = jax.random.choice(ring_key, num_rings, (num,), p=jnp.asarray(weights))
         angle = jax.random.uniform(angle_key, (num,), maxval=2 * math.pi)
         noise = jax.random.normal(noise_key, (num, 2))
-        return jnp.asarray(radii)[ring][:, None] * _circle(angle) + std * noise
+        point: Array = _circle(angle)
+        return jnp.asarray(radii)[ring][:, None] * point + std * noise
 
     def energy_fn(x: Array) -> Array:
         x = _example(x, (2,)) / std
@@ -389,7 +391,8 @@ def swiss_roll(*, noise_scale: float = 0.25 / 7.5, scale: float = 1 / 7.5) -> Ta
     def sample(key: Key, num: int) -> Array:
         curve_key, noise_key = jax.random.split(key)
         t = jax.random.uniform(curve_key, (num,), minval=start, maxval=end)
-        return position(t) + noise_scale * jax.random.normal(noise_key, (num, 2))
+        point: Array = position(t)
+        return point + noise_scale * jax.random.normal(noise_key, (num, 2))
 
     return Target(sample, mixture.energy_fn, 0.0)
 
@@ -435,7 +438,7 @@ def two_moons(*, noise_scale: float = 0.1) -> Target:
         arc_key, curve_key, noise_key = jax.random.split(key, 3)
         sign = jax.random.rademacher(arc_key, (num, 1), dtype=float)
         t = jax.random.uniform(curve_key, (num,), maxval=math.pi)
-        point = centre[None] + sign * (_circle(t) - centre[None])
+        point: Array = centre[None] + sign * (_circle(t) - centre[None])
         return point + noise_scale * jax.random.normal(noise_key, (num, 2))
 
     def distance(x: Array) -> Array:

@@ -158,7 +158,8 @@ def _root(name: str, cov: np.ndarray) -> np.ndarray:
             f"{name} must be positive semi-definite, got the eigenvalue"
             f" {eigenvalues.min()}"
         )
-    return (vectors * np.sqrt(eigenvalues.clip(0))) @ vectors.T
+    root: np.ndarray = (vectors * np.sqrt(eigenvalues.clip(0))) @ vectors.T
+    return root
 
 
 def inception_score(
@@ -260,7 +261,8 @@ def maximum_mean_discrepancy(
 
     def squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         products = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
-        return products.clip(0)
+        clipped: np.ndarray = products.clip(0)
+        return clipped
 
     if kernel == "gaussian" and bandwidth is None:
         bandwidth = float(np.sqrt(np.median(squares(a, b))))
@@ -271,11 +273,14 @@ def maximum_mean_discrepancy(
 
     def values(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         if bandwidth is None:  # only the polynomial kernel has none
-            return (x @ y.T / x.shape[1] + 1) ** 3
-        return np.exp(-squares(x, y) / (2 * bandwidth**2))
+            found: np.ndarray = (x @ y.T / x.shape[1] + 1) ** 3
+        else:
+            found = np.exp(-squares(x, y) / (2 * bandwidth**2))
+        return found
 
     def within(x: np.ndarray) -> float:
         found = values(x, x)
-        return (found.sum() - np.trace(found)) / (len(x) * (len(x) - 1))
+        mean: float = (found.sum() - np.trace(found)) / (len(x) * (len(x) - 1))
+        return mean
 
     return float(within(a) + within(b) - 2 * values(a, b).mean())

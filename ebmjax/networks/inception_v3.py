@@ -67,14 +67,16 @@ def _chain(name: str, x: Array, *units: tuple[Any, ...]) -> Array:
 
 
 def _max_pool(x: Array, stride: int = 2, pad: int = 0) -> Array:
-    return nn.max_pool(x, (3, 3), (stride, stride), [(pad, pad)] * 2)
+    pooled: Array = nn.max_pool(x, (3, 3), (stride, stride), [(pad, pad)] * 2)
+    return pooled
 
 
 def _mean_pool(x: Array, is_fid: bool) -> Array:
     """Returns means over 3 x 3 pixels, with or without the padding by variant."""
-    return nn.avg_pool(
+    pooled: Array = nn.avg_pool(
         x, (3, 3), (1, 1), [(1, 1), (1, 1)], count_include_pad=not is_fid
     )
+    return pooled
 
 
 class BlockA(nn.Module):

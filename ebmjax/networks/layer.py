@@ -82,7 +82,7 @@ class TransposedConv(nn.Module):
         init = initializers(self.size**2 * self.features)
         shape = (self.size, self.size, self.features, x.shape[-1])
         kernel = self.param("kernel", self.kernel_init or init["kernel_init"], shape)
-        bias = self.param("bias", init["bias_init"], (self.features,))
+        bias: Array = self.param("bias", init["bias_init"], (self.features,))
         if self.is_normalized:
             bias = jax.lax.stop_gradient(bias)
         pads = ((self.pad, self.pad), (self.pad, self.pad))

@@ -117,7 +117,8 @@ def _doubled(h: Array) -> Array:
 
 
 def _halved(h: Array) -> Array:
-    return nn.avg_pool(h, (2, 2), (2, 2))
+    means: Array = nn.avg_pool(h, (2, 2), (2, 2))
+    return means
 
 
 class ResnetBase(nn.Module):

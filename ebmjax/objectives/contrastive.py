@@ -138,6 +138,7 @@ def contrastive_divergence(
         return ContrastiveCarry(start.init(key), jnp.zeros((), jnp.int32))
 
     def add_noise(key: Key, batch: Array, num_updates: Array) -> Array:
+        scale: float | Array
         if callable(data_noise_scale):
             scale = data_noise_scale(num_updates)
         elif data_noise_scale == 0:

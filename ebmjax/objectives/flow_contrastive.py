@@ -83,7 +83,7 @@ def _example_loss(
         )
 
         def logit(x: Array) -> Array:
-            model = -energy(params["energy"], x) - params["log_partition"]
+            model: Array = -energy(params["energy"], x) - params["log_partition"]
             return model - log_prob(params["flow"], x)
 
         noise = jnp.expand_dims(sample(params["flow"], key), 0)

@@ -189,7 +189,8 @@ def finite_difference_score_matching(
         ahead, here, behind = jax.vmap(energy_fn)(jnp.stack([x + v, x, x - v]))
         # (ahead - here) - (here - behind): sums of energies would be rounded more.
         bend = (ahead - here) - (here - behind)
-        return (0.125 * (ahead - behind) ** 2 - bend) / step**2
+        value: Array = (0.125 * (ahead - behind) ** 2 - bend) / step**2
+        return value
 
     def of_score(params: Params, x: Array, v: Array) -> Array:
         ahead, behind = (score(params, y) for y in (x + v, x - v))

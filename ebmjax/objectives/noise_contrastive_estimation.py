@@ -67,7 +67,7 @@ def noise_contrastive(
 
     def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         def logit(x: Array) -> Array:
-            model = -energy(params["energy"], x) - params["log_partition"]
+            model: Array = -energy(params["energy"], x) - params["log_partition"]
             return model - log_prob(x) - jnp.log(float(num_noise))
 
         noise = jax.vmap(sample)(jax.random.split(key, num_noise))

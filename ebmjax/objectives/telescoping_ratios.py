@@ -67,7 +67,7 @@ def telescoping(
     energy = as_function(energy)
     sample, _ = noise_distribution
 
-    def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
+    def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Array]:
         noise = sample(key)
         path = jax.vmap(lambda a, b: a * noise + b * x)(
             jnp.asarray(noise_shares, x.dtype), jnp.asarray(data_shares, x.dtype)
@@ -75,8 +75,8 @@ def telescoping(
 
         def bridge(index: Array, after: Array, before: Array) -> tuple[Array, Array]:
             def logit(x: Array) -> Array:
-                value = energy(params["energy"], x, index)
-                return -value - params["log_partition"][index]
+                constant: Array = params["log_partition"][index]
+                return -energy(params["energy"], x, index) - constant
 
             value, shares = classify(logit, after, jnp.expand_dims(before, 0))
             return value, (shares["accuracy_data"] + shares["accuracy_noise"]) / 2

@@ -182,8 +182,8 @@ def _stretch(
     x: Array,
     step_size: Array,
     inverse_mass: Array | None,
-    first: Array,
-    num_steps: Array,
+    first: int | Array,
+    num_steps: int | Array,
     *,
     make_sampler: Callable[..., Sampler],
     target: float,
@@ -249,11 +249,11 @@ def _stretch(
 
         direction = jnp.where(rate(step_size) > 0.5, 1.0, -1.0).astype(step_size.dtype)
 
-        def goes_on(carry: tuple[Array, Array]) -> Array:
+        def goes_on(carry: tuple[Array, int]) -> Array:
             step_size, count = carry
             return (count < 60) & (direction * (rate(step_size) - 0.5) > 0)
 
-        def widen(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        def widen(carry: tuple[Array, int]) -> tuple[Array, int]:
             step_size, count = carry
             return step_size * 2**direction, count + 1
 

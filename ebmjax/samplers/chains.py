@@ -10,13 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebmjax.checks import check_chains, check_count, scalar_energy
-from ebmjax.samplers.layout import (
-    chain_keys,
-    lay_out,
-    over_blocks,
-    over_devices,
-    pad_chains,
-)
+from ebmjax.samplers.layout import Layout, chain_keys, lay_out, over_blocks, over_devices, pad_chains
 from ebmjax.samplers.recompilation import watched_jit
 from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import Array, EnergyFn, Key
@@ -42,7 +36,7 @@ def sample_chain(
 
     energy_fn = scalar_energy(energy_fn)
 
-    def move(state, step):
+    def move(state: Any, step: Array) -> tuple[Any, Any]:
         return sampler.step(energy_fn, jax.random.fold_in(key, step), state)
 
     return jax.lax.scan(move, sampler.init(energy_fn, x), jnp.arange(num_steps))
@@ -112,9 +106,12 @@ def sample_chains(
         axis, the key is not a typed one, the energy is not a scalar, or `on_progress`
         is given where arrays are traced.
     """
-    counts = (("num_steps", num_steps, 0), ("num_burn_in", num_burn_in, 0))
-    counts += (("thin", thin, 1), ("progress_every", progress_every, 1))
-    for name, count, least in counts:
+    for name, count, least in (
+        ("num_steps", num_steps, 0),
+        ("num_burn_in", num_burn_in, 0),
+        ("thin", thin, 1),
+        ("progress_every", progress_every, 1),
+    ):
         check_count(name, count, least)
     if num_burn_in > num_steps:
         raise ValueError(
@@ -131,7 +128,9 @@ def sample_chains(
     ends = [num_steps]
     if on_progress is not None:
         ends = [*range(progress_every, num_steps, progress_every), num_steps]
-    states, means, pieces, first = x, None, [], 0
+    states: Any = x
+    means: Any = None
+    pieces, first = [], 0
     for end in ends:
         states, means, collected = _sample_chains(
             energy_fn,
@@ -159,7 +158,7 @@ def sample_chains(
     return states, jax.tree.map(lambda *parts: jnp.concatenate(parts), *pieces)
 
 
-def as_pytree(energy_fn: EnergyFn) -> jax.tree_util.Partial:
+def as_pytree(energy_fn: Callable[..., Any]) -> jax.tree_util.Partial:
     """Returns a function whose bound arrays are arguments of the compiled program.
 
     All other bound arguments stay static.
@@ -183,13 +182,13 @@ def as_pytree(energy_fn: EnergyFn) -> jax.tree_util.Partial:
 class _Bound(NamedTuple):
     """Function with all of its bound arguments except the arrays; equal by value."""
 
-    function: Callable
+    function: Callable[..., Any]
     structure: Any
     is_array: tuple[bool, ...]
     others: tuple[Any, ...]
     types: tuple[type, ...]
 
-    def __call__(self, *arguments):
+    def __call__(self, *arguments: Any) -> Any:
         num_arrays = sum(self.is_array)
         arrays, rest = iter(arguments[:num_arrays]), arguments[num_arrays:]
         others = iter(self.others)
@@ -245,20 +244,20 @@ def _segment(first: int, end: int, num_burn_in: int, thin: int) -> Segment:
     ),
 )
 def _sample_chains(
-    energy_fn,
-    key,
-    states,
-    means,
-    first,
+    energy_fn: EnergyFn,
+    key: Key,
+    states: Any,
+    means: Any,
+    first: int | Array,
     *,
-    sampler,
-    collect,
-    segment,
-    num_chains,
-    is_start,
-    is_end,
-    layout,
-):
+    sampler: Sampler,
+    collect: Callable[[Any, Any], Any] | None,
+    segment: Segment,
+    num_chains: int,
+    is_start: bool,
+    is_end: bool,
+    layout: Layout,
+) -> tuple[Any, Any, Any]:
     """Runs one segment of a run; `states` are positions at the start.
 
     `means` are the counts and running means of `collect=None`, `[chains]`.
@@ -269,10 +268,12 @@ def _sample_chains(
         if collect is None:
             means = no_means(sampler, energy_fn, states)
 
-    def local(energy_fn, first, keys, states, means):
+    def local(
+        energy_fn: EnergyFn, first: Array, keys: Key, states: Any, means: Any
+    ) -> tuple[Any, ...]:
         energy_fn = scalar_energy(energy_fn)
 
-        def block(keys, states, means):
+        def block(keys: Key, states: Any, means: Any) -> tuple[Any, Any, Any]:
             if is_start:
                 init = functools.partial(sampler.init, energy_fn)
                 states = jax.vmap(init)(states)
@@ -292,11 +293,11 @@ def _sample_chains(
     return states, means, collected
 
 
-def no_means(sampler, energy_fn, x):
+def no_means(sampler: Sampler, energy_fn: EnergyFn, x: Array) -> tuple[Array, Any]:
     """Returns counts and means before the first collected move, `[chains]`."""
     energy_fn = scalar_energy(energy_fn)
 
-    def info(key, x):
+    def info(key: Key, x: Array) -> Any:
         state = sampler.init(energy_fn, x)
         return sampler.step(energy_fn, key, state)[1]
 
@@ -304,7 +305,7 @@ def no_means(sampler, energy_fn, x):
     # Made of x, so that they vary over the devices of a shard_map as x does.
     zero = jnp.where(jnp.isnan(x.reshape(len(x), -1).sum(1)), 0.0, 0.0)
 
-    def zeros(shape):
+    def zeros(shape: jax.ShapeDtypeStruct) -> Array:
         column = zero.reshape(-1, *[1] * (len(shape.shape) - 1))
         dtype = jnp.promote_types(shape.dtype, jnp.float32)
         return jnp.broadcast_to(column, shape.shape).astype(dtype)
@@ -325,10 +326,10 @@ class Walk(NamedTuple):
     sampler: Sampler
     energy_fn: EnergyFn
     keys: Key
-    collect: Callable | None
+    collect: Callable[[Any, Any], Any] | None
 
-    def move(self, states, index):
-        def step(key, state, index):
+    def move(self, states: Any, index: int | Array) -> tuple[Any, Any]:
+        def step(key: Key, state: Any, index: int | Array) -> tuple[Any, Any]:
             move_key = jax.random.fold_in(key, index)
             return self.sampler.step(self.energy_fn, move_key, state)
 
@@ -337,17 +338,19 @@ class Walk(NamedTuple):
         chex.assert_trees_all_equal_shapes_and_dtypes(new, states)
         return new, infos
 
-    def moves(self, states, first, count):
+    def moves(self, states: Any, first: int | Array, count: int) -> Any:
         """Makes `count` moves whose results are discarded."""
         if count == 0:  # a scan of no moves would trace the energy all the same
             return states
 
-        def body(states, index):
+        def body(states: Any, index: Array) -> tuple[Any, None]:
             return self.move(states, index)[0], None
 
         return jax.lax.scan(body, states, first + jnp.arange(count))[0]
 
-    def kept_move(self, states, means, index):
+    def kept_move(
+        self, states: Any, means: Any, index: int | Array
+    ) -> tuple[Any, Any, Any]:
         """Makes one move, and collects it or updates the running means."""
         states, infos = self.move(states, index)
         if self.collect is not None:
@@ -359,7 +362,9 @@ class Walk(NamedTuple):
         )
         return states, (count + 1, means), None
 
-    def segment(self, states, means, first, segment: Segment):
+    def segment(
+        self, states: Any, means: Any, first: int | Array, segment: Segment
+    ) -> tuple[Any, Any, Any]:
         num_lead, has_odd, num_periods, thin, num_tail = segment
         states = self.moves(states, first, num_lead)
         done = first + num_lead
@@ -368,7 +373,9 @@ class Walk(NamedTuple):
             states, means, odd = self.kept_move(states, means, done)
             done = done + 1
 
-        def period(carry, index):
+        def period(
+            carry: tuple[Any, Any], index: Array
+        ) -> tuple[tuple[Any, Any], Any]:
             states, means = carry
             states = self.moves(states, index, thin - 1)
             states, means, kept = self.kept_move(states, means, index + thin - 1)

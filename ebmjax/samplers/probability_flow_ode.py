@@ -138,7 +138,7 @@ def _flow(
             time: Any, state: tuple[Array, Array], _: None
         ) -> tuple[Array, Array]:
             time = jnp.asarray(time, x.dtype)
-            position, _ = state
+            position = state[0]
             of_time = functools.partial(velocity, time)
             if trace is None:
                 return of_time(position), jnp.zeros((), x.dtype)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebmjax.types import Array, EnergyFn, Key
+from ebmjax.types import Array, EnergyFn, Key, SamplerInit, SamplerStep
 
 __all__ = ["Sampler"]
 
@@ -34,8 +34,8 @@ class Sampler(NamedTuple):
         NamedTuple of scalars for people and diagnostics.
     """
 
-    init: Callable[[EnergyFn, Array], Any]
-    step: Callable[[EnergyFn, Key, Any], tuple[Any, Any]]
+    init: SamplerInit
+    step: SamplerStep
 
     def __repr__(self) -> str:
         makers: list[Any] = [getattr(function, "made_by", None) for function in self]

@@ -1,5 +1,5 @@
-r"""Short-run MCMC on images: an energy trained for K Langevin moves from noise, and what
-its chain can then do: synthesis, interpolation, reconstruction, inpainting and
+r"""Short-run MCMC on images: an energy trained for K Langevin moves from noise, and
+what its chain can then do: synthesis, interpolation, reconstruction, inpainting and
 super-resolution.
 
 Paper: Nijkamp, Hill, Zhu & Wu (2019), "Learning non-convergent non-persistent short-run

@@ -48,7 +48,7 @@ def toy_nonconvergent() -> dict[str, Any]:
     return {
         "seed": 0,
         "data": {
-            "name": "eight_gaussians",  # or another of TARGETS, with its own options
+            "name": "eight_gaussians",  # another of TARGETS has options of its own
             "radius": 1.0,  # x, of the circle of the eight means
             "std": 0.15,  # x, of each Gaussian
             "batch_size": 256,  # of all devices; also the number of chains

@@ -7,7 +7,14 @@ import pytest
 from small_experiment import build, config, get_config, step_of
 
 from experiments.run import sweep
-from experiments.run.sweep import Cell, Sweep, mean_and_spread, over, run_sweep
+from experiments.run.sweep import (
+    Cell,
+    Sweep,
+    mean_and_spread,
+    over,
+    over_seeds,
+    run_sweep,
+)
 
 SHORT = {"train.num_steps": 2}
 
@@ -137,6 +144,23 @@ def test_the_spread_is_the_standard_deviation_over_seeds():
     assert mean_and_spread([1.0, 3.0]) == f"2 ± {np.sqrt(2):.1g}"
     assert mean_and_spread([1.23456]) == "1.23"
     assert mean_and_spread([]) == "-"
+
+
+def test_a_table_over_seeds_has_every_cell_and_a_dash_for_what_it_lacks():
+    """The mean of 1, 2 and 3 is 2, and their standard deviation is 1."""
+    found = {
+        "a": [{"x": 1.0, "y": 5.0}, {"x": 2.0, "y": 5.0}, {"x": 3.0, "y": 5.0}],
+        "b": [{"x": 7.0}],
+        "c": [],
+    }
+    rows = [
+        {"cell": "a", "x": "2 ± 1", "y": "5 ± 0", "seeds": "3"},
+        {"cell": "b", "x": "7", "y": "-", "seeds": "1"},
+        {"cell": "c", "x": "-", "y": "-", "seeds": "0"},
+    ]
+    assert over_seeds(found, ["x", "y"]) == rows
+    only = [{k: v for k, v in row.items() if k != "y"} for row in rows]
+    assert over_seeds(found, ["x"]) == only
 
 
 def test_a_wrong_type_in_a_cell_names_the_option():

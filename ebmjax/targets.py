@@ -560,7 +560,7 @@ def gaussian_bernoulli_rbm(
     states = 2.0 * (bits & 1) - 1.0
     means = visible_bias + 0.5 * states @ weights.T
     logits = states @ hidden_bias + 0.5 * (means**2).sum(1)
-    largest = logits.max()
+    largest = np.max(logits)
     log_sum = largest + math.log(np.exp(logits - largest).sum())
     params = {
         "weights": weights,

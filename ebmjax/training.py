@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ebmjax.types import DEVICE, Array, Key, Params
+from ebmjax.types import DEVICE, Array, Aux, Key, Metrics, Objective, Params
 
 __all__ = [
     "AXES",
@@ -36,7 +36,7 @@ class Player(NamedTuple):
     """
 
     trains: tuple[str, ...]
-    objective: Any
+    objective: Objective
     optimizer: optax.GradientTransformation
     num_updates: int = 1
 
@@ -67,20 +67,17 @@ class TrainState(NamedTuple):
     carry: dict[str, Any]
 
 
-AXES = TrainState(
-    step=None,
-    key=None,
-    params=None,
-    model_state=None,
-    ema_params=None,
-    opt_state=None,
-    carry=0,
+AXES: Any = TrainState._make(
+    0 if field == "carry" else None for field in TrainState._fields
 )
 """Axis of each field that is mapped over devices. It is hashable, as `jax.pmap`
 requires."""
 
-Update = Callable[[TrainState, Any], tuple[TrainState, dict[str, Array]]]
+Update = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 """Function `update(state, batch) -> (state, scalars)`; a batch may be a pytree."""
+
+Turn = tuple[dict[str, Params], dict[str, Any], Any, Any]
+"""Trained parameters, model state, optimizer state and carry of a player."""
 
 _INIT = 2**32 - 1
 """Number that `init_state` folds into the root key in place of a step."""
@@ -144,7 +141,7 @@ def init_state(
         lambda x: jnp.array(x, dtype=jnp.asarray(x).dtype), (params, model_state)
     )
 
-    def init_carry(index, objective):
+    def init_carry(index: int, objective: Objective) -> Any:
         # One memory a device, each from a key of its own.
         player_key = jax.random.fold_in(jax.random.fold_in(key, _INIT), index)
         memories = [
@@ -214,7 +211,7 @@ def place(
         jax.tree.map(functools.partial(_put, mesh, _spec(axis)), field)
         for axis, field in zip(AXES, state)
     )
-    return TrainState(*fields)
+    return TrainState._make(fields)
 
 
 def _device_mesh(mesh: Mesh) -> Mesh:
@@ -232,16 +229,19 @@ def _put(mesh: Mesh, spec: PartitionSpec, x: Array) -> Array:
     """Puts this process's rows of an array, or all of it, on the devices of a mesh."""
     sharding = NamedSharding(mesh, spec)
     if sharding.is_fully_addressable or not getattr(x, "is_fully_addressable", True):
-        return jax.device_put(x, sharding)
+        placed: Array = jax.device_put(x, sharding)
+        return placed
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = _put(mesh, spec, jax.random.key_data(x))
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    return jax.make_array_from_process_local_data(sharding, np.asarray(x))
+        keys: Array = jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+        return keys
+    rows: Array = jax.make_array_from_process_local_data(sharding, np.asarray(x))
+    return rows
 
 
 def make_update(
     players: Mapping[str, Player], *, ema_decay: float | None = None
-) -> Callable[[TrainState, Array], tuple[TrainState, dict[str, Array]]]:
+) -> Update:
     """Returns one training step of one device, to be mapped over the axis `DEVICE`.
 
     Players take turns in the order of the dict, and later ones use the parameters that
@@ -271,12 +271,21 @@ def make_update(
         raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
     num_microbatches = _num_updates(players)
 
-    def take_turn(name, player, key, batch, params, model_state, opt_state, carry):
-        def inner_update(turn, inputs):
+    def take_turn(
+        name: str,
+        player: Player,
+        key: Key,
+        batch: Any,
+        params: dict[str, Params],
+        model_state: dict[str, Any],
+        opt_state: Any,
+        carry: Any,
+    ) -> tuple[Turn, Metrics]:
+        def inner_update(turn: Turn, inputs: tuple[Array, Any]) -> tuple[Turn, Metrics]:
             trained, model_state, opt_state, carry = turn
             index, microbatch = inputs
 
-            def loss(trained):
+            def loss(trained: dict[str, Params]) -> tuple[Array, Aux]:
                 return player.objective.loss(
                     params | model_state | trained,
                     jax.random.fold_in(key, index),
@@ -297,7 +306,8 @@ def make_update(
             trained = optax.apply_updates(trained, change)
             return (trained, model_state | renewed, opt_state, aux.carry), metrics
 
-        turn = {k: params[k] for k in player.trains}, model_state, opt_state, carry
+        trained = {k: params[k] for k in player.trains}
+        turn = trained, model_state, opt_state, carry
         if player.num_updates == 1:
             # There is no loop, not even an unrolled one: XLA's CPU compiler still sees
             # it when it chooses how to convolve, and chooses the slow way.
@@ -309,7 +319,7 @@ def make_update(
         scalars = {f"{name}/{key}": jnp.mean(x) for key, x in metrics.items()}
         return turn, scalars
 
-    def update(state, batch):
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         for leaf in jax.tree.leaves(batch):
             if leaf.ndim < 2 or leaf.shape[0] != num_microbatches:
                 raise ValueError(
@@ -322,7 +332,8 @@ def make_update(
         key = jax.random.fold_in(state.key, state.step)
         key = jax.random.fold_in(key, jax.lax.axis_index(DEVICE))
         params, model_state = state.params, state.model_state
-        opt_state, carry, scalars = dict(state.opt_state), dict(state.carry), {}
+        opt_state, carry = dict(state.opt_state), dict(state.carry)
+        scalars: Metrics = {}
         first = 0
         for index, (name, player) in enumerate(players.items()):
             last = first + player.num_updates
@@ -357,7 +368,7 @@ def make_update(
     return update
 
 
-def _check_aux(name: str, aux: Any, model_state: dict[str, Any]) -> None:
+def _check_aux(name: str, aux: Aux, model_state: dict[str, Any]) -> None:
     """Raises unless metrics and renewed model state have the right form."""
     for key, value in aux.metrics.items():
         if key in ("loss", "params_gradient_norm"):
@@ -373,7 +384,8 @@ def _check_aux(name: str, aux: Any, model_state: dict[str, Any]) -> None:
                 f"player {name!r} renews model state {key!r},"
                 f" but the state has {sorted(model_state)}"
             )
-        got, want = jax.tree.structure(value), jax.tree.structure(model_state[key])
+        got: object = jax.tree.structure(value)
+        want: object = jax.tree.structure(model_state[key])
         if got != want:
             raise ValueError(
                 f"player {name!r} renews model state {key!r} with another structure:"
@@ -411,12 +423,39 @@ def pmap_update(
     )
     axes = _BatchAxes("pmap_update", ("devices", "microbatches"), players)
 
-    def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         axes.check(batch, _num_rows(state))
-        return run(state, batch)
+        result: tuple[TrainState, Metrics] = run(state, batch)
+        return result
 
     update.lower = run.lower  # type: ignore[attr-defined]
     return update
+
+
+def _shard(
+    players: Mapping[str, Player], mesh: Mesh, ema_decay: float | None
+) -> Update:
+    """Returns `make_update` mapped over the one axis of a mesh."""
+    update_one = make_update(players, ema_decay=ema_decay)
+
+    def local(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        # shard_map leaves a device its axis, of length 1.
+        carry, batch = jax.tree.map(lambda x: x[0], (state.carry, batch))
+        state, scalars = update_one(state._replace(carry=carry), batch)
+        carry = jax.tree.map(lambda x: x[None], state.carry)
+        return state._replace(carry=carry), scalars
+
+    specs = TrainState._make(map(_spec, AXES))
+    sharded: Update = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, _spec(0)),
+        out_specs=(specs, _spec(None)),
+        # With the check, autodiff would sum the gradients over devices by itself, and
+        # their mean would be that sum.
+        check_vma=False,
+    )
+    return sharded
 
 
 def jit_update(
@@ -438,40 +477,38 @@ def jit_update(
       `init_state(players, params, key)`, and is donated: use the one that is returned.
       It is also a state of `pmap_update`, and vice versa.
 
-      The numbers are bitwise equal to those of `make_update` under `jax.vmap` over one
-      device. They are equal to those of `pmap_update` on one device up to rounding: the
-      program of `jax.pmap` keeps a sum over its one device, and XLA fuses the
-      operations around it differently.
+      The numbers are bitwise equal to those of `pmap_update` on one device, because the
+      program keeps the sum over that device. `make_update` under `jax.vmap` has none:
+      XLA fuses the operations around it differently, and the numbers differ by
+      rounding.
 
     Raises:
       ValueError: If `make_update` raises it, a batch has another shape, or a state is
         of several devices.
     """
     num_updates = _num_updates(players)
-    mapped = jax.vmap(
-        make_update(players, ema_decay=ema_decay),
-        axis_name=DEVICE,
-        in_axes=(AXES, 0),
-        out_axes=(AXES, None),
-    )
+    # `init_state` and `place` put a state of one device there.
+    mesh = Mesh(jax.local_devices()[:1], (DEVICE,))
+    sharded = _shard(players, mesh, ema_decay)
     num_missing = 2 if num_updates == 1 else 1
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         add_axes = functools.partial(jnp.expand_dims, axis=tuple(range(num_missing)))
-        return mapped(state, jax.tree.map(add_axes, batch))
+        return sharded(state, jax.tree.map(add_axes, batch))
 
     run = jax.jit(step, donate_argnums=0)
     leading = () if num_updates == 1 else ("microbatches",)
     axes = _BatchAxes("jit_update", leading, players)
 
-    def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         if (num_rows := _num_rows(state)) not in (None, 1):
             raise ValueError(
                 f"jit_update: state must be of one device, got one of {num_rows};"
                 " make it with init_state(..., num_devices=1)"
             )
         axes.check(batch, None)
-        return run(state, batch)
+        result: tuple[TrainState, Metrics] = run(state, batch)
+        return result
 
     update.lower = run.lower  # type: ignore[attr-defined]
     return update
@@ -502,30 +539,12 @@ def shard_update(
         another shape, or a state lies on other devices.
     """
     mesh = _device_mesh(mesh)
-    update_one = make_update(players, ema_decay=ema_decay)
-
-    def local(state, batch):
-        # shard_map leaves a device its axis, of length 1.
-        carry, batch = jax.tree.map(lambda x: x[0], (state.carry, batch))
-        state, scalars = update_one(state._replace(carry=carry), batch)
-        carry = jax.tree.map(lambda x: x[None], state.carry)
-        return state._replace(carry=carry), scalars
-
-    specs = TrainState(*map(_spec, AXES))
-    sharded = jax.shard_map(
-        local,
-        mesh=mesh,
-        in_specs=(specs, _spec(0)),
-        out_specs=(specs, _spec(None)),
-        # With the check, autodiff would sum the gradients over devices by itself, and
-        # their mean would be that sum.
-        check_vma=False,
-    )
+    sharded = _shard(players, mesh, ema_decay)
     run = jax.jit(sharded, donate_argnums=0)
     axes = _BatchAxes("shard_update", ("devices", "microbatches"), players)
     devices = set(mesh.devices.flat)
 
-    def update(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, Array]]:
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         sharding = getattr(state.step, "sharding", None)
         if sharding is not None and sharding.device_set != devices:
             raise ValueError(
@@ -537,7 +556,8 @@ def shard_update(
             axes.check(batch, None)
             batch = jax.tree.map(functools.partial(_put, mesh, _spec(0)), batch)
         axes.check(batch, len(devices))
-        return run(state, batch)
+        result: tuple[TrainState, Metrics] = run(state, batch)
+        return result
 
     update.lower = run.lower  # type: ignore[attr-defined]
     return update
@@ -553,7 +573,8 @@ def _num_rows(state: TrainState) -> int | None:
     It is None if nothing in the state tells the number.
     """
     for leaf in jax.tree.leaves(state.carry):
-        return leaf.shape[0]
+        num_rows: int = leaf.shape[0]
+        return num_rows
     sharding = getattr(state.step, "sharding", None)
     if isinstance(sharding, NamedSharding):
         return len(sharding.addressable_devices)

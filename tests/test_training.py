@@ -471,19 +471,18 @@ def train(update, state, shape, arrange=lambda batch: batch):
 
 @pytest.mark.parametrize("players", [ONE, TWO], ids=NUM_MICROBATCHES)
 def test_one_device_needs_no_axis_for_devices(players):
-    """Bitwise as `jit(vmap)` over one device. `pmap` keeps the operation that adds up
-    one device's gradient, around which XLA fuses and rounds otherwise."""
+    """Bitwise as `pmap` of one device. `jit(vmap)` lacks the operation that adds up one
+    device's gradient, around which XLA fuses and rounds otherwise."""
     num = sum(player.num_updates for player in players.values())
     options = {"ema_decay": 0.9}
     update = training.jit_update(players, **options)
     shape = (8, 2) if num == 1 else (num, 8, 2)
     ends = train(update, start(players), (num,), lambda batch: batch.reshape(shape))
-    mapped = jax.jit(under_vmap(players, **options))
-    expected = train(mapped, start(players), (1, num))
-    jax.tree.map(np.testing.assert_array_equal, ends, expected)
-    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
     pmapped = train(training.pmap_update(players, **options), start(players), (1, num))
-    jax.tree.map(close, ends, pmapped)
+    jax.tree.map(np.testing.assert_array_equal, ends, pmapped)
+    close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    mapped = jax.jit(under_vmap(players, **options))
+    jax.tree.map(close, ends, train(mapped, start(players), (1, num)))
     # The energy, the follower, the memories and the statistics have all moved.
     first = jax.device_get(start(players)._replace(key=None))
     moved = jax.tree.map(lambda new, old: (new != old).any(), ends[0], first)

@@ -101,7 +101,8 @@ def stein_kernel(
     # (s_i - s_j) . (x_i - x_j)
     pulls = own[:, None] + own[None, :] - products - products.T
     trace = -2 * rows.shape[1] * slope - 4 * squares * bend
-    return scores @ scores.T * value - 2 * slope * pulls + trace
+    pairs: Array = scores @ scores.T * value - 2 * slope * pulls + trace
+    return pairs
 
 
 def squared_distances(rows: Array) -> Array:

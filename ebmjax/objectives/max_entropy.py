@@ -127,9 +127,11 @@ def energy_objective(
             f" num_steps={num_steps}"
         )
     score: Callable[..., Array] = jax.grad(energy, argnums=1)
-    score_square = jax.vmap(
-        lambda params, x: _reduced(score(params, x) ** 2, reduction), (None, 0)
-    )
+
+    def score_square(params: Params, x: Array) -> Array:
+        return _reduced(score(params, x) ** 2, reduction)
+
+    score_squares = jax.vmap(score_square, (None, 0))
 
     def draws(
         params: Params, key: Key, batch: Array
@@ -170,7 +172,7 @@ def energy_objective(
             if penalty_on == "data_and_model":
                 squares["model"] = negatives
             for name, x in squares.items():
-                square = score_square(params["energy"], x).mean()
+                square = score_squares(params["energy"], x).mean()
                 metrics[f"score_square_{name}"] = square
                 value = value + score_penalty * square
         return value, Aux(carry, jax.lax.stop_gradient(metrics), renewed)

@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebmjax.checks import check_chains, check_count, scalar_energy
-from ebmjax.samplers.layout import Layout, chain_keys, lay_out, over_blocks, over_devices, pad_chains
+from ebmjax.samplers.layout import (
+    Layout,
+    chain_keys,
+    lay_out,
+    over_blocks,
+    over_devices,
+    pad_chains,
+)
 from ebmjax.samplers.recompilation import watched_jit
 from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import Array, EnergyFn, Key
@@ -373,9 +380,7 @@ class Walk(NamedTuple):
             states, means, odd = self.kept_move(states, means, done)
             done = done + 1
 
-        def period(
-            carry: tuple[Any, Any], index: Array
-        ) -> tuple[tuple[Any, Any], Any]:
+        def period(carry: tuple[Any, Any], index: Array) -> tuple[tuple[Any, Any], Any]:
             states, means = carry
             states = self.moves(states, index, thin - 1)
             states, means, kept = self.kept_move(states, means, index + thin - 1)

@@ -103,7 +103,8 @@ def _devices(leaves: list[Array]) -> tuple[Any, ...]:
             if isinstance(leaf.sharding, NamedSharding):
                 return tuple(leaf.sharding.mesh.devices.flat)
             return tuple(sorted(leaf.sharding.device_set, key=lambda d: d.id))
-    if jax.config.jax_default_device is not None:
+    config: Any = jax.config  # not all versions of JAX declare its flags
+    if config.jax_default_device is not None:
         return tuple(leaves[0].devices())
     return tuple(jax.local_devices())
 

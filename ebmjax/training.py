@@ -428,7 +428,7 @@ def pmap_update(
         result: tuple[TrainState, Metrics] = run(state, batch)
         return result
 
-    update.lower = run.lower  # type: ignore[attr-defined]
+    vars(update)["lower"] = run.lower
     return update
 
 
@@ -510,7 +510,7 @@ def jit_update(
         result: tuple[TrainState, Metrics] = run(state, batch)
         return result
 
-    update.lower = run.lower  # type: ignore[attr-defined]
+    vars(update)["lower"] = run.lower
     return update
 
 
@@ -559,7 +559,7 @@ def shard_update(
         result: tuple[TrainState, Metrics] = run(state, batch)
         return result
 
-    update.lower = run.lower  # type: ignore[attr-defined]
+    vars(update)["lower"] = run.lower
     return update
 
 

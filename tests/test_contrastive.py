@@ -440,7 +440,7 @@ def test_data_noise_has_its_scale_and_follows_its_schedule():
         # Data starts see the noisy batch, and these chains stay there.
         np.testing.assert_allclose(value, 0.0, atol=1e-6)
         carry = aux.carry
-    assert carry.num_updates == 3
+    assert carry.count == 3
 
 
 def test_replay_writes_the_ends_back_to_where_they_came_from():

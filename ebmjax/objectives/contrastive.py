@@ -22,11 +22,11 @@ class ContrastiveCarry(NamedTuple):
     Attributes:
       memory: Memory of the start: a replay buffer `[capacity, *event]`, in units of x,
         or `()`.
-      num_updates: Number of updates of this objective so far, `[]`, int32.
+      count: Number of updates of this objective so far, `[]`, int32.
     """
 
     memory: Any
-    num_updates: Array
+    count: Array  # type: ignore[assignment]  # it hides `tuple.count`, unused here
 
 
 def _nearest_distance(x: Array) -> Array:
@@ -137,10 +137,10 @@ def contrastive_divergence(
     def init(key: Key) -> ContrastiveCarry:
         return ContrastiveCarry(start.init(key), jnp.zeros((), jnp.int32))
 
-    def add_noise(key: Key, batch: Array, num_updates: Array) -> Array:
+    def add_noise(key: Key, batch: Array, count: Array) -> Array:
         scale: float | Array
         if callable(data_noise_scale):
-            scale = data_noise_scale(num_updates)
+            scale = data_noise_scale(count)
         elif data_noise_scale == 0:
             return batch
         else:
@@ -159,8 +159,8 @@ def contrastive_divergence(
 
     def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
         noise_key, start_key, sample_key, last_key = jax.random.split(key, 4)
-        memory, num_updates = carry
-        batch = add_noise(noise_key, batch, num_updates)
+        memory, count = carry
+        batch = add_noise(noise_key, batch, count)
         x, slots = start.draw(start_key, memory, batch)
         chex.assert_equal_shape([x, batch])  # a start's noise may be of another shape
         if entropy_weight > 0 and x.shape[0] < 2:
@@ -201,7 +201,7 @@ def contrastive_divergence(
         } | {f"chain_{name}": mean.mean() for name, mean in info._asdict().items()}
         metrics = jax.lax.stop_gradient(metrics)
         memory = start.write(memory, slots, negatives)
-        carry = ContrastiveCarry(memory, num_updates + 1)
+        carry = ContrastiveCarry(memory, count + 1)
         return value, Aux(carry, metrics)
 
     return Objective(init, loss)

@@ -81,7 +81,7 @@ def test_a_memory_is_split_anew_over_other_devices(saved_on, read_on, tmp_path):
         np.asarray(memory).reshape(64, 2),
         np.asarray(state.carry["energy"].memory).reshape(64, 2),
     )
-    np.testing.assert_array_equal(found.carry["energy"].num_updates, np.ones(read_on))
+    np.testing.assert_array_equal(found.carry["energy"].count, np.ones(read_on))
     assert int(step(players, found, read_on).step) == 2
 
 

@@ -568,10 +568,11 @@ def test_a_mesh_may_hold_the_devices_of_several_processes():
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
-    tests = pathlib.Path(__file__).parent
+    here = pathlib.Path(__file__).parent
+    root = here.parents[1]
     environment = dict(
         os.environ,
-        PYTHONPATH=f"{tests.parent}:{tests}",
+        PYTHONPATH=f"{root}:{root}/tests:{here}",
         XLA_FLAGS="--xla_force_host_platform_device_count=2",
     )
     pair = [

@@ -85,16 +85,16 @@ def schedule(
 def adam_section(learning_rate: float, *, b1: float, b2: float) -> dict[str, Any]:
     """A config's section of `make_optimizer`: Adam with a constant rate."""
     return {
-        "name": "adam",
-        "b1": b1,
-        "b2": b2,
+        "name": "adam",  # or "adamw", "sgd", with the options of that optimizer
+        "b1": b1,  # decay of the gradient's running mean
+        "b2": b2,  # decay of the running mean of its square
         "gradient_clip": 0.0,  # largest norm; 0 for none
         "learning_rate": {
-            "start": learning_rate,
-            "final": learning_rate,
-            "warmup_steps": 0,
-            "decay": "cosine",
-            "decay_start": 0,
+            "start": learning_rate,  # before the decay
+            "final": learning_rate,  # after the decay
+            "warmup_steps": 0,  # updates of a linear rise from 0
+            "decay": "cosine",  # or "linear", "exponential"
+            "decay_start": 0,  # updates before the decay
             "decay_steps": 0,  # updates; 0 for a constant rate
         },
     }
@@ -103,10 +103,10 @@ def adam_section(learning_rate: float, *, b1: float, b2: float) -> dict[str, Any
 def train_section(num_steps: int, **others) -> dict[str, Any]:
     """A config's section `train`, which `run` goes by."""
     return {
-        "num_steps": num_steps,
-        "log_every": 100,
-        "eval_every": 0,  # and at the end
-        "checkpoint_every": 1_000,
+        "num_steps": num_steps,  # updates of all players together
+        "log_every": 100,  # steps; 0 for the last step alone
+        "eval_every": 0,  # steps; the last step is evaluated in any case
+        "checkpoint_every": 1_000,  # steps; the last step is saved in any case
         "keep": 2,  # newest checkpoints
         "best": "",  # a scalar of the evaluation: where lowest is kept too
         "abort_above": 1e8,  # a metric this large: training has diverged

@@ -8,7 +8,6 @@ import ast
 import inspect
 import io
 import sys
-import textwrap
 import tokenize
 from types import ModuleType
 
@@ -19,9 +18,13 @@ from experiments.run.config import flat
 
 def list_options(config: ConfigDict, problem: ModuleType) -> list[str]:
     """Returns a line for every option: path, value and comment."""
-    comments = {}
+    found, sections = {}, {}
     for module in reversed([problem, *_imported(problem)]):
-        comments |= _comments(module)  # the problem's own come last and win
+        _collect(module, found, sections)  # the problem's own come last and win
+    comments = {}
+    for path, comment in found.items():
+        for full in _full_paths(path, sections):
+            comments[full] = comment
     lines = []
     for path, value in flat(config.to_dict()).items():
         line = f"  {path}={value!r}"
@@ -43,16 +46,32 @@ def _imported(module: ModuleType) -> list[ModuleType]:
 
 
 def _find(comments: dict[str, str], path: str) -> str:
-    """Returns the comment of the longest ending of `path` that has one."""
+    """Returns the comment of `path`, or of its longest ending of two parts or more."""
     parts = path.split(".")
-    for first in range(len(parts)):
+    for first in range(max(len(parts) - 1, 1)):
         if found := comments.get(".".join(parts[first:])):
             return found
     return ""
 
 
-def _comments(module: ModuleType) -> dict[str, str]:
-    """Returns the end of an option's path -> its comment."""
+def _full_paths(path: str, sections: dict[str, set[str]], depth: int = 5) -> list[str]:
+    """Returns the paths of an option of a function's dict, `"@function.option"`."""
+    if not path.startswith("@"):
+        return [path]
+    function, _, rest = path.removeprefix("@").partition(".")
+    found = [rest]
+    for section in sections.get(function, ()) if depth else ():
+        found += _full_paths(f"{section}.{rest}", sections, depth - 1)
+    return found
+
+
+def _collect(
+    module: ModuleType, comments: dict[str, str], sections: dict[str, set[str]]
+) -> None:
+    """Adds a module's comments, path -> text, and function -> sections made by it.
+
+    The path of an option in a function's dict begins with `"@function."`.
+    """
     source = inspect.getsource(module)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     at_line = {
@@ -61,26 +80,39 @@ def _comments(module: ModuleType) -> dict[str, str]:
         if token.type == tokenize.COMMENT
     }
     lines = source.splitlines()
-    found = {}
 
     def visit(node, prefix):
-        if isinstance(node, ast.Dict):
-            for key, value in zip(node.keys, node.values):
-                if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                    path = f"{prefix}{key.value}"
-                    if key.lineno in at_line:
-                        text = _continued(lines, at_line, key.lineno)
-                        found[path] = text
-                    visit(value, f"{path}.")
-                else:
-                    visit(value, prefix)
+        if isinstance(node, ast.FunctionDef):
+            prefix = f"@{node.name}."
+        elif isinstance(node, ast.AugAssign | ast.Assign):
+            target = node.target if isinstance(node, ast.AugAssign) else node.targets[0]
+            prefix += "".join(f"{name}." for name in _subscripts(target))
+            if isinstance(target, ast.Name):  # `optimizer = ...` may be that section
+                visit(node.value, f"{prefix}{target.id}.")
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            sections.setdefault(node.func.id, set()).add(prefix.rstrip("."))
+        if not isinstance(node, ast.Dict):
+            for child in ast.iter_child_nodes(node):
+                visit(child, prefix)
             return
-        for child in ast.iter_child_nodes(node):
-            # A dict that a call or a function makes stands at a place of its own.
-            visit(child, "" if not isinstance(child, ast.Dict) else prefix)
+        for key, value in zip(node.keys, node.values):
+            if isinstance(key, ast.Constant) and isinstance(key.value, str):
+                path = f"{prefix}{key.value}"
+                if key.lineno in at_line:
+                    comments[path] = _continued(lines, at_line, key.lineno)
+                visit(value, f"{path}.")
+            else:
+                visit(value, prefix)
 
-    visit(ast.parse(textwrap.dedent(source)), "")
-    return found
+    visit(ast.parse(source), "")
+
+
+def _subscripts(target: ast.expr) -> list[str]:
+    """Returns the names in `config["a"]["b"]`."""
+    if not isinstance(target, ast.Subscript):
+        return []
+    name = getattr(target.slice, "value", None)
+    return [*_subscripts(target.value), *([name] if isinstance(name, str) else [])]
 
 
 def _continued(lines: list[str], at_line: dict[int, str], first: int) -> str:

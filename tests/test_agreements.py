@@ -66,6 +66,7 @@ def test_one_move_from_the_data_is_score_matching_times_its_step(monkeypatch):
         np.testing.assert_allclose(gradient / step_size, exact, atol=5.1e-5)
 
 
+@pytest.mark.quick
 def test_its_fixed_point_has_the_data_s_variance_as_that_of_the_biased_chain(
     monkeypatch,
 ):

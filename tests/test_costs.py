@@ -182,6 +182,7 @@ def memory(make, dimension, **options):
     return analysis.temp_size_in_bytes
 
 
+@pytest.mark.quick
 def test_slices_keep_nothing_for_every_dimension():
     """From 8 to 32 dimensions an update's memory grows by no more than eight arrays of
     the batch's size; the exact trace's, which keeps what every slice made, nearly by

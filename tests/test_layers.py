@@ -75,6 +75,7 @@ def module_of(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("path", files("ebmjax"), ids=name_of)
 def test_the_library_imports_only_what_the_table_allows(path):
     room = path.relative_to(ROOT / "ebmjax").parts[0].removesuffix(".py")

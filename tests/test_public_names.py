@@ -46,6 +46,7 @@ def imported_by(package):
             yield from ((node.module, alias.name) for alias in node.names)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("module", MODULES)
 def test_all_is_a_sorted_list_of_names_that_exist(module):
     found = importlib.import_module(module)

@@ -145,6 +145,7 @@ def test_every_command_of_the_readme_has_a_config(command, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+@pytest.mark.quick
 def test_the_results_have_their_commands():
     results = README.split("\n## Results")[1].split("\n## ")[0]
     sections = results.split("\n### ")[1:]

@@ -55,6 +55,7 @@ def test_keys_are_these_words():
     ]
 
 
+@pytest.mark.quick
 def test_words_are_these_words():
     words = [0x0850C597, 0xD76FDA02, 0x7E450B73, 0xA0AD420C, 0xB4E08E46, 0x93F7E7B0]
     key = make_key(0)
@@ -510,6 +511,7 @@ def test_the_battery_reads_what_chains_draw():
     np.testing.assert_array_equal(found, words)
 
 
+@pytest.mark.quick
 def test_the_battery_turns_and_packs_words():
     words = jnp.array([1, 0x80000000, 0x12345678, 0xFF], jnp.uint32)
     reversed_words = [0x80000000, 1, 0x1E6A2C48, 0xFF000000]

@@ -56,6 +56,7 @@ def test_the_moments_satisfy_the_equation(name, x64):
         np.testing.assert_allclose(change, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.quick
 def test_the_moments_are_the_papers():
     """By hand: at time 1 the integral of the rate is 10.05; VE's 0.01 5000^t."""
     vp, sub, ve = (DIFFUSIONS[name] for name in DIFFUSIONS)
@@ -419,6 +420,7 @@ def test_a_chain_without_a_number_is_not_taken_for_a_score_of_zero():
     assert np.isnan(info.corrector_step_size).all() and np.isnan(found).all()
 
 
+@pytest.mark.quick
 def test_predictors_by_hand():
     """One step from 1 to .9 at x = 1.2 with a score of -.7. VP: of the variance
     1 - b = exp(-1.9005) is left; the rate at 1 is 20. VE: scales 3 and 3 300^-.1."""

@@ -43,6 +43,7 @@ def test_gaussian_and_a_mixture_of_one_differ_by_the_log_partition(
     )
 
 
+@pytest.mark.quick
 def test_gaussian_is_this_number():
     params = {"mean": jnp.zeros(2), "precision": 0.5}
     np.testing.assert_allclose(

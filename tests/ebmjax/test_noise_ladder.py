@@ -22,6 +22,7 @@ OFFICIAL = {  # largest scale, scales, dimensions, moves a level, step; smallest
 }
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", OFFICIAL)
 def test_the_official_configurations_follow_from_the_formulas(name):
     """All four overlap by .567, and their steps are the formula's to two digits."""

@@ -83,6 +83,7 @@ def test_replay_is_filled_with_noise_at_first():
     assert len(np.unique(memory)) == memory.size
 
 
+@pytest.mark.quick
 def test_replay_names_what_is_wrong():
     with pytest.raises(ValueError, match="capacity must be at least 1, got 0"):
         replay(capacity=0)

@@ -263,6 +263,7 @@ def log_volume(std: float) -> float:
     return math.log(2 * math.pi * std**2)
 
 
+@pytest.mark.quick
 def test_the_energy_at_a_lonely_mode_is_this_number():
     # The others are 40 standard deviations away or more: e^-800 is 0. Rounding of the
     # centre is 1e-7, or 1e-5 standard deviations; of a sum below 10, 1e-6.

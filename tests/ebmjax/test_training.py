@@ -215,6 +215,7 @@ def test_a_warm_up_with_fewer_players_keeps_the_others_state():
     assert float(state.params["late"]["w"]) == 3.0
 
 
+@pytest.mark.quick
 def test_the_moving_average_is_this_number():
     """w goes 8 -> 4 -> 2 with decay 0.75: average 8 -> 7 -> 5.75."""
     players = one_player(rate=0.5)

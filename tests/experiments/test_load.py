@@ -49,6 +49,7 @@ def test_the_record_of_a_run_names_its_problem_command_and_versions(workdir):
     assert record["command"].startswith("python ") and "cpu" in record["device"]
 
 
+@pytest.mark.quick
 def test_what_cannot_be_loaded_is_refused_with_the_reason(workdir, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no run"):
         load(tmp_path)

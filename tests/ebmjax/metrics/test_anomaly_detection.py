@@ -7,6 +7,7 @@ import scipy.stats
 from ebmjax import metrics
 
 
+@pytest.mark.quick
 def test_ten_scores_by_hand():
     """Anomalies at .9, .7 and .1 among ten; the quantile .8 calls two of them so."""
     scores = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1])

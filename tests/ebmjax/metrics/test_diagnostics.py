@@ -320,6 +320,7 @@ def test_chains_may_come_in_any_order_and_time_may_run_backwards(function):
     close(function(draws[::-1]), function(draws), rtol=RTOL)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize(
     "shape, dtype, shown",

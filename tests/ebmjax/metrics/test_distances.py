@@ -53,6 +53,7 @@ def test_swapping_the_sets_changes_nothing_and_equal_sets_are_at_zero():
     assert 0 <= metrics.frechet_distance(a, a) < 1e-11
 
 
+@pytest.mark.quick
 def test_singular_covariances_are_measured_exactly():
     """A point against a segment, and two segments at an angle.
 

@@ -168,6 +168,7 @@ def test_quadrature_of_one_and_two_dimensions(bounds):
     np.testing.assert_allclose(flat, math.log(area), rtol=1e-5)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "call, message",
     [

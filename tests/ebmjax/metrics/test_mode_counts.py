@@ -8,6 +8,7 @@ import pytest
 from ebmjax import metrics
 
 
+@pytest.mark.quick
 def test_three_of_four_modes_on_paper():
     """Shares 1/2, 1/4, 1/4 of four: KL = log 4 - (1/2 log 2 + 1/2 log 4)."""
     labels = np.array([0] * 8 + [1] * 4 + [3] * 4)

@@ -25,6 +25,7 @@ def closed_form(mean, variance, a, model_mean, h):
     return c**2 * variance**2 * h * wide**-1.5 + b**2 * h * wide**-0.5
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     "mean, variance, model, h, golden",

@@ -69,6 +69,7 @@ def test_as_it_begins_it_is_the_normal_law_of_its_affine_map(make):
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "options, message",
     [

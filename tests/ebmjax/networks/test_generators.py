@@ -122,6 +122,7 @@ def test_weights_start_as_published(kind, is_normal):
     )
 
 
+@pytest.mark.quick
 def test_a_transposed_layer_spreads_each_pixel_as_on_paper():
     """3x3, stride 2, padding 1, from 2x2 to 4x4: place (i, j) of the map goes to rows 2
     i - 1 + (0, 1, 2), the same of columns, and what is outside is cut off."""

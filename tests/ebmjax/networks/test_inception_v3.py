@@ -207,6 +207,7 @@ def test_it_has_as_many_parameters_as_published():
     assert sum(sizes.values()) - statistics == 27_161_264 - 3_326_696
 
 
+@pytest.mark.quick
 def test_weights_that_do_not_fit_are_refused_by_name():
     shapes, _ = jax.eval_shape(
         networks.inception(num_classes=10).init, jax.random.key(0)

@@ -376,6 +376,7 @@ def test_what_cannot_be_built_is_refused_with_what_was_given(make, message):
 # --- one by one
 
 
+@pytest.mark.quick
 def test_an_mlp_on_paper():
     network = networks.mlp_energy((2, 1), widths=(2,))
     params = {

@@ -87,6 +87,7 @@ def test_scales_of_a_ladder_are_told_apart():
     assert squares[gaps > 40].min() > 5
 
 
+@pytest.mark.quick
 def test_the_normalisation_on_paper():
     """Two channels of two pixels, means 2 and 4 and deviations 1 and 2: the means are
     1 below and above their own, of a deviation of 1."""

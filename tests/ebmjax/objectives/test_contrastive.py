@@ -304,6 +304,7 @@ STILL = samplers.langevin(step_size=1e-30, temperature=0.0)
 """A chain that stays where it begins."""
 
 
+@pytest.mark.quick
 def test_contrastive_divergence_of_a_quadratic_is_this_number():
     """E = theta x^2 / 2, data 1 and 3, chains that stay at 2: theta (5 - 4) / 2."""
     energy = lambda theta, x: 0.5 * theta * x**2  # noqa: E731

@@ -207,6 +207,7 @@ def quadratic(a, x):
     return 0.5 * a * x**2
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("score_penalty", [0.0, 0.5])
 def test_the_energy_s_loss_is_this_number(monkeypatch, score_penalty):
     """E = .35 x^2, an example at 2, draws of mean square .09 + 1.44 + .25; half the

@@ -706,6 +706,7 @@ def test_the_base_s_statistics_move_in_its_own_objective_alone():
 # --- what is refused
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "make, message",
     [

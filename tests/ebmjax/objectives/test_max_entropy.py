@@ -534,6 +534,7 @@ def test_two_players_with_batch_statistics_train_on_any_number_of_devices():
 # --- what is refused
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "make, message",
     [

@@ -291,6 +291,7 @@ def test_ratio_matching_is_the_squared_miss_of_every_conditional():
 # --- what is refused
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "make, options, message",
     [

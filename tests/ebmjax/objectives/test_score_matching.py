@@ -56,6 +56,7 @@ def both_kinds(make):
 # --- exact
 
 
+@pytest.mark.quick
 def test_on_normal_data_it_is_this_number_and_least_at_the_data_s_covariance():
     """tr(A^2 (S + delta delta^T)) / 2 - tr A, with S the covariance over n: exact of
     the examples there are, with a minimum of -tr S^-1 / 2 at the precision S^-1."""

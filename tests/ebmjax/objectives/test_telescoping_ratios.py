@@ -206,6 +206,7 @@ def test_waymarks_of_an_example_are_one_path():
         np.testing.assert_allclose(steps, [middle - noise, data - middle], rtol=1e-12)
 
 
+@pytest.mark.quick
 def test_two_bridges_are_this_number():
     """Noise 1, data 3, between them .8 + 1.8 = 2.6; log ratios -.5 x - .1 and x - .2,
     of which the second is right about data alone and the first about noise alone."""

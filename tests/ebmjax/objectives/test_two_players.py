@@ -116,6 +116,7 @@ def test_the_flow_s_loss_against_the_best_energy_is_the_jensen_shannon_divergenc
         )
 
 
+@pytest.mark.quick
 @pytest.mark.usefixtures("float64")
 def test_the_variational_gap_is_the_divergence_of_the_flow(monkeypatch):
     """E = a x^2 / 2 with a = .8 and the flow N(0, 2): loss + log Z = (a t^2 - 1 - log a
@@ -465,5 +466,6 @@ def test_what_makes_no_sense_is_named(make, message):
         make()
 
 
+@pytest.mark.quick
 def test_both_modules_are_public():
     assert objectives.flow_contrastive is flow_contrastive

@@ -106,6 +106,7 @@ def test_a_flat_energy_has_no_step_size_too_large_and_nan_none_small_enough(outs
         )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "options, message",
     [

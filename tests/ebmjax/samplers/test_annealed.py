@@ -143,6 +143,7 @@ def test_new_parameters_are_used_and_nothing_is_traced_again():
     assert counts[0] == counts[1] <= 5 and ends[1] - ends[0] > 2
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "options, message",
     [

@@ -53,6 +53,7 @@ def test_the_repr_of_a_sampler_is_its_name_and_its_options(name):
     assert repr(other).startswith("Sampler(init=<function")
 
 
+@pytest.mark.quick
 def test_the_repr_of_a_sampler_abbreviates_its_arrays_and_long_options():
     sampler = samplers.hmc(
         step_size=np.float32(0.1),
@@ -141,6 +142,7 @@ def test_langevin_without_temperature_is_gradient_descent():
     )
 
 
+@pytest.mark.quick
 def test_clips_are_elementwise_and_projection_comes_last():
     options = {"step_size": 1.0, "temperature": 0.0}
     x = jnp.array([5.0, 0.3, -5.0])

@@ -90,6 +90,7 @@ def test_proposals_are_normal_and_as_often_equal_as_can_be(propose):
     np.testing.assert_allclose(found, share, atol=error)
 
 
+@pytest.mark.quick
 def test_the_weights_of_this_meeting():
     """k = 1, m = 2, met at 5: the plain mean of 1 and 2, a half of the difference at 2,
     the whole at 3 and 4."""

@@ -102,6 +102,7 @@ def test_unadjusted_samplers_are_biased_in_every_direction_as_theory_says(
     check_normal(state.position, 1.0, variance)
 
 
+@pytest.mark.quick
 def test_a_uniform_number_of_zero_accepts_nothing_bad(monkeypatch):
     """A uniform in [0, 1) is 0 once in 2^23, and its logarithm minus infinity."""
     zeros = lambda key, shape=(), dtype=jnp.float32, *bounds: jnp.zeros(shape, dtype)  # noqa: E731

@@ -27,6 +27,7 @@ def test_one_leapfrog_is_a_mala_proposal_of_half_its_square():
     np.testing.assert_allclose(rates[0].mean(), rates[1].mean(), atol=error)
 
 
+@pytest.mark.quick
 def test_the_end_of_a_trajectory_is_a_rotation():
     """On x^2 / 2 small leapfrogs turn (x, p) by the time: from x = 0 and p ~ N(0, 1),
     after a quarter turn x ~ N(0, 1), after a half none has moved."""

@@ -68,6 +68,7 @@ def test_a_nan_is_refused_and_shown():
     assert (~info.is_accepted[jnp.isnan(info.acceptance_rate)]).all()
 
 
+@pytest.mark.quick
 def test_a_proposal_of_another_shape_is_named():
     sampler = samplers.independence(proposal=_normal(1.0, (3,)))
     with pytest.raises(ValueError, match=r"chain's shape \(2,\), got \(3,\)"):

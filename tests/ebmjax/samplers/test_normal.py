@@ -10,6 +10,7 @@ import scipy.stats
 from ebmjax.samplers.normal import draw_normal, normal_quantile
 
 
+@pytest.mark.quick
 def test_quantiles_are_exact_to_a_few_units_of_the_last_place():
     """Of the 2^23 numbers that a uniform draw can be, every 64th, and all of those
     in the tails. 4e-6 is 2.5e-6 of the fit and rounding in a dozen of operations."""

@@ -116,6 +116,7 @@ def test_what_the_replicas_cache_moves_with_their_places():
     np.testing.assert_allclose(infos.energy[-1], energy[:, 0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "options, message",
     [

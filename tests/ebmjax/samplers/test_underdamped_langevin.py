@@ -42,6 +42,7 @@ def test_the_position_of_a_gaussian_is_exact_at_every_stable_step(
     assert abs(np.corrcoef(x, p)[0, 1]) < 5 / NUM_CHAINS**0.5
 
 
+@pytest.mark.quick
 def test_the_first_moves_are_those_of_the_splitting():
     """From x0 at rest, for E = k x^2 / 2 and a = exp(-friction h):
 

@@ -139,6 +139,7 @@ def test_scikit_learn_s_copy_is_read_alike(small_kdd, monkeypatch):
         anomalies.kdd99(None)
 
 
+@pytest.mark.quick
 def test_wrong_files_are_refused_by_name(small_kdd, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is neither"):
         anomalies.kdd99(tmp_path / "elsewhere")

@@ -48,6 +48,7 @@ def as_process(monkeypatch, index, count):
 # Batches
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "num_examples, size",
     [(12, 4), (10, 4), (7, 5), (5, 5), (3, 8)],

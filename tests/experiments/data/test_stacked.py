@@ -2,10 +2,12 @@
 
 import jax
 import numpy as np
+import pytest
 
 from experiments.data import stacked
 
 
+@pytest.mark.quick
 def test_stacked_images_are_their_digits_by_channel():
     images = np.arange(30, dtype=np.uint8)[:, None, None, None] * np.ones(
         (1, 2, 2, 1), np.uint8

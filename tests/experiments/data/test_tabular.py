@@ -248,6 +248,7 @@ def test_a_damaged_line_is_named(tmp_path, old, new, message):
         load(tmp_path)
 
 
+@pytest.mark.quick
 def test_tables_that_cannot_be_whitened_are_refused(tmp_path):
     rows = wine_rows(300)
     rows[:, 4] = 3.0

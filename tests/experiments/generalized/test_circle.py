@@ -109,6 +109,7 @@ def test_a_run_is_loaded_with_its_energy_and_its_draws(tmp_path):
     np.testing.assert_allclose((samples**2).sum(1), 1, rtol=1e-5)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "option, value, message",
     [

@@ -43,6 +43,7 @@ def test_the_first_coordinate_has_the_arcsine_law():
         )
 
 
+@pytest.mark.quick
 def test_the_base_alone_rests_after_the_joint_steps():
     experiment = curve.build(tiny(), make_keys(0))
     rests = set(experiment.players) - set(experiment.phases["tuning"])

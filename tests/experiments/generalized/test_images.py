@@ -129,6 +129,7 @@ def test_every_preset_builds(preset, data_dir, monkeypatch):
     assert experiment.batch(0).shape == (16 * 5, *shape)
 
 
+@pytest.mark.quick
 def test_data_without_labels_need_inception(data_dir):
     with pytest.raises(ValueError, match="celeb_a has no labels for a classifier"):
         images.build(tiny("celeb_a", data_dir), make_keys(0))

@@ -292,6 +292,7 @@ def test_the_model_s_draws_are_the_first_sampler_s_at_its_first_temperature(
     assert np.any(other != drawn) and made == [("mala", 0.5)]
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "change, message",
     [

@@ -108,6 +108,7 @@ def test_a_preset_has_a_name_and_an_estimator():
         make_config(circle.PRESETS, "circle,likelihood")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "name, value",
     [("num_energy_updates", 0), ("num_extra_updates", -5), ("extra_every", -1)],

@@ -103,6 +103,7 @@ def test_options_that_would_fail_after_training_are_refused_before_it(
         tables.build(config, make_keys(0))
 
 
+@pytest.mark.quick
 def test_a_table_without_a_line_of_names_is_refused(data_dir, tmp_path):
     lines = (data_dir / "winequality-red.csv").read_text().splitlines()
     (tmp_path / "winequality-red.csv").write_text("\n".join(lines[1:]) + "\n")

@@ -236,6 +236,7 @@ def test_references_stay_in_the_range_of_the_data_and_are_compared_in_equal_numb
     assert len(reference_table(PIXELS, KEY, data)) == 3
 
 
+@pytest.mark.quick
 def test_bad_arguments_are_named(digits):
     labels = digits.labels_train
     options = dict(num_levels=17, num_steps=1)

@@ -8,6 +8,7 @@ from experiments.data import images
 from experiments.judge.detection import area_under_roc, foreign_images
 
 
+@pytest.mark.quick
 def test_a_foreign_data_set_that_is_not_there_is_left_out_and_named(tmp_path, caplog):
     rng = np.random.default_rng(0)
     np.savez(

@@ -17,6 +17,7 @@ from experiments.judge import generators
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+@pytest.mark.quick
 def test_a_gan_s_losses_on_paper():
     """E = a x^2 / 2 and draws g z: mean softplus of both signs, by the batch's own."""
     objective = generators.gan_energy(

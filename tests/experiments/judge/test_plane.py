@@ -1,10 +1,12 @@
 """Densities on the plane against numbers that are known."""
 
 import numpy as np
+import pytest
 
 from experiments.judge.plane import kl_divergence, make_plane, total_variation
 
 
+@pytest.mark.quick
 def test_densities_on_the_plane_are_these_numbers():
     grid = make_plane(2.0, 4)
     flat = grid.binned(grid.probabilities(lambda x: 0.0 * x.sum()))

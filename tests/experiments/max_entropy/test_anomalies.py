@@ -182,6 +182,7 @@ def test_kdd_s_plan_is_of_the_last_evaluations_with_and_without_scaling(
         assert (set(facts["scale"]) == {1.0}) == (row[0] == "scaling=none")
 
 
+@pytest.mark.quick
 def test_a_mean_is_of_as_many_evaluations_as_are_published():
     evaluations = {step: {"a": float(step)} for step in range(1, 13)}
     assert anomalies.choose_mean(evaluations, True) == {"a": 7.5}  # of 3 to 12
@@ -215,6 +216,7 @@ def test_a_digit_is_held_out_as_the_config_says(image_dir):
     )
 
 
+@pytest.mark.quick
 def test_wrong_tables_are_refused_before_training(table_dir, tmp_path):
     with pytest.raises(ValueError, match="data.csv must be the path"):
         anomalies.build(tiny("tabular", table_dir, data__csv=""), make_keys(0))

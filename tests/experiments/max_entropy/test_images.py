@@ -96,6 +96,7 @@ def test_every_preset_builds(preset, image_dir):
     )
 
 
+@pytest.mark.quick
 def test_weights_come_from_a_file_and_are_checked_before_training(tmp_path):
     with pytest.raises(FileNotFoundError, match="evaluation.inception_weights"):
         Inception(tmp_path / "none.pth")

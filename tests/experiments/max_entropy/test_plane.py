@@ -92,6 +92,7 @@ def test_a_baseline_runs_without_statistics(preset, tmp_path):
     assert set(load(tmp_path).networks) == {"generator", "energy"}
 
 
+@pytest.mark.quick
 def test_presets_methods_and_options_that_make_no_sense_are_named():
     with pytest.raises(ValueError, match="preset must be one of .*'toy'.*'kdd99'"):
         plane.get_config("kdd99")
@@ -107,6 +108,7 @@ def test_presets_methods_and_options_that_make_no_sense_are_named():
             plane.build(tiny(preset, **options), make_keys(0))
 
 
+@pytest.mark.quick
 def test_the_ablation_is_a_plan_of_three_seeds():
     plan = plane.sweep("eight_gaussians")
     assert plan.num_seeds == 3

@@ -58,6 +58,7 @@ def test_a_score_that_is_not_finite_is_named_alone(tmp_path):
     assert found == {"energy_mean": np.inf} and not list(tmp_path.iterdir())
 
 
+@pytest.mark.quick
 def test_a_quantile_out_of_range_is_refused_before_training():
     with pytest.raises(ValueError, match="evaluation.quantile must be above 0 .*80"):
         make_scores(section(quantile=80.0), energy, Anomalies(X, X, None))

@@ -80,6 +80,7 @@ def test_a_classifier_that_is_wrong_too_often_ends_it_before_training(image_dir)
         stacked.build(config, make_keys(0))
 
 
+@pytest.mark.quick
 def test_the_plan_has_the_parts_and_the_baselines():
     plan = stacked.sweep("stacked_mnist")
     configs = {

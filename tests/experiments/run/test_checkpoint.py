@@ -85,6 +85,7 @@ def test_a_memory_is_split_anew_over_other_devices(saved_on, read_on, tmp_path):
     assert int(step(players, found, read_on).step) == 2
 
 
+@pytest.mark.quick
 def test_a_memory_that_cannot_be_split_is_refused(tmp_path):
     """64 chains on 8 devices, and one device that remembers 8."""
     _, state = make(8)

@@ -109,6 +109,7 @@ def test_a_file_gives_a_config_of_its_own(command, tmp_path):
     assert "seed: 6\n" in command(f"--config={path}:b", "--print_config")[1]
 
 
+@pytest.mark.quick
 def test_a_preset_of_a_neighbouring_problem_is_named_with_its_command(tmp_path):
     (tmp_path / "one.py").write_text("PRESETS = {}\n")
     (tmp_path / "two.py").write_text('PRESETS = {\n    "mine": dict,\n}\n')
@@ -150,6 +151,7 @@ def test_any_option_can_be_swept_without_a_plan(command, tmp_path):
     assert config["data"]["std"] == 1.5 and config["learning_rate"] == 0.1
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "text, current, expected",
     [
@@ -180,6 +182,7 @@ def test_text_of_another_type_is_refused_by_name(text, current):
     assert repr(current) in str(error.value) and repr(text) in str(error.value)
 
 
+@pytest.mark.quick
 def test_options_are_set_on_a_copy():
     config = small_experiment.get_config()
     found = with_options(config, {"data.std": "7", "train.num_steps": 5})

@@ -1,10 +1,12 @@
 """What is made from the sections of a config."""
 
 import numpy as np
+import pytest
 
 from experiments.run.config import make_optimizer, schedule
 
 
+@pytest.mark.quick
 def test_schedules_are_these_numbers():
     rate = schedule(
         start=1.0, final=0.1, warmup_steps=4, decay_start=10, decay_steps=20

@@ -97,6 +97,7 @@ def test_an_evaluation_that_was_missed_is_made_up_for(straight, tmp_path):
     assert_same_run(straight, tmp_path)
 
 
+@pytest.mark.quick
 def test_another_config_is_refused_with_every_difference(straight):
     before = (straight / "config.json").read_text()
     with pytest.raises(ValueError, match="holds another run") as error:

@@ -44,6 +44,7 @@ def test_minutes_are_those_of_steps_and_evaluations(tmp_path):
     assert record.minutes(tmp_path) == pytest.approx(1.0)
 
 
+@pytest.mark.quick
 def test_a_page_shows_the_recorded_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.md").write_text("| a |\n| --- |\n| 1 |\n\n- Command: `make`\n")

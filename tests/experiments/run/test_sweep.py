@@ -163,6 +163,7 @@ def test_a_table_over_seeds_has_every_cell_and_a_dash_for_what_it_lacks():
     assert over_seeds(found, ["x"]) == only
 
 
+@pytest.mark.quick
 def test_a_wrong_type_in_a_cell_names_the_option():
     with pytest.raises(ValueError, match="data.std must be"):
         run_sweep(build, small_config, over(None, "", ["data.std=wide"]), "unused")

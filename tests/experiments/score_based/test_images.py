@@ -188,6 +188,7 @@ def test_the_sweep_runs_and_tabulates_its_cells(tmp_path):
     assert float(energy["asymmetry_1"]) < 1e-6 < float(free["asymmetry_1"])
 
 
+@pytest.mark.quick
 def test_averages_are_the_papers_at_their_scale():
     """Diffusions that preserve the variance have 0.9999, the others 0.999."""
     found = {

@@ -157,6 +157,7 @@ def test_energies_tell_what_is_further_from_the_data_s_mean():
     assert found["auroc_uniform"] > 0.999
 
 
+@pytest.mark.quick
 def test_asymmetry_is_of_the_jacobian_where_images_have_the_noise():
     """If J shifts 64 pixels by one and v are signs, |J v|^2 is 64, and |J v - J^T v|^2
     is 128 less twice the sum of 64 products of signs. The score is this shift far from

@@ -90,6 +90,7 @@ def test_samples_of_a_ladder_are_those_of_its_recursion():
     np.testing.assert_allclose(x.mean() - 0.2, mean, atol=error)
 
 
+@pytest.mark.quick
 def test_a_ladder_s_section_gives_the_papers_numbers():
     """0 stands for the largest distance, the overlap and the step of the papers."""
     process, sampler = sections("digits,ladder")

@@ -80,6 +80,7 @@ def test_the_largest_distance_is_between_the_modes():
     np.testing.assert_array_equal(model.ladder, expected)
 
 
+@pytest.mark.quick
 def test_the_exact_score_is_that_of_the_noised_data():
     """With noise of scale 2 near the heavier mode: that of N(mode, 1 + 4)."""
     x = np.array([6.0, 4.5], np.float32)

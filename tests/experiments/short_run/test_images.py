@@ -227,6 +227,7 @@ def test_the_papers_scale_is_the_papers():
         assert value(0) == value(200_000) > value(225_000) > value(250_000)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "changes, message",
     [

@@ -39,6 +39,7 @@ def test_pca_errors_of_few_large_images_are_those_of_scikit_learn():
         )
 
 
+@pytest.mark.quick
 def test_inverse_problems_show_what_is_seen_of_an_image():
     """The three rows hold 0, 1, ..., 5. Blocks of 2 x 2 pixels leave out the last."""
     image = np.arange(6.0).reshape(3, 2, 1)

@@ -90,6 +90,7 @@ def test_every_preset_builds_and_is_locked(preset):
         plane.get_config("toy")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "changes, message",
     [

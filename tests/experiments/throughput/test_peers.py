@@ -168,6 +168,7 @@ def test_the_quickest_is_found_after_what_a_first_run_costs(monkeypatch):
     assert quickest({"a": take([1.0, 0.3]), "b": take([9.0, 0.4])}) == "a"
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("energy", ["mixture", "conv 8x8x2"])
 @pytest.mark.parametrize("name", ["plain scan", "torch eager", "torch compile"])
 def test_a_peer_with_another_energy_is_refused(name, energy):

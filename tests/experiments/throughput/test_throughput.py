@@ -28,6 +28,7 @@ def test_every_preset_has_cells_of_every_workload_and_sampler():
         throughput.get_config("tiny")
 
 
+@pytest.mark.quick
 def test_unknown_names_are_refused_before_anything_starts(tmp_path):
     config = throughput.get_config("small").unlock()
     config.workloads = ("gaussian", "banana")

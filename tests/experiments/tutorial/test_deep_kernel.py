@@ -145,6 +145,7 @@ def test_a_loss_is_its_quadratic_and_the_weights_are_its_least(section, float64)
     np.testing.assert_allclose(at(alpha)[1] + 10**-2.0 * alpha, 0.0, atol=1e-8)
 
 
+@pytest.mark.quick
 def test_matrix_and_slope_are_the_published_formulas(float64):
     """G = mean of grad k grad k^T and b = mean of laplacian k + grad k . grad log q0,
     with each row's derivatives by central differences: their errors are of order

@@ -66,6 +66,7 @@ def test_a_model_off_the_grid_is_as_far_from_the_data_as_it_is_off(tmp_path):
     assert abs(found["kl_within_modes"]) < 1e-4
 
 
+@pytest.mark.quick
 def test_wrong_weights_of_modes_are_a_divergence_between_and_not_within(tmp_path):
     weights = np.arange(1.0, 9.0) / 36
     angles = np.arange(8) * (math.pi / 4)

@@ -153,6 +153,7 @@ def test_a_sweep_has_a_part_for_each_target_and_a_picture_of_the_plane(tmp_path)
     assert (tmp_path / "densities.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "preset, message",
     [

@@ -104,12 +104,12 @@ def main(
             if values.evaluate_only:
                 raise ValueError("--evaluate_only cannot be combined with --sweep")
             plan = None if sweep is None else sweep(command.preset)
-            if values.over:
+            if values.over or plan is None:  # without a plan, seeds of one cell
                 plan = over(plan, command.preset, values.over)
             run_sweep(
                 build,
                 command.get_config,
-                plan if plan is not None else over(None, command.preset, ()),
+                plan,
                 workdir,
                 given=command.given,
                 num_seeds=values.seeds,

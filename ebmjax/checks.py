@@ -1,6 +1,11 @@
 """Checks of arguments, whose errors name the argument, the rule and the value."""
 
-from collections.abc import Sequence
+import functools
+import math
+import numbers
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,24 +16,49 @@ from numpy.typing import ArrayLike
 from ebmjax.types import Array, EnergyFn, Key, TimedScoreFn
 
 __all__ = [
+    "check_array",
+    "check_batch",
     "check_chains",
     "check_count",
+    "check_key",
     "check_number",
     "check_path",
     "check_values",
     "scalar_energy",
+    "scalar_valued",
     "shaped_score",
+    "warn_of_chain_axis",
 ]
 
 
-def check_number(name: str, value: float | Array, *, positive: bool) -> None:
-    """Raises unless `value` is positive, or not negative; traced values pass."""
+Number = TypeVar("Number", bound=float | Array)
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def check_number(name: str, value: Number, *, positive: bool) -> Number:
+    """Raises unless `value` is finite and positive, or not negative.
+
+    Traced values pass. The number is returned as a Python one, which does not change
+    the type of an array that is multiplied by it; a numpy.float64 would.
+    """
     if isinstance(value, jax.core.Tracer):
-        return
+        return value
+    is_number = isinstance(value, numbers.Real | np.ndarray | np.generic | jax.Array)
+    kinds = jnp.floating, jnp.integer, jnp.bool_
+    if (
+        not is_number
+        or np.ndim(value)
+        or not any(jnp.issubdtype(jnp.result_type(value), kind) for kind in kinds)
+    ):
+        raise ValueError(f"{name} must be one number, got {value!r}")
     if positive and not value > 0:
         raise ValueError(f"{name} must be positive, got {value}")
     if not value >= 0:
         raise ValueError(f"{name} must not be negative, got {value}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    plain: Any = np.asarray(value).item()
+    return cast(Number, plain)
 
 
 def check_path(name: str, values: ArrayLike) -> np.ndarray:
@@ -60,40 +90,135 @@ def check_values(values: Sequence[float], dtype: DTypeLike) -> None:
             raise ValueError(f"values must be {np.dtype(dtype)} as x is, got {found}")
 
 
-def check_chains(key: Key, x: Array) -> Array:
+def check_array(name: str, x: Any, axes: str = "[*event]") -> Array:
+    """Returns `x` as an array, or raises unless it is one, and floating-point.
+
+    Args:
+      name: Name of the argument, for the message.
+      x: Array, or a list of numbers.
+      axes: Shape that the message says `x` must have.
+    """
+    is_tree = not hasattr(x, "shape") and not isinstance(x, numbers.Number)
+    if is_tree and (x is None or isinstance(x, str) or not _is_list_of_numbers(x)):
+        found = ", ".join(f"[{','.join(map(str, s))}]" for s in _shapes(x))
+        raise ValueError(
+            f"{name} must be one floating-point array {axes}, got {type(x).__name__}"
+            f"{f' of arrays {found}' if found else ''};"
+            " jax.flatten_util.ravel_pytree makes one array of a tree"
+        )
+    array = jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} must be floating-point {axes}, got {array.dtype}{array.shape}"
+        )
+    return array
+
+
+def _is_list_of_numbers(x: Any) -> bool:
+    """Returns whether `x` is a number, or nested lists or tuples of numbers alone."""
+    if type(x) in (list, tuple):
+        return all(map(_is_list_of_numbers, x))
+    return isinstance(x, numbers.Number)
+
+
+def _shapes(x: Any) -> list[tuple[int, ...]]:
+    """Returns the shapes of the arrays of a tree."""
+    return [leaf.shape for leaf in jax.tree.leaves(x) if hasattr(leaf, "shape")]
+
+
+def check_batch(batch: Any) -> None:
+    """Raises unless `batch` is one floating-point array `[n, *event]`."""
+    # The example of a vmap is an array without that axis, which has passed before.
+    if not hasattr(batch, "shape") or batch.ndim == 0:
+        check_array("batch", batch, "[n, *event]")
+        raise ValueError("batch must have the shape [n, *event], got a scalar")
+    if not jnp.issubdtype(batch.dtype, jnp.floating):
+        raise ValueError(
+            f"batch must be floating-point [n, *event], got {batch.dtype}{batch.shape}"
+        )
+
+
+def check_chains(key: Key, x: Any, name: str = "x") -> Array:
     """Returns `x` as an array, or raises unless it and `key` are as in `sample_chains`.
 
     `x` must be floating-point `[chains, *event]` with at least one chain, and `key` a
-    typed key.
+    typed key. Messages call it `name`.
     """
-    key_type = getattr(key, "dtype", type(key))
-    x = jnp.asarray(x)
-    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+    array = check_array(name, x, "[chains, *event]")
+    if array.ndim == 0:
         raise ValueError(
-            f"x must be floating-point [chains, *event], got {x.dtype}{x.shape}"
+            f"{name} must be floating-point [chains, *event], got {array.dtype}()"
         )
-    if x.shape[0] == 0:
-        raise ValueError(f"x must have at least one chain, got shape {x.shape}")
+    if array.shape[0] == 0:
+        raise ValueError(
+            f"{name} must have at least one chain, got shape {array.shape}"
+        )
+    check_key(key)
+    return array
+
+
+def warn_of_chain_axis(energy_fn: EnergyFn, x: Array) -> None:
+    """Warns if `x [n]` may be one position of n elements and not n of one number.
+
+    It may be if the energy takes `x` as one example. Call it where a program is traced,
+    so that a compiled program pays nothing.
+    """
+    if x.ndim != 1:
+        return
+    try:
+        takes_all = jax.eval_shape(energy_fn, x).shape == ()
+    except Exception:  # The user's function may take single numbers alone.
+        return
+    if takes_all:
+        warnings.warn(
+            f"x must be [chains, *event], got shape {x.shape}, which is"
+            f" {x.shape[0]} chains of one number; the energy also takes it as one"
+            " example: give x[None] for one chain, or x[:, None] if numbers are meant",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def check_key(key: Key) -> None:
+    """Raises unless `key` is a typed key."""
+    key_type = getattr(key, "dtype", type(key))
     if not jnp.issubdtype(key_type, jax.dtypes.prng_key):
         raise ValueError(
             f"key must be a typed key, as jax.random.key makes, got {key_type}"
         )
-    return x
+
+
+def scalar_valued(name: str, function: Function) -> Function:
+    """Returns the same function, which raises if its value is not a scalar.
+
+    The check happens when the function is traced, and costs nothing in a compiled
+    program. Without it, a value of shape `[1]` or `[*event]` broadcasts silently.
+
+    Args:
+      name: Name of the function, for the message.
+      function: Function of one example, which may have arguments before and after it.
+    """
+
+    @functools.wraps(function, updated=())
+    def checked(*arguments: Any, **options: Any) -> Any:
+        result = function(*arguments, **options)
+        shape = getattr(result, "shape", None)
+        if shape != () and not isinstance(result, numbers.Number):
+            # The example comes after the parameters, if there are any.
+            example = arguments[min(1, len(arguments) - 1)]
+            of_shape = f" of shape {example.shape}" if hasattr(example, "shape") else ""
+            got = type(result).__name__ if shape is None else f"shape {shape}"
+            raise ValueError(
+                f"{name} must return a scalar for one example{of_shape}, got {got}"
+            )
+        return result
+
+    return cast(Function, checked)
 
 
 def scalar_energy(energy_fn: EnergyFn) -> EnergyFn:
     """Returns the same energy, which raises if its value is not a scalar."""
-
-    def checked(x: Array) -> Array:
-        energy = energy_fn(x)
-        if jnp.shape(energy) != ():
-            raise ValueError(
-                f"energy_fn must return a scalar for one example of shape {x.shape},"
-                f" got shape {jnp.shape(energy)}"
-            )
-        return energy
-
-    return checked
+    return scalar_valued("energy_fn", energy_fn)
 
 
 def shaped_score(score_fn: TimedScoreFn) -> TimedScoreFn:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ebmjax.checks import check_count
 from ebmjax.types import Array, DrawNoise, Key, StartDraw, StartInit, StartWrite
 
 __all__ = ["Start", "data", "noise", "replay"]
@@ -110,8 +111,7 @@ def replay(
       generation and modeling with energy-based models",
       https://arxiv.org/abs/1903.08689.
     """
-    if capacity < 1:
-        raise ValueError(f"capacity must be at least 1, got {capacity}")
+    check_count("capacity", capacity, 1)
     if not 0 <= reinit_prob <= 1:
         raise ValueError(f"reinit_prob must be in [0, 1], got {reinit_prob}")
     event_shape = tuple(event_shape)

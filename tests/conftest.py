@@ -1,30 +1,32 @@
 """Eight devices on a CPU, set up before jax is imported."""
 
-import atexit
 import itertools
 import os
+import pathlib
 import shutil
-import tempfile
 
 # Forced host devices on few cores deadlock in XLA's rendezvous with a small pool.
 os.environ.setdefault("PJRT_NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Tests compile for most of their time: LLVM's first level takes a third of it away and
-# leaves XLA's own passes, fusion among them, as they are. A flag given outside wins.
+# leaves XLA's own passes, fusion among them, as they are. One part for each program is
+# enough for programs as small as these. A flag given outside wins.
 os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=1 "
+    "--xla_backend_optimization_level=1 --xla_cpu_parallel_codegen_split_count=1 "
     + os.environ.get("XLA_FLAGS", "")
     + f" --xla_force_host_platform_device_count={os.environ.get('EBMJAX_DEVICES', 8)}"
 )
 
-# What stops and resumes is compiled again, here or in another process: once is enough.
+# A program is compiled once by all tests, all processes and all runs of the tests.
+# XLA knows it by its text and the versions, so that changed code is compiled anew.
+CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"
+MOST_PROGRAMS = 40_000
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="ebmjax-")
-    atexit.register(
-        shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True
-    )
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    if CACHE.is_dir() and sum(1 for _ in CACHE.iterdir()) > MOST_PROGRAMS:
+        shutil.rmtree(CACHE, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 import pytest

@@ -141,7 +141,9 @@ def compiled(make, dimension=32, num_examples=64, is_gradient=True):
         return objective.loss(params, jax.random.key(0), batch, ())[0]
 
     program = jax.grad(loss) if is_gradient else loss
-    return jax.jit(program).lower(params["energy"], params, batch).compile()
+    lowered = jax.jit(program).lower(params["energy"], params, batch)
+    # Operations and memory are XLA's, before LLVM makes machine code of them.
+    return lowered.compile(compiler_options={"xla_backend_optimization_level": 0})
 
 
 def mean_energy(network):

@@ -201,7 +201,7 @@ def test_pmap_is_named_in_one_function():
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Attribute) and node.attr == "pmap"
     ]
-    assert named == ["training.py"]
+    assert named == ["mapped.py"]
 
 
 @pytest.mark.parametrize("path", files("experiments") + files("ebmjax"), ids=name_of)

@@ -38,9 +38,9 @@ def effective_sample_size(draws: Array) -> Array:
     Args:
       draws: Draws `[steps, chains, *event]`, floating-point, with at least 4 steps and
         1 chain, as `samplers.sample_chains` collects them. Any unit, offset and scale
-        are allowed. Types below float32 are computed in float32. Working memory is
-        several times that of the draws; coordinates are independent, so a large event
-        can be cut into pieces.
+        are allowed, but in float32 numbers below 1.2e-38 count as 0. Types below
+        float32 are computed in float32. Working memory is several times that of the
+        draws; coordinates are independent, so a large event can be cut into pieces.
 
     Returns:
       The number of effective draws in all chains together, `[*event]`. It is NaN for a
@@ -133,6 +133,8 @@ def _over_coordinates(statistic: Callable[[Array], Array], draws: Array) -> Arra
 def _effective_sample_size(halves: Array) -> Array:
     num_steps, num_halves = halves.shape
     total = num_steps * num_halves
+    # By a power of two, which is exact: the sum of large draws would overflow.
+    halves = halves * jnp.where(jnp.abs(halves).max() > 1, 2.0**-64, 1.0)
     # About zero and of order one, so that float32 keeps its digits and no square
     # overflows or vanishes. The ratios below do not feel either.
     centred = halves - halves.mean()
@@ -170,6 +172,8 @@ def _effective_sample_size(halves: Array) -> Array:
 
 @jax.jit
 def _potential_scale_reduction(halves: Array) -> Array:
+    # By a power of two, which is exact: four times a large draw would overflow.
+    halves = halves * jnp.where(jnp.abs(halves).max() > 1, 2.0**-3, 1.0)
     ordered = jnp.sort(halves.ravel())
     low, high = ordered[halves.size // 2 - 1], ordered[halves.size // 2]
     # Twice the distance from the median. The median itself would be rounded, and the

@@ -1,5 +1,7 @@
 """Distances between sets of features (FID, MMD), and the Inception score (IS)."""
 
+import math
+
 import numpy as np
 
 from ebmjax.types import Array
@@ -10,6 +12,9 @@ __all__ = [
     "inception_score",
     "maximum_mean_discrepancy",
 ]
+
+MOST_PAIRS = 2**14
+"""Number of pairs of rows whose differences are held at once."""
 
 
 def frechet_distance(
@@ -50,12 +55,15 @@ def frechet_distance(
       time-scale update rule converge to a local Nash equilibrium",
       https://arxiv.org/abs/1706.08500.
     """
+    features_a, features_b = _two_sets(features_a, features_b)
+    # In units in which no square overflows or vanishes.
+    unit = _unit(features_a, features_b)
     moments = []
-    for features in _two_sets(features_a, features_b):
+    for features in (features_a / unit, features_b / unit):
         mean = features.mean(0)
         centred = features - mean
         moments += [mean, centred.T @ centred / (len(features) - 1)]
-    return frechet_distance_from_moments(*moments)
+    return frechet_distance_from_moments(*moments) * unit * unit
 
 
 def frechet_distance_from_moments(
@@ -106,14 +114,23 @@ def frechet_distance_from_moments(
         ("cov_b", cov_b),
     ):
         _check_finite(name, x)
-    root_a = _root("cov_a", cov_a)
-    root_b = _root("cov_b", cov_b)
+    # In units in which no square overflows or vanishes.
+    unit = _unit(mean_a, mean_b, np.sqrt(np.abs(cov_a)), np.sqrt(np.abs(cov_b)))
+    mean_a, mean_b = mean_a / unit, mean_b / unit
+    root_a = _root("cov_a", cov_a := cov_a / unit / unit)
+    root_b = _root("cov_b", cov_b := cov_b / unit / unit)
     # tr (S_a S_b)^(1/2) is the sum of the singular values of the product of the roots.
     # Eigenvalues of root_a S_b root_a would be their squares, with half the digits.
     cross = np.linalg.svd(root_a @ root_b, compute_uv=False).sum()
     squares = np.sum((mean_a - mean_b) ** 2) + np.trace(cov_a) + np.trace(cov_b)
     # Rounding can leave the distance of equal moments a little below zero.
-    return float(max(squares - 2 * cross, 0.0))
+    return float(max(squares - 2 * cross, 0.0) * unit * unit)
+
+
+def _unit(*arrays: np.ndarray) -> float:
+    """Returns the power of two next to the largest element, or 1 if all are 0."""
+    largest = max(np.abs(array).max(initial=0.0) for array in arrays)
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 
 def _two_sets(
@@ -198,14 +215,17 @@ def inception_score(
             f" {num_splits}, got {logits.shape}"
         )
     _check_finite("logits", logits)
-    logits = logits - logits.max(1, keepdims=True)
+    with np.errstate(over="ignore"):  # the difference of two logits may be -inf
+        logits = logits - logits.max(1, keepdims=True)
     log_probs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     scores = []
     for part in np.array_split(log_probs, num_splits):
         probs = np.exp(part)
         mean = probs.mean(0)
         log_mean = np.log(np.where(mean > 0, mean, 1))
-        scores.append(np.exp((probs * (part - log_mean)).sum(1).mean()))
+        # A class without probability adds nothing, even if its logit is infinitely low.
+        terms = probs * (np.where(probs > 0, part, 0) - log_mean)
+        scores.append(np.exp(terms.sum(1).mean()))
     return float(np.mean(scores)), float(np.std(scores))
 
 
@@ -242,8 +262,8 @@ def maximum_mean_discrepancy(
 
     Raises:
       ValueError: If the arrays have other shapes, too few rows or values that are not
-        finite, the kernel is unknown, or a bandwidth is not positive or is given to a
-        kernel without one.
+        finite, the kernel is unknown, a bandwidth is not positive or is given to a
+        kernel without one, or the polynomial kernel overflows.
 
     Source:
       Gretton, Borgwardt, Rasch, Scholkopf & Smola (2012), "A kernel two-sample test",
@@ -258,29 +278,80 @@ def maximum_mean_discrepancy(
             f" {bandwidth} for {kernel!r}"
         )
     a, b = (x[:max_examples] for x in _two_sets(features_a, features_b))
+    values = _gaussian(a, b, bandwidth) if kernel == "gaussian" else _polynomial(a, b)
+    means = []
+    for within in values[:2]:
+        np.fill_diagonal(within, 0.0)  # not minus the trace, which may be large
+        means.append(within.sum() / (len(within) * (len(within) - 1)))
+    found = float(means[0] + means[1] - 2 * values[2].mean())
+    if not math.isfinite(found):
+        largest = max(np.abs(a).max(), np.abs(b).max())
+        raise ValueError(
+            "the features are too large for the polynomial kernel in float64, got"
+            f" {largest:g}"
+        )
+    return found
 
-    def squares(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        products = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
-        clipped: np.ndarray = products.clip(0)
-        return clipped
 
-    if kernel == "gaussian" and bandwidth is None:
-        bandwidth = float(np.sqrt(np.median(squares(a, b))))
-        if bandwidth == 0:
-            raise ValueError(
-                "the median distance of the features is 0: bandwidth must be given"
-            )
+def _gaussian(
+    a: np.ndarray, b: np.ndarray, bandwidth: float | None
+) -> list[np.ndarray]:
+    """Returns the Gaussian kernel of the pairs in a, in b, and of a with b."""
+    # No distance depends on the unit, or on the place of both sets together.
+    unit = _unit(a, b)
+    a, b = a / unit, b / unit
+    center = np.concatenate([a, b]).mean(0)
+    spread = _unit(a - center, b - center)
+    a, b = (a - center) / spread, (b - center) / spread
+    pairs = [_squared_distances(x, y) for x, y in ((a, a), (b, b), (a, b))]
+    if bandwidth is None:
+        width = float(np.sqrt(np.median(pairs[2])))
+    else:
+        width = bandwidth / unit / spread
+    if width == 0:
+        raise ValueError(
+            "the median distance of the features is 0: bandwidth must be given"
+        )
+    with np.errstate(over="ignore"):  # exp(-inf) is right
+        kernels: list[np.ndarray] = [np.exp(-x / width / width / 2) for x in pairs]
+    return kernels
 
-    def values(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        if bandwidth is None:  # only the polynomial kernel has none
-            found: np.ndarray = (x @ y.T / x.shape[1] + 1) ** 3
-        else:
-            found = np.exp(-squares(x, y) / (2 * bandwidth**2))
-        return found
 
-    def within(x: np.ndarray) -> float:
-        found = values(x, x)
-        mean: float = (found.sum() - np.trace(found)) / (len(x) * (len(x) - 1))
-        return mean
+def _polynomial(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
+    """Returns the polynomial kernel of the pairs in a, in b, and of a with b.
 
-    return float(within(a) + within(b) - 2 * values(a, b).mean())
+    What depends on one example of a pair alone is left out. It cancels in the distance,
+    and far from 0 it would take the digits of the rest. With `x = u + c`, `y = v + c`
+    and `w = u . v / d` the rest is
+
+        (k + p + q + w)^3 - (k + p)^3 - (k + q)^3 + k^3
+
+    for `p = c . u / d`, `q = c . v / d` and `k = c . c / d + 1`.
+    """
+    dim = a.shape[1]
+    with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses those
+        center = np.concatenate([a, b]).mean(0)
+        k = center @ center / dim + 1
+
+        def values(u: np.ndarray, v: np.ndarray) -> np.ndarray:
+            p, q = (u @ center / dim)[:, None], (v @ center / dim)[None]
+            w = u @ v.T / dim
+            total = k + p + q
+            found: np.ndarray = w * (3 * total * (total + w) + w**2)
+            found += 3 * p * q * (k + total)
+            return found
+
+        a, b = a - center, b - center
+        return [values(a, a), values(b, b), values(a, b)]
+
+
+def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Returns squared distances `[n, m]` of rows in float64."""
+    norms = (x**2).sum(1)[:, None] + (y**2).sum(1)[None]
+    squares: np.ndarray = norms - 2 * x @ y.T
+    # Where most digits have cancelled, differences are taken instead.
+    rows, columns = np.nonzero(squares < 1e-6 * norms)
+    for first in range(0, len(rows), MOST_PAIRS):
+        i, j = (index[first : first + MOST_PAIRS] for index in (rows, columns))
+        squares[i, j] = ((x[i] - y[j]) ** 2).sum(1)
+    return squares

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebmjax import energies
-from ebmjax.checks import check_chains, check_count, check_path, scalar_energy
+from ebmjax.checks import (
+    check_array,
+    check_chains,
+    check_count,
+    check_path,
+    scalar_energy,
+)
 from ebmjax.samplers.chains import as_pytree
 from ebmjax.samplers.layout import (
     Layout,
@@ -106,6 +112,7 @@ def annealed_importance_sampling(
     sample, _ = reference
     sample_key, move_key = jax.random.split(key)
     x = jax.vmap(sample)(jax.random.split(sample_key, num_chains))
+    x = check_array("the draws of reference", x, "[chains, *event]")
     levels = _fractions(fractions)
     steps = np.diff(levels, prepend=0.0)
     return _anneal(sampler, energy_fn, move_key, x, reference, levels, steps, num_steps)
@@ -208,9 +215,13 @@ def _anneal(
 
 def _mean_weight(log_weights: Array) -> tuple[Array, Array]:
     """Returns the log of the mean weight, and the effective sample size."""
-    log_sum = jax.nn.logsumexp(log_weights)
-    size = jnp.exp(2 * log_sum - jax.nn.logsumexp(2 * log_weights))
-    return log_sum - math.log(len(log_weights)), size
+    # Relative to the largest weight, so that a large constant takes no digits.
+    largest = jnp.max(log_weights)
+    largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
+    centred = log_weights - largest
+    log_sum = jax.nn.logsumexp(centred)
+    size = jnp.exp(2 * log_sum - jax.nn.logsumexp(2 * centred))
+    return largest + (log_sum - math.log(len(log_weights))), size
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "num_steps", "layout"))
@@ -235,13 +246,11 @@ def _anneal_chains(
         keys: Key,
         x: Array,
     ) -> tuple[Array, ...]:
-        energy_fn, log_prob = (
-            functools.partial(value, scalar_energy(function)) for function in functions
-        )
+        energy_fn = functools.partial(value, scalar_energy(functions[0]))
         levels, steps = path
 
         def reference_fn(x: Array) -> Array:
-            return -log_prob(x)
+            return -value(functions[1], x, "log_prob of reference")
 
         def chain(key: Key, x: Array) -> tuple[Array, Array, Array]:
             def weigh(log_weight: Array, x: Array, step: Array) -> Array:
@@ -311,14 +320,16 @@ def importance_sampling(
       `(log_partition, effective_sample_size)`, two scalars, the first in nats.
 
     Raises:
-      ValueError: If `num_samples` is below 1.
+      ValueError: If `num_samples` is below 1; at trace, if the energy or `log_prob` is
+        not a scalar.
     """
     check_count("num_samples", num_samples, 1)
     sample, log_prob = proposal
 
     def log_weight(key: Key) -> Array:
         x = sample(key)
-        return -energy_fn(x) - log_prob(x)
+        log_density = value(log_prob, x, "log_prob of proposal")
+        return -value(energy_fn, x) - log_density
 
     log_weights = jax.vmap(log_weight)(jax.random.split(key, num_samples))
     return _mean_weight(log_weights)
@@ -345,7 +356,8 @@ def quadrature(
 
     Raises:
       ValueError: If there are more than two dimensions, the bounds are not intervals,
-        or there are fewer than two points.
+        there are fewer than two points, or the points are nearer to each other than
+        numbers of their type can be; at trace, if the energy is not a scalar.
     """
     check_count("num_points", num_points, 2)
     pairs = np.asarray(bounds, float)
@@ -357,9 +369,15 @@ def quadrature(
             f" {bounds}"
         )
     axes = [jnp.linspace(low, high, num_points) for low, high in pairs]
+    for (low, high), axis in zip(pairs, axes):
+        if not (np.diff(np.asarray(axis)) > 0).all():
+            raise ValueError(
+                f"bounds must be far enough apart for {num_points} different points in"
+                f" {axis.dtype}, got ({low}, {high}); shift the energy towards 0"
+            )
     grid = jnp.stack(jnp.meshgrid(*axes, indexing="ij"), axis=-1)
     log_density = -jax.lax.map(
-        lambda x: energy_fn(x.reshape(shape)),
+        lambda x: value(energy_fn, x.reshape(shape)),
         grid.reshape(-1, len(pairs)),
         batch_size=10_000,
     )

@@ -56,7 +56,7 @@ def probability_flow_log_prob(
     if options.get("trace", "exact") is None:
         raise ValueError("trace must not be None: a density needs it")
     if prior_std is not None:
-        check_number("prior_std", prior_std, positive=True)
+        prior_std = check_number("prior_std", prior_std, positive=True)
     flowed = probability_flow(
         diffusion, score_fn, key, x, start=start, end=1.0, **options
     )

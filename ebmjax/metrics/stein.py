@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ebmjax.checks import check_array, check_number, scalar_energy, scalar_valued
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = [
@@ -25,6 +26,15 @@ basis function, and the inverse multiquadric, whose tails are heavy enough for m
 dimensions."""
 
 STATISTICS = ("u", "v")
+
+FEW_DIMENSIONS = 8
+"""Number of dimensions up to which differences are as fast as products."""
+
+MOST_CANCELLED = 1e-3
+"""Share of the squares of two examples that may be left in their squared distance."""
+
+MOST_ELEMENTS = 2**22
+"""Largest number of elements of the differences of rows that are computed together."""
 
 
 class SteinTest(NamedTuple):
@@ -72,6 +82,22 @@ def stein_kernel(
       tests", https://arxiv.org/abs/1602.03253. "imq": Gorham & Mackey (2017),
       "Measuring sample quality with kernels", https://arxiv.org/abs/1703.01717.
     """
+    pairs, bandwidth = _scaled_kernel(scores, x, kernel, bandwidth)
+    # Divided twice: the square of a large bandwidth would overflow.
+    return pairs / bandwidth / bandwidth
+
+
+def _scaled_kernel(
+    scores: Array,
+    x: Array,
+    kernel: str | Callable[[Array], Array],
+    bandwidth: float | Array | None,
+) -> tuple[Array, Array]:
+    """Returns the Stein kernel times the squared bandwidth, and the bandwidth.
+
+    The kernel is computed in units of the bandwidth, in which it does not depend on the
+    units of x: no power of a large or small bandwidth occurs.
+    """
     if scores.shape != x.shape or x.ndim < 1:
         raise ValueError(
             f"scores and x must be of one shape [n, *event], got {scores.shape} and"
@@ -81,36 +107,89 @@ def stein_kernel(
         if kernel not in KERNELS:
             raise ValueError(f"kernel must be of {list(KERNELS)}, got {kernel!r}")
         kernel = KERNELS[kernel]
-    rows, scores = x.reshape(len(x), -1), scores.reshape(len(x), -1)
-    rows = rows - jnp.mean(rows, axis=0, keepdims=True)  # products lose fewer digits
-    squares = squared_distances(rows)
+    kernel = scalar_valued("kernel", kernel)
+    rows, unit = _in_units(x)
+    scores = scores.reshape(len(x), -1)
     if bandwidth is None:
-        bandwidth = _median(squares)
-    elif isinstance(bandwidth, int | float) and not bandwidth > 0:
-        raise ValueError(f"bandwidth must be positive, got {bandwidth}")
-    area = jnp.asarray(bandwidth, rows.dtype) ** 2
+        width = _median(squared_distances(rows), otherwise=1 / unit)
+    else:
+        bandwidth = check_number("bandwidth", bandwidth, positive=True)
+        width = jnp.asarray(bandwidth, rows.dtype) / unit
+    rows, scores = rows / width, scores * unit * width
+    squares, pulls = _over_pairs(rows, scores)
 
     def per_pair(function: Callable[[Array], Array]) -> Array:
-        return jax.vmap(jax.vmap(function))(squares / area)
+        return jax.vmap(jax.vmap(function))(squares)
 
-    value = per_pair(kernel)
-    slope = per_pair(jax.grad(kernel)) / area  # in the squared distance
-    bend = per_pair(jax.grad(jax.grad(kernel))) / area**2
-    products = scores @ rows.T  # [i, j]: s_i . x_j
-    own = jnp.diagonal(products)
-    # (s_i - s_j) . (x_i - x_j)
-    pulls = own[:, None] + own[None, :] - products - products.T
+    slope = per_pair(jax.grad(kernel))  # in the squared distance
+    bend = per_pair(jax.grad(jax.grad(kernel)))
     trace = -2 * rows.shape[1] * slope - 4 * squares * bend
-    pairs: Array = scores @ scores.T * value - 2 * slope * pulls + trace
-    return pairs
+    pairs: Array = scores @ scores.T * per_pair(kernel) - 2 * slope * pulls + trace
+    return pairs, unit * width
+
+
+def _in_units(x: Array) -> tuple[Array, Array]:
+    """Returns centred rows `[n, d]` in a unit, and the unit, a power of two.
+
+    The unit is near the largest element, so that no square overflows or vanishes. A
+    division by a power of two rounds nothing.
+    """
+    rows = x.reshape(len(x), -1)
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), initial=0.0))
+    is_usual = jnp.isfinite(largest) & (largest > 0)
+    _, exponent = jnp.frexp(jnp.where(is_usual, largest, 1.0))
+    unit = jnp.ldexp(jnp.ones((), rows.dtype), exponent - 1)
+    rows = rows / unit
+    return rows - jnp.mean(rows, axis=0, keepdims=True), unit
 
 
 def squared_distances(rows: Array) -> Array:
     """Returns the squared distances of all pairs of rows, `[n, n]`."""
+    return _over_pairs(rows, rows)[0]
+
+
+def _over_pairs(rows: Array, scores: Array) -> tuple[Array, Array]:
+    """Returns `|x_i - x_j|^2` and `(s_i - s_j) . (x_i - x_j)` of all pairs, `[n, n]`.
+
+    Products of rows give them fast in many dimensions, but lose the distances within
+    groups of examples that are far from each other. If there are such examples, they
+    are sums over differences.
+    """
+    if rows.shape[1] <= FEW_DIMENSIONS:
+        return _over_differences(rows, scores)
+    scores = scores - jnp.mean(scores, axis=0, keepdims=True)
     norms = jnp.sum(rows**2, axis=1)
-    squares = norms[:, None] + norms[None, :] - 2 * rows @ rows.T
-    # Rounding must not make them negative, nor a distance to itself positive.
-    return jnp.maximum(squares, 0.0) * (1 - jnp.eye(len(rows), dtype=rows.dtype))
+    norms = norms[:, None] + norms[None, :]
+    is_other = ~jnp.eye(len(rows), dtype=bool)
+    squares = jnp.where(is_other, norms - rows @ (2 * rows).T, 0.0)
+    products = scores @ rows.T  # [i, j]: s_i . x_j
+    half = jnp.diagonal(products)[:, None] - products
+    pulls = half + half.T
+    is_accurate = jnp.all((squares > MOST_CANCELLED * norms) | ~is_other)
+    pairs: tuple[Array, Array] = jax.lax.cond(
+        is_accurate, lambda *_: (squares, pulls), _over_differences, rows, scores
+    )
+    return pairs
+
+
+def _over_differences(rows: Array, scores: Array) -> tuple[Array, Array]:
+    """Returns `_over_pairs` by differences, `[n, d]` of them at a time."""
+
+    def of_row(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
+        row, score = inputs
+        apart = row[None] - rows
+        squares = jnp.sum(apart**2, axis=1)
+        return squares, jnp.sum((score[None] - scores) * apart, axis=1)
+
+    pairs: tuple[Array, Array]
+    num_together = max(1, MOST_ELEMENTS // max(1, rows.size))
+    if num_together >= len(rows):
+        pairs = jax.vmap(of_row)((rows, scores))
+    else:
+        # A gradient keeps no differences, which are [n, n, d].
+        of_row = jax.checkpoint(of_row)
+        pairs = jax.lax.map(of_row, (rows, scores), batch_size=num_together)
+    return pairs
 
 
 def median_distance(x: Array) -> Array:
@@ -127,12 +206,13 @@ def median_distance(x: Array) -> Array:
     Raises:
       ValueError: If there are fewer than two examples.
     """
-    rows = x.reshape(len(x), -1)
-    return _median(squared_distances(rows - jnp.mean(rows, axis=0, keepdims=True)))
+    rows, unit = _in_units(check_array("x", x, "[n, *event]"))
+    median = _median(squared_distances(rows), otherwise=1 / unit)
+    return median * unit
 
 
-def _median(squares: Array) -> Array:
-    """Returns the median distance from squared distances `[n, n]`."""
+def _median(squares: Array, otherwise: float | Array) -> Array:
+    """Returns the median distance from squared distances `[n, n]`, unless it is 0."""
     if len(squares) < 2:
         raise ValueError(
             f"a median distance needs two examples or more, got {len(squares)}"
@@ -140,7 +220,7 @@ def _median(squares: Array) -> Array:
     above = jnp.triu_indices(len(squares), 1)
     median = jnp.median(jnp.sqrt(squares[above]))
     # Where most examples coincide it would be 0, and the kernel not a number.
-    return jax.lax.stop_gradient(jnp.where(median > 0, median, 1.0))
+    return jax.lax.stop_gradient(jnp.where(median == 0, otherwise, median))
 
 
 def kernel_stein_discrepancy(
@@ -179,9 +259,20 @@ def kernel_stein_discrepancy(
       tests", https://arxiv.org/abs/1602.03253. Chwialkowski, Strathmann & Gretton
       (2016), "A kernel test of goodness of fit", https://arxiv.org/abs/1602.02964.
     """
-    scores = -jax.vmap(jax.grad(energy_fn))(x)
-    pairs = stein_kernel(scores, x, kernel=kernel, bandwidth=bandwidth)
-    return stein_statistic(pairs, statistic)
+    pairs, width = _model_kernel(energy_fn, x, kernel, bandwidth)
+    return stein_statistic(pairs, statistic) / width / width
+
+
+def _model_kernel(
+    energy_fn: EnergyFn,
+    x: Array,
+    kernel: str | Callable[[Array], Array],
+    bandwidth: float | None,
+) -> tuple[Array, Array]:
+    """Returns `_scaled_kernel` of an energy's scores."""
+    x = check_array("x", x, "[n, *event]")
+    scores = -jax.vmap(jax.grad(scalar_energy(energy_fn)))(x)
+    return _scaled_kernel(scores, x, kernel, bandwidth)
 
 
 def stein_statistic(pairs: Array, statistic: str) -> Array:
@@ -193,7 +284,9 @@ def stein_statistic(pairs: Array, statistic: str) -> Array:
         return jnp.mean(pairs)
     if num < 2:
         raise ValueError(f"the U-statistic needs two examples or more, got {num}")
-    return (jnp.sum(pairs) - jnp.trace(pairs)) / (num * (num - 1))
+    # Not the sum minus the trace, which would cancel if the diagonal is large.
+    others = jnp.where(jnp.eye(num, dtype=bool), 0.0, pairs)
+    return jnp.sum(others) / (num * (num - 1))
 
 
 def kernel_stein_test(
@@ -231,9 +324,8 @@ def kernel_stein_test(
       Chwialkowski, Strathmann & Gretton (2016), "A kernel test of goodness of fit",
       https://arxiv.org/abs/1602.02964.
     """
-    scores = -jax.vmap(jax.grad(energy_fn))(x)
-    pairs = stein_kernel(scores, x, kernel=kernel, bandwidth=bandwidth)
-    num = len(x)
+    pairs, width = _model_kernel(energy_fn, x, kernel, bandwidth)
+    num = len(pairs)
     statistic = num * stein_statistic(pairs, "v")
     signs = jax.random.rademacher(key, (num_bootstrap, num), pairs.dtype)
     draws = jnp.sum((signs @ pairs) * signs, axis=1) / num
@@ -242,4 +334,4 @@ def kernel_stein_test(
     p_value = (1 + at_least) / (1 + num_bootstrap)
     # Nothing is at least as large as what is no number: no evidence of anything.
     p_value = jnp.where(jnp.isnan(statistic), jnp.nan, p_value)
-    return SteinTest(statistic, p_value)
+    return SteinTest(statistic / width / width, p_value)

@@ -156,7 +156,7 @@ def masked_autoregressive(
     layers are `"layers"`.
 
     Args:
-      event_shape: Shape of one example, `(d,)` with `d` at least 2.
+      event_shape: Shape of one example, as in `real_nvp`.
       num_layers: Number of autoregressive layers.
       widths: Widths of the hidden layers of a layer's network.
       scale_bound: Largest log scale of a layer.
@@ -165,8 +165,7 @@ def masked_autoregressive(
       A `Flow`.
 
     Raises:
-      ValueError: If the event is not a vector of at least two elements, there is no
-        layer, or a width or the bound is not positive.
+      ValueError: As in `real_nvp`.
 
     Source:
       Papamakarios, Pavlakou & Murray (2017), "Masked autoregressive flow for density

@@ -212,8 +212,7 @@ def strided_energy(
       A stateless `Network` whose `apply` is an energy.
 
     Raises:
-      ValueError: If there are no widths, a width is not positive, or the image does not
-        have three axes.
+      ValueError: As in `strided_generator`.
 
     Source:
       Kumar et al. (2019), "Maximum entropy generators for energy-based models",
@@ -245,8 +244,7 @@ def strided_statistics(
       A stateless `Network` with `apply(params, x, latent) -> []`.
 
     Raises:
-      ValueError: If there are no widths, a width is not positive, or the image does not
-        have three axes.
+      ValueError: As in `strided_generator`.
 
     Source:
       Kumar et al. (2019), "Maximum entropy generators for energy-based models",
@@ -320,8 +318,7 @@ def convnet_energy(
       A stateless `Network` whose `apply` is an energy.
 
     Raises:
-      ValueError: If there are no widths, a size is not positive, the image does not
-        have three axes, or its sides cannot be halved so often.
+      ValueError: As in `convnet_generator`.
 
     Source:
       Kumar et al. (2019), "Maximum entropy generators for energy-based models",
@@ -355,8 +352,7 @@ def convnet_statistics(
       A stateless `Network` with `apply(params, x, latent) -> []`.
 
     Raises:
-      ValueError: If there are no widths, a size is not positive, the image does not
-        have three axes, or its sides cannot be halved so often.
+      ValueError: As in `convnet_generator`.
 
     Source:
       Kumar et al. (2019), "Maximum entropy generators for energy-based models",

@@ -244,8 +244,7 @@ def sngan_energy(
       the example is.
 
     Raises:
-      ValueError: If the image does not have three axes or its sides cannot be halved so
-        often, or a size is not positive.
+      ValueError: As in `sngan_base`.
 
     Source:
       Miyato et al. (2018), "Spectral normalization for generative adversarial
@@ -278,8 +277,7 @@ def sngan_resnet_base(
       A `Network` with the mutable collection "batch_stats", as `sngan_base`.
 
     Raises:
-      ValueError: If the image does not have three axes or its sides cannot be halved so
-        often, or a size is not positive.
+      ValueError: As in `sngan_base`.
 
     Source:
       Miyato et al. (2018), "Spectral normalization for generative adversarial
@@ -303,8 +301,7 @@ def sngan_resnet_energy(
       A `Network` with the mutable collection "spectral", as `sngan_energy`.
 
     Raises:
-      ValueError: If the image does not have three axes or its sides cannot be halved so
-        often, or a size is not positive.
+      ValueError: As in `sngan_base`.
 
     Source:
       Miyato et al. (2018), "Spectral normalization for generative adversarial
@@ -332,8 +329,7 @@ def dcgan_base(
       A `Network` with the mutable collection "batch_stats", as `sngan_base`.
 
     Raises:
-      ValueError: If the image does not have three axes or its sides cannot be halved so
-        often, or a size is not positive.
+      ValueError: As in `sngan_base`.
 
     Source:
       Radford, Metz & Chintala (2016), "Unsupervised representation learning with deep
@@ -357,8 +353,7 @@ def dcgan_energy(
       A `Network` with the mutable collection "spectral", as `sngan_energy`.
 
     Raises:
-      ValueError: If the image does not have three axes or its sides cannot be halved so
-        often, or a size is not positive.
+      ValueError: As in `sngan_base`.
 
     Source:
       Radford, Metz & Chintala (2016), "Unsupervised representation learning with deep

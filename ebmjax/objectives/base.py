@@ -7,6 +7,7 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 
+from ebmjax.checks import check_batch, scalar_valued
 from ebmjax.types import (
     BATCH,
     Array,
@@ -54,22 +55,33 @@ def as_function(network: Function | Network) -> Function:
     return network
 
 
+def scalar_function(name: str, network: Function | Network) -> Function:
+    """Returns the plain function, which raises if its value is not a scalar."""
+    return scalar_valued(name, as_function(network))
+
+
 def averaged(
     example_loss: Callable[[Params, Key, Array], tuple[Array, Metrics]],
+    *,
+    allows_integers: bool = False,
 ) -> Objective:
     """Returns an objective that is the mean over the batch of a loss of one example.
 
     Args:
       example_loss: `example_loss(params, key, x) -> (scalar, metrics)` for an example
         `x [*event]`, with a key of its own.
+      allows_integers: Whether the batch may be of integers.
 
     Returns:
       A stateless `Objective`. Its metrics are the means of the examples' metrics.
     """
 
     def loss(params: Params, key: Key, batch: Array) -> tuple[Array, Metrics]:
+        if not allows_integers:
+            check_batch(batch)
         keys = jax.random.split(key, batch.shape[0])
         values, metrics = jax.vmap(example_loss, (None, 0, 0))(params, keys, batch)
+        values = scalars_of("the loss", values)
         metrics = jax.tree.map(jnp.mean, jax.lax.stop_gradient(metrics))
         return jnp.mean(values), metrics
 
@@ -89,7 +101,9 @@ def score_of(
       TypeError: Unless exactly one of the two is given.
     """
     if energy is not None and score_network is None:
-        gradient: Callable[..., Array] = jax.grad(as_function(energy), argnums=1)
+        gradient: Callable[..., Array] = jax.grad(
+            scalar_function("energy", energy), argnums=1
+        )
         return lambda params, x, *rest: -gradient(params["energy"], x, *rest)
     if energy is not None or score_network is None:
         given = "neither" if energy is None else "both"
@@ -200,6 +214,19 @@ def scalars_of(name: str, values: Array) -> Array:
             f"{name} must return a scalar for one example, got {values.shape[1:]}"
         )
     return values
+
+
+def constant_of(params: Params, shape: tuple[int, ...] = ()) -> Array:
+    """Returns `params["log_partition"]`, or raises unless it has the shape.
+
+    With shape [1] the log odds would broadcast silently.
+    """
+    constant: Array = params["log_partition"]
+    if jnp.shape(constant) != shape:
+        raise ValueError(
+            f"log_partition must be of shape {shape}, got {jnp.shape(constant)}"
+        )
+    return constant
 
 
 def check_draws(name: str, draws: Array, batch: Array) -> None:

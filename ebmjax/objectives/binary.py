@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax.checks import check_values
-from ebmjax.objectives.base import Objective, as_function, averaged
+from ebmjax.objectives.base import Objective, averaged, scalar_function
 from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
 __all__ = ["minimum_probability_flow", "ratio_matching"]
@@ -49,7 +49,7 @@ def ratio_matching(
         misses = jax.nn.sigmoid(here - flipped)
         return jnp.sum(misses**2), {"conditional_prob": jnp.mean(1 - misses)}
 
-    return averaged(example_loss)
+    return averaged(example_loss, allows_integers=True)
 
 
 def minimum_probability_flow(
@@ -84,14 +84,14 @@ def minimum_probability_flow(
         here, flipped = flips(params, x)
         return jnp.sum(jnp.exp(0.5 * (here - flipped))), {}
 
-    return averaged(example_loss)
+    return averaged(example_loss, allows_integers=True)
 
 
 def energies_of_flips(
     energy: Energy | Network, values: tuple[float, float]
 ) -> Callable[[Params, Array], tuple[Array, Array]]:
     """Returns `(params, x) -> (energy [], energies with element i flipped [d])`."""
-    energy = as_function(energy)
+    energy = scalar_function("energy", energy)
     check_values(values, float)
     low, high = values
 

@@ -8,8 +8,10 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from ebmjax.objectives.base import Aux, Objective, as_function
+from ebmjax.checks import check_batch, check_count, check_number
+from ebmjax.objectives.base import Aux, Objective, scalar_function
 from ebmjax.samplers import Sampler, sample_chains
+from ebmjax.samplers.sampler import running_mean
 from ebmjax.starts import Start
 from ebmjax.types import Array, Energy, Key, Network, Params
 
@@ -35,13 +37,19 @@ def _nearest_distance(x: Array) -> Array:
     The other rows are fixed: the gradient moves a sample, not its neighbours.
     """
     rows = x.reshape(x.shape[0], -1)
+    # In units of the largest element, so that no square overflows or vanishes.
+    unit = jax.lax.stop_gradient(jnp.abs(rows).max())
+    unit = jnp.where(unit > 0, unit, 1.0)
+    rows = rows / unit
     others = jax.lax.stop_gradient(rows)
+    # Samples that coincide are this far apart: log and its gradient stay finite.
+    tiny = jnp.finfo(rows.dtype).tiny
+    least = jnp.maximum((tiny**0.5 / unit) ** 2, tiny)
 
     def one(row: Array, index: Array) -> Array:
         squares = jnp.sum((row[None] - others) ** 2, axis=1)
         nearest = jnp.min(jnp.where(jnp.arange(len(others)) == index, jnp.inf, squares))
-        # Samples that coincide are this far apart: log and its gradient stay finite.
-        return jnp.sqrt(jnp.maximum(nearest, jnp.finfo(rows.dtype).tiny))
+        return unit * jnp.sqrt(jnp.maximum(nearest, least))
 
     return jax.vmap(one)(rows, jnp.arange(len(rows)))
 
@@ -119,19 +127,14 @@ def contrastive_divergence(
       Mordatch (2021), "Improved contrastive divergence training of energy-based
       models", https://arxiv.org/abs/2012.01316.
     """
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    for name, weight in (
-        ("energy_penalty", energy_penalty),
-        ("entropy_weight", entropy_weight),
-    ):
-        if not weight >= 0:
-            raise ValueError(f"{name} must not be negative, got {weight}")
-    if not callable(data_noise_scale) and not data_noise_scale >= 0:
-        raise ValueError(
-            f"data_noise_scale must not be negative, got {data_noise_scale}"
+    check_count("num_steps", num_steps, 1)
+    energy_penalty = check_number("energy_penalty", energy_penalty, positive=False)
+    entropy_weight = check_number("entropy_weight", entropy_weight, positive=False)
+    if not callable(data_noise_scale):
+        data_noise_scale = check_number(
+            "data_noise_scale", data_noise_scale, positive=False
         )
-    energy = as_function(energy)
+    energy = scalar_function("energy", energy)
     is_last_attached = bool(last_step_gradient) or entropy_weight > 0
 
     def init(key: Key) -> ContrastiveCarry:
@@ -141,11 +144,17 @@ def contrastive_divergence(
         scale: float | Array
         if callable(data_noise_scale):
             scale = data_noise_scale(count)
+            if jnp.shape(scale) != ():
+                raise ValueError(
+                    "data_noise_scale must return one number, got shape"
+                    f" {jnp.shape(scale)}"
+                )
         elif data_noise_scale == 0:
             return batch
         else:
             scale = data_noise_scale
-        return batch + scale * jax.random.normal(key, batch.shape, batch.dtype)
+        noise = jax.random.normal(key, batch.shape, batch.dtype)
+        return batch + jnp.asarray(scale, batch.dtype) * noise
 
     def last_move(params: Params, key: Key, x: Array) -> tuple[Array, Any]:
         """Makes one move from fixed positions, differentiable in the parameters."""
@@ -158,6 +167,7 @@ def contrastive_divergence(
         return state.position, info
 
     def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
+        check_batch(batch)
         noise_key, start_key, sample_key, last_key = jax.random.split(key, 4)
         memory, count = carry
         batch = add_noise(noise_key, batch, count)
@@ -177,9 +187,8 @@ def contrastive_divergence(
         ends = jax.lax.stop_gradient(state.position)
         if is_last_attached:
             ends, last = last_move(trained, last_key, ends)
-            info = jax.tree.map(
-                lambda mean, new: mean + (new - mean) / num_steps, info, last
-            )
+            update = partial(running_mean, count=num_steps)
+            info = jax.tree.map(update, info, last)
         negatives = jax.lax.stop_gradient(ends)
 
         energies = jax.vmap(partial(energy, trained))

@@ -89,7 +89,7 @@ def denoising_score_matching(
       https://arxiv.org/abs/2002.07501, as cited by Song & Kingma (2021),
       https://arxiv.org/abs/2101.03288.
     """
-    check_number("noise_scale", noise_scale, positive=True)
+    noise_scale = check_number("noise_scale", noise_scale, positive=True)
     check_choice("variance_reduction", variance_reduction, VARIANCE_REDUCTIONS)
     score = score_of(energy, score_network)
 

@@ -26,7 +26,13 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax.checks import check_count, check_number
-from ebmjax.objectives.base import Objective, as_function, averaged, dot
+from ebmjax.objectives.base import (
+    Objective,
+    as_function,
+    averaged,
+    dot,
+    scalar_function,
+)
 from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
 __all__ = [
@@ -87,9 +93,9 @@ def generator_objective(
     Source:
       Grathwohl et al. (2021), "No MCMC for me", https://arxiv.org/abs/2010.04230.
     """
-    check_number("entropy_weight", entropy_weight, positive=False)
-    energy = as_function(energy)
-    check_number("widening", widening, positive=True)
+    entropy_weight = check_number("entropy_weight", entropy_weight, positive=False)
+    energy = scalar_function("energy", energy)
+    widening = check_number("widening", widening, positive=True)
     draw = _draw(generator, latent_dim, noise_scale)
     score = _score(generator, noise_scale, num_importance, widening)
 
@@ -139,8 +145,8 @@ def energy_objective(
     Source:
       Grathwohl et al. (2021), "No MCMC for me", https://arxiv.org/abs/2010.04230.
     """
-    check_number("score_penalty", score_penalty, positive=False)
-    energy = as_function(energy)
+    score_penalty = check_number("score_penalty", score_penalty, positive=False)
+    energy = scalar_function("energy", energy)
     draw = _draw(generator, latent_dim, noise_scale)
 
     def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
@@ -244,7 +250,7 @@ def _score(
     generator: Generator, noise_scale: float, num_importance: int, widening: float
 ) -> Callable[[Params, Key, Array, Array], tuple[Array, Array]]:
     """Returns `(params, key, x, latent) -> (score, effective number of samples)`."""
-    check_number("noise_scale", noise_scale, positive=True)
+    noise_scale = check_number("noise_scale", noise_scale, positive=True)
     check_count("num_importance", num_importance, 1)
     generator = as_function(generator)
 
@@ -272,7 +278,7 @@ def _draw(
 ) -> Callable[[Params, Key, Array], tuple[Array, Array]]:
     """Returns `(params, key, x) -> (y, latent)`, a draw of `x`'s shape and type."""
     check_count("latent_dim", latent_dim, 1)
-    check_number("noise_scale", noise_scale, positive=True)
+    noise_scale = check_number("noise_scale", noise_scale, positive=True)
     generator = as_function(generator)
 
     def draw(params: Params, key: Key, x: Array) -> tuple[Array, Array]:

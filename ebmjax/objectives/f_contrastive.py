@@ -18,7 +18,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ebmjax.objectives.base import Objective, as_function, check_choice, stateless
+from ebmjax.checks import check_batch
+from ebmjax.objectives.base import Objective, check_choice, scalar_function, stateless
 from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
 __all__ = ["critic_objective", "energy_objective"]
@@ -173,12 +174,14 @@ def _bound(
 ) -> Callable[[Params, Key, Array], tuple[Array, tuple[Array, Array], Metrics]]:
     """Returns `(params, key, batch) -> (value, (energies, B) of draws, metrics)`."""
     check_choice("divergence", divergence, tuple(DIVERGENCES))
-    energy, critic = as_function(energy), as_function(critic)
+    energy = scalar_function("energy", energy)
+    critic = scalar_function("critic", critic)
     of_data, of_model = DIVERGENCES[divergence]
 
     def bound(
         params: Params, key: Key, batch: Array
     ) -> tuple[Array, tuple[Array, Array], Metrics]:
+        check_batch(batch)
         frozen = jax.lax.stop_gradient(params["energy"])
         keys = jax.random.split(key, len(batch))
         draws = jax.lax.stop_gradient(jax.vmap(sample, (None, 0))(frozen, keys))

@@ -16,7 +16,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ebmjax.objectives.base import Objective, as_function, averaged
+from ebmjax.checks import scalar_valued
+from ebmjax.objectives.base import Objective, averaged, constant_of, scalar_function
 from ebmjax.objectives.noise_contrastive_estimation import classify
 from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
@@ -71,8 +72,9 @@ def flow_objective(energy: Energy | Network, flow: Flow) -> Objective:
 def _example_loss(
     energy: Energy | Network, flow: Flow, is_flow: bool
 ) -> Callable[[Params, Key, Array], tuple[Array, Metrics]]:
-    energy = as_function(energy)
+    energy = scalar_function("energy", energy)
     sample, log_prob = flow
+    log_prob = scalar_valued("log_prob of flow", log_prob)
     moved, fixed = ["energy", "log_partition"], ["flow"]
     if is_flow:
         moved, fixed = fixed, moved
@@ -82,13 +84,15 @@ def _example_loss(
             {name: params[name] for name in fixed}
         )
 
+        constant = constant_of(params)
+
         def logit(x: Array) -> Array:
-            model: Array = -energy(params["energy"], x) - params["log_partition"]
+            model: Array = -energy(params["energy"], x) - constant
             return model - log_prob(params["flow"], x)
 
         noise = jnp.expand_dims(sample(params["flow"], key), 0)
         value, metrics = classify(logit, x, noise)
-        metrics |= {"log_partition": params["log_partition"]}
+        metrics |= {"log_partition": constant}
         return -value if is_flow else value, metrics
 
     return example_loss

@@ -24,13 +24,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ebmjax.checks import check_count, check_number
+from ebmjax.checks import check_batch, check_count, check_number, scalar_valued
 from ebmjax.objectives.base import (
     Aux,
     Generator,
     Objective,
     check_choice,
     check_draws,
+    constant_of,
     dot,
     generate,
     interpolate,
@@ -122,11 +123,14 @@ def energy_objective(
       https://arxiv.org/abs/2003.05033.
     """
     check_choice("estimator", estimator, ESTIMATORS)
-    check_number("gradient_penalty", gradient_penalty, positive=False)
+    gradient_penalty = check_number(
+        "gradient_penalty", gradient_penalty, positive=False
+    )
     check_count("latent_dim", latent_dim, 1)
     check_count("num_draws", num_draws, 1)
 
     def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
+        check_batch(batch)
         latent_key, point_key = jax.random.split(key)
         renewed = refreshed(energy, params, batch[0], "energy")
         params = params | renewed
@@ -147,7 +151,7 @@ def energy_objective(
                     "estimator 'kale' learns params['log_partition'], got"
                     f" {sorted(params)}"
                 )
-            constant = params["log_partition"]
+            constant = constant_of(params)
             held = jax.lax.stop_gradient(constant)
             held_mean = jax.lax.stop_gradient(log_mean)
             mass = jnp.exp(-(energy_model + held)).mean()
@@ -224,6 +228,7 @@ def base_objective(
     check_count("num_draws", num_draws, 1)
 
     def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
+        check_batch(batch)
         latents = jax.random.normal(key, (num_draws * len(batch), latent_dim))
         draws, renewed = generate(base, params, latents, "base")
         check_draws("base", draws, batch)
@@ -254,10 +259,12 @@ def likelihood(log_prob: LogProb, *, name: str = "energy") -> Objective:
       A stateless `Objective` for a player that trains `(name,)`. Its metric is
       `log_likelihood`.
     """
+    checked = scalar_valued("log_prob", log_prob)
 
     def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
         del key
-        value = jax.vmap(log_prob, (None, 0))(params[name], batch).mean()
+        check_batch(batch)
+        value = jax.vmap(checked, (None, 0))(params[name], batch).mean()
         return -value, Aux(carry, {"log_likelihood": jax.lax.stop_gradient(value)})
 
     return Objective(init=lambda key: (), loss=loss)
@@ -296,7 +303,10 @@ def _total(
     floor: float | None,
 ) -> EnergyFn:
     """Returns the whole energy of an example, with the base's log density if given."""
-    energy_fn = floored(single_generator(energy, params, "energy"), floor)
+    energy_fn = scalar_valued("energy", single_generator(energy, params, "energy"))
+    energy_fn = floored(energy_fn, floor)
+    if base_log_prob is not None:
+        base_log_prob = scalar_valued("base_log_prob", base_log_prob)
 
     def total(x: Array) -> Array:
         value = energy_fn(x)

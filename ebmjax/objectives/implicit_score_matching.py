@@ -21,10 +21,10 @@ from ebmjax import energies
 from ebmjax.checks import check_count, check_number
 from ebmjax.objectives.base import (
     Objective,
-    as_function,
     averaged,
     check_choice,
     dot,
+    scalar_function,
     score_metrics,
     score_of,
 )
@@ -182,7 +182,7 @@ def finite_difference_score_matching(
       Pang, Xu, Li, Song, Ermon & Zhu (2020), "Efficient learning of generative models
       via finite-difference score matching", https://arxiv.org/abs/2007.03317.
     """
-    check_number("step", step, positive=True)
+    step = check_number("step", step, positive=True)
     score = score_of(energy, score_network)
 
     def of_energy(energy_fn: EnergyFn, x: Array, v: Array) -> Array:
@@ -203,7 +203,9 @@ def finite_difference_score_matching(
         with jax.default_matmul_precision("highest"):
             if energy is None:
                 return of_score(params, x, v), {}
-            energy_fn = functools.partial(as_function(energy), params["energy"])
+            energy_fn = functools.partial(
+                scalar_function("energy", energy), params["energy"]
+            )
             return of_energy(energy_fn, x, v), {}
 
     return averaged(example_loss)

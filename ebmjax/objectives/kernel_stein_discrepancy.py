@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from ebmjax.checks import check_batch
 from ebmjax.metrics.stein import STATISTICS, stein_kernel, stein_statistic
 from ebmjax.objectives.base import Objective, check_choice, score_of, stateless
 from ebmjax.types import Array, Energy, Key, Metrics, Network, Params, Score
@@ -58,6 +59,7 @@ def kernel_stein(
     score = score_of(energy, score_network)
 
     def loss(params: Params, key: Key, batch: Array) -> tuple[Array, Metrics]:
+        check_batch(batch)
         scores = jax.vmap(score, (None, 0))(params, batch)
         pairs = stein_kernel(scores, batch, kernel=kernel, bandwidth=bandwidth)
         norms = jnp.sqrt(jnp.sum(scores.reshape(len(batch), -1) ** 2, axis=1))

@@ -63,7 +63,7 @@ def critic_objective(
       Grathwohl et al. (2020), "Learning the Stein discrepancy",
       https://arxiv.org/abs/2002.05616.
     """
-    check_number("l2_weight", l2_weight, positive=True)
+    l2_weight = check_number("l2_weight", l2_weight, positive=True)
     stein = _stein_term(energy, critic, num_projections)
 
     def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:

@@ -29,15 +29,15 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax import energies
-from ebmjax.checks import check_count, check_number
+from ebmjax.checks import check_batch, check_count, check_number
 from ebmjax.objectives.base import (
     Aux,
     Generator,
     Objective,
-    as_function,
     check_choice,
     check_draws,
     generate,
+    scalar_function,
     scalars_of,
     single_generator,
 )
@@ -114,9 +114,9 @@ def energy_objective(
       Kumar et al. (2019), "Maximum entropy generators for energy-based models",
       https://arxiv.org/abs/1901.08508.
     """
-    energy = as_function(energy)
-    check_number("score_penalty", score_penalty, positive=False)
-    check_number("temperature", temperature, positive=True)
+    energy = scalar_function("energy", energy)
+    score_penalty = check_number("score_penalty", score_penalty, positive=False)
+    temperature = check_number("temperature", temperature, positive=True)
     check_count("latent_dim", latent_dim, 1)
     check_choice("penalty_on", penalty_on, PENALTIES)
     check_choice("reduction", reduction, REDUCTIONS)
@@ -156,6 +156,7 @@ def energy_objective(
         return jax.vmap(single)(state.position), {}, metrics
 
     def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
+        check_batch(batch)
         frozen = jax.lax.stop_gradient(params)
         negatives, renewed, metrics = jax.lax.stop_gradient(draws(frozen, key, batch))
         check_draws("generator", negatives, batch)
@@ -247,13 +248,15 @@ def generator_objective(
       Kumar et al. (2019), "Maximum entropy generators for energy-based models",
       https://arxiv.org/abs/1901.08508.
     """
-    energy = as_function(energy)
+    energy = scalar_function("energy", energy)
     if statistics is None and information_weight != 0:
         raise ValueError(
             "without a statistics network information_weight must be 0, got"
             f" {information_weight}"
         )
-    check_number("information_weight", information_weight, positive=False)
+    information_weight = check_number(
+        "information_weight", information_weight, positive=False
+    )
     check_count("latent_dim", latent_dim, 1)
     check_choice("estimator", estimator, ESTIMATORS)
     check_choice("marginal", marginal, MARGINALS)
@@ -261,6 +264,7 @@ def generator_objective(
     def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
         if len(batch) < 2:
             raise ValueError("max_entropy needs a batch of at least 2 examples, got 1")
+        check_batch(batch)
         latent_key, marginal_key = jax.random.split(key)
         latents = _latents(latent_key, batch, latent_dim)
         x, renewed = generate(generator, params, latents)
@@ -271,7 +275,9 @@ def generator_objective(
         value, metrics = energy_model, {"energy_model": energy_model}
         if statistics is not None:
             information = _information(
-                functools.partial(as_function(statistics), params["statistics"]),
+                functools.partial(
+                    scalar_function("statistics", statistics), params["statistics"]
+                ),
                 x,
                 latents,
                 _others(marginal_key, latents, marginal, estimator),

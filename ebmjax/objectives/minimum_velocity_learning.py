@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax.checks import check_number
-from ebmjax.objectives.base import Objective, as_function, averaged, dot
+from ebmjax.objectives.base import Objective, averaged, dot, scalar_function
 from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
 __all__ = ["minimum_velocity"]
@@ -40,8 +40,8 @@ def minimum_velocity(energy: Energy | Network, *, step_size: float) -> Objective
       https://arxiv.org/abs/2002.07501, as cited by Song & Kingma (2021),
       https://arxiv.org/abs/2101.03288.
     """
-    check_number("step_size", step_size, positive=True)
-    energy = as_function(energy)
+    step_size = check_number("step_size", step_size, positive=True)
+    energy = scalar_function("energy", energy)
 
     def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         def energy_fn(x: Array) -> Array:

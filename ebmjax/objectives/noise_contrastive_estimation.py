@@ -5,11 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ebmjax.checks import check_count, check_number
+from ebmjax.checks import check_count, check_number, scalar_valued
 from ebmjax.objectives.base import (
     Objective,
-    as_function,
     averaged,
+    constant_of,
+    scalar_function,
 )
 from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
@@ -62,17 +63,20 @@ def noise_contrastive(
       Machine Learning Research 13.
     """
     check_count("num_noise", num_noise, 1)
-    energy = as_function(energy)
+    energy = scalar_function("energy", energy)
     sample, log_prob = noise_distribution
+    log_prob = scalar_valued("log_prob of noise_distribution", log_prob)
 
     def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
+        constant = constant_of(params)
+
         def logit(x: Array) -> Array:
-            model: Array = -energy(params["energy"], x) - params["log_partition"]
+            model: Array = -energy(params["energy"], x) - constant
             return model - log_prob(x) - jnp.log(float(num_noise))
 
         noise = jax.vmap(sample)(jax.random.split(key, num_noise))
         value, metrics = classify(logit, x, noise)
-        return value, metrics | {"log_partition": params["log_partition"]}
+        return value, metrics | {"log_partition": constant}
 
     return averaged(example_loss)
 
@@ -121,7 +125,7 @@ def self_contrastive(
       models", https://arxiv.org/abs/1412.6515.
     """
     check_count("num_noise", num_noise, 1)
-    energy = as_function(energy)
+    energy = scalar_function("energy", energy)
 
     def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         params = params["energy"]
@@ -168,8 +172,8 @@ def conditional_noise_contrastive(
       Ceylan & Gutmann (2018), "Conditional noise-contrastive estimation of unnormalised
       models", https://arxiv.org/abs/1806.03664.
     """
-    check_number("noise_scale", noise_scale, positive=True)
-    energy = as_function(energy)
+    noise_scale = check_number("noise_scale", noise_scale, positive=True)
+    energy = scalar_function("energy", energy)
 
     def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         noise = jax.random.normal(key, x.shape, x.dtype)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebmjax.checks import check_path
-from ebmjax.objectives.base import Objective, as_function, stateless
+from ebmjax.checks import check_batch, check_path, scalar_valued
+from ebmjax.objectives.base import Objective, constant_of, scalar_function, stateless
 from ebmjax.objectives.noise_contrastive_estimation import NoiseDistribution, classify
 from ebmjax.types import Array, ConditionalEnergy, Energy, Key, Metrics, Network, Params
 
@@ -64,7 +64,7 @@ def telescoping(
     data_shares = np.concatenate([[0.0], check_path("waymarks", waymarks)])
     noise_shares = np.sqrt(1 - data_shares**2)
     num_bridges = len(data_shares) - 1
-    energy = as_function(energy)
+    energy = scalar_function("energy", energy)
     sample, _ = noise_distribution
 
     def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Array]:
@@ -87,11 +87,8 @@ def telescoping(
         return jnp.sum(values), accuracies
 
     def loss(params: Params, key: Key, batch: Array) -> tuple[Array, Metrics]:
-        if jnp.shape(params["log_partition"]) != (num_bridges,):
-            raise ValueError(
-                f"log_partition must be of shape ({num_bridges},), one a waymark,"
-                f" got {jnp.shape(params['log_partition'])}"
-            )
+        check_batch(batch)
+        constant_of(params, (num_bridges,))
         keys = jax.random.split(key, batch.shape[0])
         values, accuracies = jax.vmap(example_loss, (None, 0, 0))(params, keys, batch)
         accuracies = accuracies.mean(0)
@@ -126,8 +123,8 @@ def telescoping_energy(
       Rhodes, Xu & Gutmann (2020), "Telescoping density-ratio estimation",
       https://arxiv.org/abs/2006.12204.
     """
-    energy = as_function(energy)
-    _, log_prob = noise_distribution
+    energy = scalar_function("energy", energy)
+    log_prob = scalar_valued("log_prob of noise_distribution", noise_distribution[1])
 
     def model_energy(params: Params, x: Array) -> Array:
         indices = jnp.arange(len(params["log_partition"]))

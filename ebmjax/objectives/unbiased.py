@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ebmjax.objectives.base import Aux, Objective, as_function
+from ebmjax.checks import check_batch
+from ebmjax.objectives.base import Aux, Objective, scalar_function
 from ebmjax.samplers import (
     CoupledChains,
     coupled_chains,
@@ -81,9 +82,11 @@ def unbiased_contrastive_divergence(
     else:
         given = "neither" if values is None else "both"
         raise TypeError(f"give exactly one of step_size and values, got {given}")
-    energy = as_function(energy)
+    energy = scalar_function("energy", energy)
 
     def loss(params: Params, key: Key, batch: Array, carry: Any) -> tuple[Array, Aux]:
+        if values is None:
+            check_batch(batch)
         start_key, chain_key = jax.random.split(key)
         x, slots = start.draw(start_key, carry, batch)
         trained = params["energy"]

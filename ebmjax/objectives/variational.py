@@ -14,7 +14,8 @@ Source:
 
 import jax
 
-from ebmjax.objectives.base import Objective, as_function, averaged
+from ebmjax.checks import scalar_valued
+from ebmjax.objectives.base import Objective, averaged, scalar_function
 from ebmjax.objectives.flow_contrastive import Flow
 from ebmjax.types import Array, Energy, Key, Metrics, Network, Params
 
@@ -38,8 +39,9 @@ def energy_objective(energy: Energy | Network, flow: Flow) -> Objective:
       log likelihood, which is `-E(data)` minus the flow's bound on the log partition
       function.
     """
-    energy = as_function(energy)
+    energy = scalar_function("energy", energy)
     sample, log_prob = flow
+    log_prob = scalar_valued("log_prob of flow", log_prob)
 
     def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         frozen = jax.lax.stop_gradient(params["flow"])
@@ -69,8 +71,9 @@ def flow_objective(energy: Energy | Network, flow: Flow) -> Objective:
       A stateless `Objective` for a player that trains `("flow",)`. Its metrics are
       `entropy`, the flow's, and `energy_model`.
     """
-    energy = as_function(energy)
+    energy = scalar_function("energy", energy)
     sample, log_prob = flow
+    log_prob = scalar_valued("log_prob of flow", log_prob)
 
     def example_loss(params: Params, key: Key, x: Array) -> tuple[Array, Metrics]:
         y = sample(params["flow"], key)

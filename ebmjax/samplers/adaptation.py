@@ -1,6 +1,8 @@
 """Adaptation of step sizes and masses by running chains."""
 
 import functools
+import math
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -8,7 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebmjax.checks import check_chains, check_count, check_number, scalar_energy
+from ebmjax.checks import (
+    check_chains,
+    check_count,
+    check_number,
+    scalar_energy,
+    warn_of_chain_axis,
+)
 from ebmjax.samplers.chains import as_pytree
 from ebmjax.samplers.layout import Layout, chain_keys, lay_out, over_devices, pad_chains
 from ebmjax.samplers.recompilation import watched_jit
@@ -19,6 +27,10 @@ __all__ = ["Adapted", "adapt"]
 
 SHRINKAGE, OFFSET, DECAY = 0.05, 10.0, 0.75
 """The constants gamma, t0 and kappa of Hoffman & Gelman (2014)."""
+
+MOST_FACTORS = 120
+"""Largest number of factors of two by which the search changes a step size: float32 has
+no more numbers. The search ends where the acceptance rate crosses a half."""
 
 UNUSED = 2**31 - 1
 """Index of a move that no run reaches; its noise is used to try step sizes."""
@@ -95,15 +107,21 @@ def adapt(
       An `Adapted`.
 
     Raises:
-      ValueError: If a number is out of its range, the energy at a chain's start is not
-        finite, arrays are traced, or no step size that the chains accept is found.
+      ValueError: If a number is out of its range, the energy or its gradient at a
+        chain's start is not finite, arrays are traced, or no step size that the chains
+        accept is found.
+
+    Warns:
+      RuntimeWarning: If chains are at the end where they began.
 
     Source:
       Hoffman & Gelman (2014), "The No-U-Turn sampler", section 3.2,
       https://arxiv.org/abs/1111.4246.
     """
     x = check_chains(key, x)
-    check_number("initial_step_size", initial_step_size, positive=True)
+    initial_step_size = check_number(
+        "initial_step_size", initial_step_size, positive=True
+    )
     target_acceptance_rate = float(target_acceptance_rate)
     if not 0 < target_acceptance_rate < 1:
         raise ValueError(
@@ -118,13 +136,7 @@ def adapt(
             "adapt must be called with concrete arrays, not under jit, pmap or vmap:"
             " the sampler that it returns has numbers in it"
         )
-    energy = np.asarray(jax.vmap(scalar_energy(energy_fn))(x))
-    if not np.isfinite(energy).all():
-        chain = int(np.flatnonzero(~np.isfinite(energy))[0])
-        raise ValueError(
-            f"the energy must be finite where chains begin, got {energy[chain]} at"
-            f" chain {chain}"
-        )
+    _check_start(make_sampler, energy_fn, x, initial_step_size)
     # Blocks save no work here, because every move pools over all chains.
     layout = layout._replace(
         num_blocks=1, block_size=layout.num_blocks * layout.block_size
@@ -155,20 +167,72 @@ def adapt(
         first += count
         if is_window:
             inverse_mass = variance
-    found = float(step_size)
-    # The search doubles or halves sixty times at most.
-    is_lost = not 2.0**-50 < found / initial_step_size < 2.0**50
-    if is_lost or not float(acceptance_rate) > 0:
+            _check_mass(np.asarray(variance))
+    found, rate = float(step_size), float(acceptance_rate)
+    # Far from where the search began, the step size was found only if the rate is near
+    # the target. For a flat energy the rate is 1 at every step, and for one that is NaN
+    # around the start it is 0.
+    is_far = not 2.0**-50 < found / initial_step_size < 2.0**50
+    lowest, highest = target_acceptance_rate / 2, (1 + target_acceptance_rate) / 2
+    is_lost = is_far and not lowest < rate < highest
+    if is_lost or not rate > 0 or not 0 < found < math.inf:
         raise ValueError(
             "no step size was found that the chains accept as often as was asked: the"
-            f" last was {found}, with an acceptance rate of {float(acceptance_rate)}"
+            f" last was {found}, with an acceptance rate of {rate}"
         )
-    rate = float(acceptance_rate)
+    _warn_of_stuck(x, positions)
     if not adapt_mass:
         return Adapted(make_sampler(step_size=found), positions, found, None, rate)
     mass = np.asarray(inverse_mass)
     sampler = make_sampler(step_size=found, inverse_mass=mass)
     return Adapted(sampler, positions, found, mass, rate)
+
+
+def _check_start(
+    make_sampler: Callable[..., Sampler],
+    energy_fn: EnergyFn,
+    x: Array,
+    step_size: float,
+) -> None:
+    """Raises unless energies, and gradients if the sampler has any, are finite."""
+    warn_of_chain_axis(energy_fn, x)
+    values = {"energy": jax.vmap(scalar_energy(energy_fn))(x)}
+    states = jax.vmap(
+        functools.partial(make_sampler(step_size=step_size).init, energy_fn)
+    )(x)
+    if hasattr(states, "gradient"):
+        values["energy's gradient"] = states.gradient
+    for name, found in values.items():
+        rows = np.asarray(found).reshape(len(x), -1)
+        is_bad = ~np.isfinite(rows)
+        if is_bad.any():
+            chain, element = np.argwhere(is_bad)[0]
+            raise ValueError(
+                f"the {name} must be finite where chains begin, got"
+                f" {rows[chain, element]} at chain {chain}"
+            )
+
+
+def _check_mass(mass: np.ndarray) -> None:
+    """Raises unless the variances that adaptation found can be an inverse mass."""
+    if not (np.isfinite(mass) & (mass > 0)).all():
+        raise ValueError(
+            "adapt_mass needs variances that are positive and finite in"
+            f" {mass.dtype}, got {mass.min()} to {mass.max()}; use other units of x"
+        )
+
+
+def _warn_of_stuck(x: Array, positions: Array) -> None:
+    """Warns of chains that are where they began, after all moves."""
+    is_same = np.asarray(x == positions).reshape(len(x), -1).all(1)
+    if is_same.any():
+        warnings.warn(
+            f"adapt: {is_same.sum()} of {len(x)} chains never moved, the first of them"
+            f" chain {np.argmax(is_same)}; their starts may be where no proposal is"
+            " accepted",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 @watched_jit(
@@ -249,9 +313,15 @@ def _stretch(
 
         direction = jnp.where(rate(step_size) > 0.5, 1.0, -1.0).astype(step_size.dtype)
 
+        limits = jnp.finfo(step_size.dtype)
+        smallest, largest = 4 * limits.tiny, limits.max / 128
+
         def goes_on(carry: tuple[Array, int]) -> Array:
             step_size, count = carry
-            return (count < 60) & (direction * (rate(step_size) - 0.5) > 0)
+            # No further than the numbers of this type go.
+            room = jnp.where(direction > 0, step_size < largest, step_size > smallest)
+            is_short = direction * (rate(step_size) - 0.5) > 0
+            return (count < MOST_FACTORS) & room & is_short
 
         def widen(carry: tuple[Array, int]) -> tuple[Array, int]:
             step_size, count = carry

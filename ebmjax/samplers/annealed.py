@@ -7,7 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ebmjax.checks import check_chains, check_count, scalar_energy
+from ebmjax.checks import (
+    check_chains,
+    check_count,
+    scalar_energy,
+    warn_of_chain_axis,
+)
 from ebmjax.samplers.chains import Segment, Walk, as_pytree, no_means
 from ebmjax.samplers.layout import (
     Layout,
@@ -117,6 +122,7 @@ def _sample_annealed(
     num_steps: int,
     layout: Layout,
 ) -> tuple[Any, Any]:
+    warn_of_chain_axis(energy_fns(jax.tree.map(lambda leaf: leaf[0], levels)), x)
     num_chains = x.shape[0]
     keys = chain_keys(key, layout.num_chains)
     x = pad_chains(x, layout.num_chains)

@@ -9,7 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebmjax.checks import check_chains, check_count, scalar_energy
+from ebmjax.checks import (
+    check_array,
+    check_chains,
+    check_count,
+    scalar_energy,
+    warn_of_chain_axis,
+)
 from ebmjax.samplers.layout import (
     Layout,
     chain_keys,
@@ -19,7 +25,7 @@ from ebmjax.samplers.layout import (
     pad_chains,
 )
 from ebmjax.samplers.recompilation import watched_jit
-from ebmjax.samplers.sampler import Sampler
+from ebmjax.samplers.sampler import Sampler, running_mean
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["sample_chain", "sample_chains"]
@@ -41,6 +47,7 @@ def sample_chain(
       `(state, infos)`, the last state and the infos of all moves, `[num_steps]`.
     """
 
+    x = check_array("x", x)
     energy_fn = scalar_energy(energy_fn)
 
     def move(state: Any, step: Array) -> tuple[Any, Any]:
@@ -113,13 +120,10 @@ def sample_chains(
         axis, the key is not a typed one, the energy is not a scalar, or `on_progress`
         is given where arrays are traced.
     """
-    for name, count, least in (
-        ("num_steps", num_steps, 0),
-        ("num_burn_in", num_burn_in, 0),
-        ("thin", thin, 1),
-        ("progress_every", progress_every, 1),
-    ):
-        check_count(name, count, least)
+    check_count("num_steps", num_steps, 0)
+    check_count("num_burn_in", num_burn_in, 0)
+    check_count("thin", thin, 1)
+    check_count("progress_every", progress_every, 1)
     if num_burn_in > num_steps:
         raise ValueError(
             f"num_burn_in must be at most num_steps = {num_steps}, got {num_burn_in}"
@@ -271,6 +275,7 @@ def _sample_chains(
     """
     keys = chain_keys(key, layout.num_chains)
     if is_start:
+        warn_of_chain_axis(energy_fn, states)
         states = pad_chains(states, layout.num_chains)
         if collect is None:
             means = no_means(sampler, energy_fn, states)
@@ -317,7 +322,8 @@ def no_means(sampler: Sampler, energy_fn: EnergyFn, x: Array) -> tuple[Array, An
         dtype = jnp.promote_types(shape.dtype, jnp.float32)
         return jnp.broadcast_to(column, shape.shape).astype(dtype)
 
-    return zero, jax.tree.map(zeros, shapes)
+    # Counts are integers: in float32 they would end at 2^24.
+    return zero.astype(jnp.int32), jax.tree.map(zeros, shapes)
 
 
 class Walk(NamedTuple):
@@ -364,10 +370,8 @@ class Walk(NamedTuple):
             return states, means, jax.vmap(self.collect)(states, infos)
         count, means = means
         # A running mean, not a sum: float32 sums lose small terms in long runs.
-        means = jax.tree.map(
-            lambda mean, info: mean + (info - mean) / (count + 1), means, infos
-        )
-        return states, (count + 1, means), None
+        update = functools.partial(running_mean, count=(count := count + 1))
+        return states, (count, jax.tree.map(update, means, infos)), None
 
     def segment(
         self, states: Any, means: Any, first: int | Array, segment: Segment

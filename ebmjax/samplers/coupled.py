@@ -7,7 +7,13 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 
-from ebmjax.checks import check_count, check_number, check_values, scalar_energy
+from ebmjax.checks import (
+    check_array,
+    check_count,
+    check_number,
+    check_values,
+    scalar_energy,
+)
 from ebmjax.samplers.sampler import draw_uniform, value
 from ebmjax.types import Array, EnergyFn, Key
 
@@ -85,12 +91,16 @@ def coupled_chains(
       Jacob, O'Leary & Atchade (2020), "Unbiased Markov chain Monte Carlo methods with
       couplings", https://arxiv.org/abs/1708.03625.
     """
-    check_number("step_size", step_size, positive=True)
+    step_size = check_number("step_size", step_size, positive=True)
     check_count("max_steps", max_steps, 1)
     if coupling not in COUPLINGS:
         raise ValueError(f"coupling must be one of {COUPLINGS}, got {coupling!r}")
     energy_fn = functools.partial(value, scalar_energy(energy_fn))
     propose = _reflected if coupling == "reflection" else _maximal
+    x, y = check_array("x", x), check_array("y", y)
+    _check_shapes(x, y)
+    # A hyper-parameter of another type must not change the position's.
+    step = jnp.asarray(step_size, x.dtype)
 
     def accept(log_uniform: Array, proposed: Array, state: State) -> State:
         new = proposed, energy_fn(proposed)
@@ -105,7 +115,7 @@ def coupled_chains(
 
     def together(key: Key, leader: State, follower: State) -> tuple[State, State]:
         proposal_key, accept_key = jax.random.split(key)
-        proposals = propose(proposal_key, leader[0], follower[0], step_size)
+        proposals = propose(proposal_key, leader[0], follower[0], step)
         uniform = log_uniform(accept_key)
         return (
             accept(uniform, proposals[0], leader),
@@ -115,9 +125,14 @@ def coupled_chains(
     def alone(key: Key, leader: State) -> State:
         proposal_key, accept_key = jax.random.split(key)
         noise = jax.random.normal(proposal_key, x.shape, x.dtype)
-        return accept(log_uniform(accept_key), leader[0] + step_size * noise, leader)
+        return accept(log_uniform(accept_key), leader[0] + step * noise, leader)
 
-    start = (x, energy_fn(x)), (y, energy_fn(y))
+    def begin(x: Array) -> State:
+        energy = energy_fn(x)
+        # From a NaN energy no chain ever moves, and two such chains would seem to meet.
+        return jnp.where(jnp.isnan(energy), jnp.nan, x), energy
+
+    start = begin(x), begin(y)
     return _pair(key, start, alone, together, max_steps)
 
 
@@ -157,6 +172,7 @@ def coupled_gibbs_chains(
       couplings", https://arxiv.org/abs/1708.03625.
     """
     check_count("max_steps", max_steps, 1)
+    _check_shapes(x, y)
     check_values(values, x.dtype)
     energy_fn = functools.partial(value, scalar_energy(energy_fn))
     low, high = (jnp.asarray(v, x.dtype) for v in values)
@@ -189,6 +205,18 @@ def coupled_gibbs_chains(
         return sweep(key, (leader, follower))
 
     return _pair(key, ((x,), (y,)), sweep, together, max_steps)
+
+
+def _check_shapes(x: Array, y: Array) -> None:
+    """Raises unless both chains of a pair begin at positions of one shape and type."""
+    for name, position in (("x", x), ("y", y)):
+        if not hasattr(position, "dtype"):
+            check_array(name, position)
+    if x.shape != y.shape or x.dtype != y.dtype:
+        raise ValueError(
+            "x and y must have one shape and type [*event], got"
+            f" {x.dtype}{x.shape} and {y.dtype}{y.shape}"
+        )
 
 
 def _pair(
@@ -237,27 +265,30 @@ def _pair(
     )
 
 
-def _reflected(key: Key, x: Array, y: Array, step_size: float) -> tuple[Array, Array]:
+def _reflected(key: Key, x: Array, y: Array, step_size: Array) -> tuple[Array, Array]:
     noise_key, uniform_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, x.shape, x.dtype)
     shift = (x - y) / step_size
+    # Of order one, so that no square overflows or vanishes.
+    direction = shift / jnp.maximum(jnp.abs(shift).max(), jnp.finfo(x.dtype).tiny)
     uniform = jnp.log(draw_uniform(uniform_key, (), x))
     is_equal = uniform <= -0.5 * jnp.sum(shift * (2 * noise + shift))
     # With a shift of 0 the proposals are equal, and its direction is never used.
-    square = jnp.maximum(jnp.sum(shift**2), jnp.finfo(x.dtype).tiny)
-    mirrored = noise - 2 * jnp.sum(noise * shift) / square * shift
+    square = jnp.maximum(jnp.sum(direction**2), 1.0)
+    mirrored = noise - 2 * jnp.sum(noise * direction) / square * direction
     ahead = x + step_size * noise
     return ahead, jnp.where(is_equal, ahead, y + step_size * mirrored)
 
 
-def _maximal(key: Key, x: Array, y: Array, step_size: float) -> tuple[Array, Array]:
+def _maximal(key: Key, x: Array, y: Array, step_size: Array) -> tuple[Array, Array]:
     noise_key, uniform_key, loop_key = jax.random.split(key, 3)
     ahead = x + step_size * jax.random.normal(noise_key, x.shape, x.dtype)
 
     def log_ratio(point: Array, other: Array, own: Array) -> Array:
         """Returns log N(point; other) - log N(point; own)."""
-        squares = jnp.sum((point - own) ** 2) - jnp.sum((point - other) ** 2)
-        return 0.5 * squares / step_size**2
+        # Not a difference of two squares, which would be rounded more.
+        apart = (other - own) / step_size
+        return 0.5 * jnp.sum(apart * ((point - own) + (point - other)) / step_size)
 
     uniform = jnp.log(draw_uniform(uniform_key, (), x))
     is_equal = uniform <= log_ratio(ahead, y, x)

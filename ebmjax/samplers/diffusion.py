@@ -168,7 +168,7 @@ def sample_diffusion(
         )
     check_count("num_steps", num_steps, 1)
     check_count("num_corrections", num_corrections, 0)
-    check_number("signal_to_noise", signal_to_noise, positive=True)
+    signal_to_noise = check_number("signal_to_noise", signal_to_noise, positive=True)
     if predictor is None and num_corrections == 0:
         raise ValueError("num_corrections must be positive where predictor is None")
     if not 0 < time_min < 1:

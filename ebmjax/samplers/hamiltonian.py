@@ -115,8 +115,8 @@ def hmc(
       which also proposes random lengths against resonance. The method is from Duane,
       Kennedy, Pendleton & Roweth (1987), "Hybrid Monte Carlo", Physics Letters B 195.
     """
-    check_number("step_size", step_size, positive=True)
-    check_number("temperature", temperature, positive=True)
+    step_size = check_number("step_size", step_size, positive=True)
+    temperature = check_number("temperature", temperature, positive=True)
     check_count("num_leapfrog", num_leapfrog, 1)
     diagonal = 1.0 if inverse_mass is None else inverse_mass
     if inverse_mass is not None and not isinstance(inverse_mass, jax.core.Tracer):

@@ -82,11 +82,13 @@ def independence(
       Statistics 22. For latents: Arbel, Zhou & Gretton (2021), "Generalized energy
       based models", https://arxiv.org/abs/2003.05033.
     """
-    check_number("temperature", temperature, positive=True)
+    temperature = check_number("temperature", temperature, positive=True)
     sample, log_prob = proposal
 
     def init(energy_fn: EnergyFn, x: Array) -> IndependenceState:
-        return IndependenceState(x, value(energy_fn, x), value(log_prob, x))
+        return IndependenceState(
+            x, value(energy_fn, x), value(log_prob, x, "log_prob of proposal")
+        )
 
     def step(
         energy_fn: EnergyFn, key: Key, state: IndependenceState

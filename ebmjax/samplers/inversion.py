@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ebmjax.checks import check_number
+from ebmjax.checks import check_chains, check_count, check_number
 from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import Array, EnergyFn, Key
 
@@ -113,9 +113,15 @@ def invert_chain(
       Nijkamp, Hill, Zhu & Wu (2019), "Learning non-convergent non-persistent short-run
       MCMC toward energy-based model", https://arxiv.org/abs/1904.09770.
     """
-    check_number("step_size", step_size, positive=True)
-    if num_iterations < 1:
-        raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
+    step_size = check_number("step_size", step_size, positive=True)
+    check_count("num_iterations", num_iterations, 1)
+    z = check_chains(key, z, "z")
+    projected = jax.eval_shape(jax.vmap(project), z)
+    if (projected.shape, projected.dtype) != (z.shape, z.dtype):
+        raise ValueError(
+            "project must keep the shape and type of an example,"
+            f" {z.dtype}{z.shape[1:]}, got {projected.dtype}{projected.shape[1:]}"
+        )
     seen = jax.eval_shape(jax.vmap(observe), z).shape
     if seen != target.shape:
         raise ValueError(
@@ -139,7 +145,8 @@ def invert_chain(
         column = is_better.reshape(-1, *[1] * (z.ndim - 1))
         best = jnp.where(column, z, best)
         least = jnp.where(is_better, losses, least)
-        z = jax.vmap(project)(z - step_size * gradient)
+        # A hyper-parameter of another type must not change the position's.
+        z = jax.vmap(project)((z - step_size * gradient).astype(z.dtype))
         return (z, best, least), losses
 
     least = jnp.full(z.shape[0], jnp.inf)

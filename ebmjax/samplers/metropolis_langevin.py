@@ -8,23 +8,13 @@ import jax.numpy as jnp
 from ebmjax.checks import check_number
 from ebmjax.samplers.normal import draw_normal
 from ebmjax.samplers.sampler import Sampler, metropolis, named, value_and_gradient
+from ebmjax.samplers.unadjusted_langevin import LangevinState
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["MALAInfo", "MALAState", "mala"]
 
 
-class MALAState(NamedTuple):
-    """State of a Metropolis-adjusted Langevin chain.
-
-    Attributes:
-      position: Place of the chain, `[*event]`, in units of x.
-      energy: Energy at `position`, `[]`, in nats.
-      gradient: Gradient of the energy at `position`, `[*event]`, in nats / units of x.
-    """
-
-    position: Array
-    energy: Array
-    gradient: Array
+MALAState = LangevinState  # a move of either algorithm needs the same values
 
 
 class MALAInfo(NamedTuple):
@@ -79,8 +69,8 @@ def mala(*, step_size: float | Array, temperature: float | Array = 1.0) -> Sampl
       Rosenthal (1998), "Optimal scaling of discrete approximations to Langevin
       diffusions", Journal of the Royal Statistical Society B 60.
     """
-    check_number("step_size", step_size, positive=True)
-    check_number("temperature", temperature, positive=True)
+    step_size = check_number("step_size", step_size, positive=True)
+    temperature = check_number("temperature", temperature, positive=True)
     noise_std = (2.0 * step_size * temperature) ** 0.5
 
     def init(energy_fn: EnergyFn, x: Array) -> MALAState:

@@ -85,7 +85,7 @@ def probability_flow(
         raise ValueError(
             f"start and end must be two times from 0 to 1, got {start} and {end}"
         )
-    check_number("tolerance", tolerance, positive=True)
+    tolerance = check_number("tolerance", tolerance, positive=True)
     check_count("max_steps", max_steps, 1)
     x = check_chains(key, x)
     flowed: Flowed = _flow(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ebmjax.checks import scalar_valued
 from ebmjax.types import Array, EnergyFn, Key, SamplerInit, SamplerStep
 
 __all__ = ["Sampler"]
@@ -79,15 +80,29 @@ def _abbreviate(value: Any) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
-def value(function: EnergyFn, x: Array) -> Array:
-    """Returns `function(x)` in float32 at least; an energy may compute in bfloat16."""
-    result = jnp.asarray(function(x))
+def value(function: EnergyFn, x: Array, name: str = "energy_fn") -> Array:
+    """Returns `function(x)` in float32 at least; an energy may compute in bfloat16.
+
+    Raises:
+      ValueError: If the value is not a scalar; `name` is the function's in the message.
+    """
+    result = jnp.asarray(scalar_valued(name, function)(x))
     return result.astype(jnp.promote_types(result.dtype, jnp.float32))
 
 
 def value_and_gradient(energy_fn: EnergyFn, x: Array) -> tuple[Array, Array]:
     """Returns `value` of an energy and its gradient, which has the type of `x`."""
     return jax.value_and_grad(functools.partial(value, energy_fn))(x)
+
+
+def running_mean(mean: Array, new: Array, count: int | Array) -> Array:
+    """Returns the mean of `count` values from `new` and the mean of those before it.
+
+    The mean with an infinity is that infinity, and with both infinities NaN.
+    """
+    # Divided before it is subtracted: a difference of finite numbers may overflow.
+    moved = mean + (new / count - mean / count)
+    return jnp.where(jnp.isinf(mean), mean + new, moved)
 
 
 def draw_uniform(key: Key, shape: tuple[int, ...], position: Array) -> Array:

@@ -14,7 +14,7 @@ __all__ = ["LangevinInfo", "LangevinState", "langevin"]
 
 
 class LangevinState(NamedTuple):
-    """State of a Langevin chain.
+    """State of a Langevin chain, adjusted by a Metropolis test or not.
 
     Attributes:
       position: Place of the chain, `[*event]`, in units of x.
@@ -108,10 +108,10 @@ def langevin(
       Roberts & Tweedie (1996), "Exponential convergence of Langevin distributions and
       their discrete approximations", Bernoulli 2.
     """
-    check_number("step_size", step_size, positive=True)
-    check_number("temperature", temperature, positive=False)
+    step_size = check_number("step_size", step_size, positive=True)
+    temperature = check_number("temperature", temperature, positive=False)
     if gradient_clip is not None:
-        check_number("gradient_clip", gradient_clip, positive=True)
+        gradient_clip = check_number("gradient_clip", gradient_clip, positive=True)
     bounds = _bounds(position_clip)
     noise_std = (2.0 * step_size * temperature) ** 0.5
 

@@ -90,9 +90,9 @@ def underdamped(
       is from Leimkuhler & Matthews (2013), "Rational construction of stochastic
       numerical methods for molecular sampling", https://arxiv.org/abs/1203.5428.
     """
-    check_number("step_size", step_size, positive=True)
-    check_number("friction", friction, positive=False)
-    check_number("temperature", temperature, positive=False)
+    step_size = check_number("step_size", step_size, positive=True)
+    friction = check_number("friction", friction, positive=False)
+    temperature = check_number("temperature", temperature, positive=False)
 
     def init(energy_fn: EnergyFn, x: Array) -> UnderdampedState:
         return UnderdampedState(x, jnp.zeros_like(x))

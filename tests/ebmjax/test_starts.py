@@ -85,7 +85,9 @@ def test_replay_is_filled_with_noise_at_first():
 
 @pytest.mark.quick
 def test_replay_names_what_is_wrong():
-    with pytest.raises(ValueError, match="capacity must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="capacity must be a whole number of at least 1, got 0"
+    ):
         replay(capacity=0)
     with pytest.raises(ValueError, match=r"reinit_prob must be in \[0, 1\], got 1.5"):
         replay(reinit_prob=1.5)

@@ -13,10 +13,20 @@ from ebmjax import metrics
 from ebmjax.metrics import diagnostics
 
 FUNCTIONS = [metrics.effective_sample_size, metrics.potential_scale_reduction]
+COMPILED = [jax.jit(function) for function in FUNCTIONS]
 # Float32 on our side, float64 in ArviZ. A correlation errs by a few 1e-7, and so does
 # each pair of lags that is summed: measured below 3e-6 in all.
 close = np.testing.assert_allclose
 RTOL = 2e-5
+
+
+def size_of(draws):
+    """Effective sample sizes, of one program for every shape of draws."""
+    return np.asarray(COMPILED[0](draws))
+
+
+def r_hat_of(draws):
+    return np.asarray(COMPILED[1](draws))
 
 
 def ar1(seed, rho, shape):
@@ -56,7 +66,7 @@ def test_an_ar1_chain_is_worth_what_theory_says(rho):
     shape = (20_000, 50)
     total = math.prod(shape)
     tau = (1 + rho) / (1 - rho)
-    size = metrics.effective_sample_size(ar1(0, rho, shape))
+    size = size_of(ar1(0, rho, shape))
     lags = 1 - math.log(total) / math.log(abs(rho)) if rho else 3.0
     tolerance = 5 * (2 * lags / total) ** 0.5 + lags / (shape[0] // 2) / tau
     assert tolerance < 0.1
@@ -66,7 +76,7 @@ def test_an_ar1_chain_is_worth_what_theory_says(rho):
 def test_it_predicts_the_variance_of_the_mean():
     """What it is for: var(mean) = var / size, over a thousand runs of four chains."""
     draws = ar1(1, 0.7, (1000, 4, 1000))
-    size = metrics.effective_sample_size(draws)
+    size = size_of(draws)
     variance = 1 / (1 - 0.7**2)
     ratio = draws.mean((0, 1), dtype=np.float64).var() * size.mean() / variance
     # A variance of 1000 normals errs by sqrt(2 / 1000), which is also more than the
@@ -78,7 +88,7 @@ def test_it_predicts_the_variance_of_the_mean():
 @pytest.mark.parametrize("rho", [-0.9, 0.0, 0.8])
 def test_size_agrees_with_arviz_where_every_term_counts(steps, chains, rho):
     draws = ar1(steps, rho, (steps, chains, 40))
-    size = metrics.effective_sample_size(draws)
+    size = size_of(draws)
     close(size, by_arviz(metrics.effective_sample_size, draws), rtol=RTOL)
 
 
@@ -86,7 +96,7 @@ def test_size_agrees_with_arviz_where_every_term_counts(steps, chains, rho):
 @pytest.mark.parametrize("rho", [-0.5, 0.0, 0.8, 0.99])
 def test_size_agrees_with_arviz(steps, chains, rho):
     draws = ar1(steps, rho, (steps, chains, 12))
-    size = metrics.effective_sample_size(draws)
+    size = size_of(draws)
     close(size, by_arviz(metrics.effective_sample_size, draws), rtol=RTOL)
 
 
@@ -94,7 +104,7 @@ def test_chains_that_drift_or_disagree_are_worth_little_as_in_arviz():
     draws = ar1(2, 0.3, (401, 4, 3))
     draws[:, :, 0] += np.linspace(0, 5, 401)[:, None]  # all drift together
     draws[:, 0, 1] += 10  # one is elsewhere
-    size = metrics.effective_sample_size(draws)
+    size = size_of(draws)
     close(size, by_arviz(metrics.effective_sample_size, draws), rtol=RTOL)
     # Four chains in two places: about as many draws as halves, and never mind 1600.
     assert size[0] < 16 and size[1] < 16 and size[2] > 500
@@ -102,8 +112,8 @@ def test_chains_that_drift_or_disagree_are_worth_little_as_in_arviz():
 
 def test_chains_that_alternate_reach_the_largest_size():
     """+1, -1, +1, ...: tau would be 0 or less, and is 1 / log10(total)."""
-    draws = jnp.tile(jnp.array([1.0, -1.0]), 50)[:, None] * jnp.ones((1, 10))
-    close(metrics.effective_sample_size(draws), 1000 * 3.0, rtol=1e-6)
+    draws = np.tile(np.float32([1.0, -1.0]), 50)[:, None] * np.ones((1, 10), np.float32)
+    close(size_of(draws), 1000 * 3.0, rtol=1e-6)
 
 
 def test_an_offset_and_a_unit_change_no_size():
@@ -112,29 +122,29 @@ def test_an_offset_and_a_unit_change_no_size():
     And squares of 1e-30 or 1e30 are not float32 numbers at all.
     """
     draws = ar1(3, 0.5, (400, 4, 5))
-    size = metrics.effective_sample_size(draws)
+    size = size_of(draws)
     for unit in (2.0**-100, 2.0**100, -1.0):
-        close(metrics.effective_sample_size(unit * draws), size, rtol=RTOL)
+        close(size_of(unit * draws), size, rtol=RTOL)
     moved = draws + np.float32(1e4)
     expected = by_arviz(metrics.effective_sample_size, moved)
-    close(metrics.effective_sample_size(moved), expected, rtol=RTOL)
+    close(size_of(moved), expected, rtol=RTOL)
     outlier = draws.copy()
     outlier[0, 0] = 1e4  # a start far away
     expected = by_arviz(metrics.effective_sample_size, outlier)
-    close(metrics.effective_sample_size(outlier), expected, rtol=RTOL)
+    close(size_of(outlier), expected, rtol=RTOL)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3e7])
 def test_draws_that_are_all_equal_count_in_full_as_in_arviz(value):
     draws = np.full((11, 3, 2), value, np.float32)
-    np.testing.assert_array_equal(metrics.effective_sample_size(draws), 3 * 10)
+    np.testing.assert_array_equal(size_of(draws), 3 * 10)
     expected = by_arviz(metrics.effective_sample_size, draws)
     np.testing.assert_array_equal(expected, 3 * 10)  # the middle step is left out
     # Rejected forever, but in three places: these are another matter.
     draws += np.arange(3, dtype=np.float32)[None, :, None] * (1 + abs(value))
     expected = by_arviz(metrics.effective_sample_size, draws)
     assert (expected < 15).all()
-    close(metrics.effective_sample_size(draws), expected, rtol=RTOL)
+    close(size_of(draws), expected, rtol=RTOL)
 
 
 # --- R-hat -------------------------------------------------------------------------
@@ -166,16 +176,16 @@ def test_two_chains_apart_have_this_r_hat_however_far():
     close(expected, 1.8265, atol=1e-4)  # the docstring's 1.83
     for start, end in ((0.001, 1), (100, 200)):
         draws = np.stack([low, halves_alike(np.linspace(start, end, 1000))], 1)
-        close(metrics.potential_scale_reduction(draws), expected, rtol=SCORES)
+        close(r_hat_of(draws), expected, rtol=SCORES)
 
 
 def test_one_chain_is_compared_with_itself():
     """Its halves apart: two groups instead of four. ArviZ says NaN to one chain."""
     draws = np.linspace(-1, 1, 2000)
-    r_hat = metrics.potential_scale_reduction(draws[:, None])
+    r_hat = r_hat_of(draws[:, None])
     close(r_hat, apart(2), rtol=SCORES)
     # With both halves alike it is the least there is, the root of 1 - 1 / n.
-    r_hat = metrics.potential_scale_reduction(halves_alike(draws)[:, None])
+    r_hat = r_hat_of(halves_alike(draws)[:, None])
     close(r_hat, (1 - 1 / 1000) ** 0.5, rtol=1e-5)
 
 
@@ -188,7 +198,7 @@ def test_chains_of_different_scales_are_as_far_apart_as_chains_in_different_plac
     narrow = halves_alike(signs * np.linspace(0.001, 1, 1000))
     wide = halves_alike(signs * np.linspace(1.001, 5, 1000))
     draws = np.stack([narrow, wide], 1)
-    close(metrics.potential_scale_reduction(draws), apart(4), rtol=SCORES)
+    close(r_hat_of(draws), apart(4), rtol=SCORES)
 
 
 @pytest.mark.parametrize("law", ["normal", "standard_cauchy"])
@@ -200,13 +210,13 @@ def test_heavy_tails_are_as_good_as_any(law):
     num_steps, num_chains = 1000, 8
     draw = getattr(np.random.RandomState(0), law)
     draws = draw(size=(num_steps, num_chains, 50)).astype(np.float32)
-    r_hat = metrics.potential_scale_reduction(draws)
+    r_hat = r_hat_of(draws)
     half, num_halves = num_steps // 2, 2 * num_chains
     tolerance = 6 * (2 / (num_halves - 1)) ** 0.5 / (2 * half)  # < 0.003; chi^2 is skew
     close(r_hat, 1.0, atol=tolerance)
     # And a chain that is elsewhere is seen, which the means of Cauchy draws would hide.
     draws[:, 0] += 3
-    assert (metrics.potential_scale_reduction(draws) > 1 + 10 * tolerance).all()
+    assert (r_hat_of(draws) > 1 + 10 * tolerance).all()
 
 
 @pytest.mark.parametrize("steps, chains", [(4, 2), (5, 2), (7, 3), (101, 4), (1000, 2)])
@@ -216,7 +226,7 @@ def test_r_hat_agrees_with_arviz(steps, chains, rho):
     draws[:, 0, 5:10] += 1
     draws[:, 0, 10:15] *= 3
     draws[:, :, 15:] += np.linspace(0, 2, steps)[:, None, None]
-    r_hat = metrics.potential_scale_reduction(draws)
+    r_hat = r_hat_of(draws)
     close(r_hat, by_arviz(metrics.potential_scale_reduction, draws), rtol=RTOL)
 
 
@@ -225,7 +235,7 @@ def test_ties_share_their_mean_rank_as_in_arviz():
     draws = np.round(4 * ar1(4, 0.5, (101, 4, 10))) / 4
     draws[:, :, 5:] = np.sign(draws[:, :, 5:])  # three values
     draws[:, 0, 8:] = 1
-    r_hat = metrics.potential_scale_reduction(draws)
+    r_hat = r_hat_of(draws)
     close(r_hat, by_arviz(metrics.potential_scale_reduction, draws), rtol=RTOL)
 
 
@@ -233,7 +243,7 @@ def test_two_values_equally_many_are_judged_by_where_they_are():
     """All are as far from their median, so the folded part is 0 / 0 and has no say."""
     draws = np.tile(np.array([0.0, 1.0, 1.0, 0.0, 0.0, 1.0]), 10)[:, None]
     draws = np.concatenate([draws, draws[::-1]], 1)
-    r_hat = metrics.potential_scale_reduction(draws)
+    r_hat = r_hat_of(draws)
     close(r_hat, by_arviz(metrics.potential_scale_reduction, draws), rtol=RTOL)
     close(r_hat, (29 / 30) ** 0.5, rtol=1e-6)  # the least: halves of 30 have one mean
 
@@ -242,7 +252,7 @@ def test_chains_that_stand_still():
     """In one place there is nothing to compare; in several they are infinitely bad."""
     draws = np.full((10, 3, 2), 0.1, np.float32)
     draws[:, :, 1] += np.arange(3)[None]
-    r_hat = metrics.potential_scale_reduction(draws)
+    r_hat = r_hat_of(draws)
     assert np.isnan(r_hat[0]) and np.isposinf(r_hat[1])
     expected = by_arviz(metrics.potential_scale_reduction, draws)
     assert np.isnan(expected[0]) and expected[1] > 1e6
@@ -251,22 +261,23 @@ def test_chains_that_stand_still():
 def test_infinite_draws_have_a_rank_but_no_mean():
     draws = ar1(5, 0.0, (100, 4, 2))
     draws[7, 2, 0], draws[8, 1, 0] = np.inf, -np.inf
-    r_hat = metrics.potential_scale_reduction(draws)
+    r_hat = r_hat_of(draws)
     close(r_hat, by_arviz(metrics.potential_scale_reduction, draws), rtol=RTOL)
-    size = metrics.effective_sample_size(draws)
+    size = size_of(draws)
     assert np.isnan(size[0]) and np.isfinite(size[1])
     draws[:60, :, 0] = np.inf  # so is their median, and no distance from it is a number
-    r_hat = metrics.potential_scale_reduction(draws)
+    r_hat = r_hat_of(draws)
     close(r_hat, by_arviz(metrics.potential_scale_reduction, draws), rtol=RTOL)
     draws = ar1(5, 0.0, (4, 4, 2))  # so few that no correlation is looked at
     draws[0, 0, 0] = np.inf
-    assert np.isnan(metrics.effective_sample_size(draws)[0])
+    assert np.isnan(size_of(draws)[0])
 
 
 def test_the_outermost_scores_of_many_draws_keep_their_digits():
     """In float32 1 - 0.6 / total has lost 2 % of what is left to 1, for 400,000."""
     total = 400_000
-    scores = diagnostics._normal_scores(jnp.linspace(-1, 1, total))
+    draws = np.linspace(-1, 1, total, dtype=np.float32)
+    scores = np.asarray(jax.jit(diagnostics._normal_scores)(draws))
     expected = scipy.stats.norm.ppf((np.arange(1, 5) - 3 / 8) / (total + 1 / 4))
     close(scores[:4], expected, rtol=1e-6)
     close(scores[-4:], -expected[::-1], rtol=1e-6)

@@ -191,3 +191,28 @@ def test_bad_options_are_named(call, message):
 def test_bounds_that_are_no_intervals_are_refused(bounds):
     with pytest.raises(ValueError, match="bounds must be one or two intervals"):
         metrics.quadrature(jnp.sum, bounds)
+
+
+@pytest.mark.parametrize("num_fractions", [2, 5])
+def test_a_mean_weight_has_no_bias_however_few_the_fractions(num_fractions):
+    """A normal of scale 0.5 at 1, from a standard one. The mean weight is the partition
+    function of any number of fractions and moves, if a chain moves at the fraction at
+    which it was weighed last. One that moves at the next leaves the law to which its
+    weight belongs, and the mean is another."""
+
+    def energy_fn(x):
+        return 0.5 * jnp.sum(((x - 1) / 0.5) ** 2)
+
+    found = metrics.annealed_importance_sampling(
+        samplers.mala(step_size=0.3),
+        energy_fn,
+        jax.random.key(0),
+        reference=normal_reference(1),
+        num_chains=20_000,
+        fractions=num_fractions,
+        num_steps=10,
+    )
+    ratios = np.exp(found.log_weights - 0.5 * LOG_TWO_PI - math.log(0.5))
+    error = 5 * ratios.std() / len(ratios) ** 0.5
+    assert error < 0.1
+    np.testing.assert_allclose(ratios.mean(), 1.0, atol=error)

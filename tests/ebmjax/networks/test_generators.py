@@ -12,6 +12,8 @@ from ebmjax import networks
 from ebmjax.networks.layer import TransposedConv
 from ebmjax.types import BATCH, DEVICE
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 
 
@@ -84,11 +86,12 @@ def test_networks_of_vectors_have_as_many_parameters_as_published(dims, widths, 
 
 def test_a_statistics_network_of_vectors_sees_both_side_by_side():
     network = networks.mlp_statistics((2,), latent_dim=3, widths=())
-    params, _ = network.init(KEY)
-    dense = params["Dense_0"]
-    x, z = jnp.array([1.0, 2.0]), jnp.array([3.0, 4.0, 5.0])
-    exact = jnp.concatenate([x, z]) @ dense["kernel"] + dense["bias"]
-    np.testing.assert_allclose(network.apply(params, x, z), exact[0], rtol=1e-6)
+    params, _ = jax.jit(network.init)(KEY)
+    kernel, bias = (np.asarray(params["Dense_0"][name]) for name in ("kernel", "bias"))
+    x, z = np.float32([1.0, 2.0]), np.float32([3.0, 4.0, 5.0])
+    exact = np.concatenate([x, z]) @ kernel + bias
+    found = jax.jit(network.apply)(params, x, z)
+    np.testing.assert_allclose(found, exact[0], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind, is_normal", [("strided", True), ("convnet", False)])
@@ -97,7 +100,8 @@ def test_weights_start_as_published(kind, is_normal):
     1 / sqrt(fan-in) and ones; dense layers and biases uniform in either."""
     options = {"widths": (32, 64)} | ({} if is_normal else {"is_normal": False})
     generator, energy, _ = trio(kind, (8, 8, 1), **options)
-    params, _ = generator.init(jax.random.key(1))
+    params, _ = jax.jit(generator.init)(jax.random.key(1))
+    params = jax.tree.map(np.asarray, params)
     kernel = params["TransposedConv_0"]["kernel"]
     scale = params["BatchNorm_0"]["scale"]
     fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]  # PyTorch's: features
@@ -127,10 +131,10 @@ def test_a_transposed_layer_spreads_each_pixel_as_on_paper():
     """3x3, stride 2, padding 1, from 2x2 to 4x4: place (i, j) of the map goes to rows 2
     i - 1 + (0, 1, 2), the same of columns, and what is outside is cut off."""
     layer = TransposedConv(1, (4, 4), 3, 2, 1)
-    kernel = jnp.arange(9.0).reshape(3, 3, 1, 1) + 1
-    x = jnp.array([[1.0, 10.0], [100.0, 1000.0]])[..., None]
-    params = {"params": {"kernel": kernel, "bias": jnp.array([0.5])}}
-    found = layer.apply(params, x)[..., 0]
+    kernel = np.arange(9.0, dtype=np.float32).reshape(3, 3, 1, 1) + 1
+    x = np.float32([[1.0, 10.0], [100.0, 1000.0]])[..., None]
+    params = {"params": {"kernel": kernel, "bias": np.float32([0.5])}}
+    found = np.asarray(jax.jit(layer.apply)(params, x))[..., 0]
     exact = np.full((6, 6), 0.0)
     for i in range(2):
         for j in range(2):
@@ -170,12 +174,13 @@ def test_a_generator_s_batch_statistics(name):
     evaluation by what training left sees one latent alone, and is what training would
     give where the running statistics are the batch's."""
     network = GENERATORS[name]()
-    params, state = network.init(KEY)
-    latents = jax.random.normal(jax.random.key(1), (12, 3))
+    params, state = jax.jit(network.init)(KEY)
+    latents = np.random.default_rng(1).normal(size=(12, 3)).astype(np.float32)
     trained = jax.jit(functools.partial(train, network))
-    images, renewed = trained(params, state, latents[None])
+    images, renewed = jax.tree.map(np.asarray, trained(params, state, latents[None]))
     assert images.shape == (1, 12, 8, 8, 2) and np.abs(images).max() <= 1
     halves, of_halves = trained(params, state, latents.reshape(2, 6, 3))
+    halves, of_halves = jax.tree.map(np.asarray, (halves, of_halves))
     np.testing.assert_allclose(
         halves.reshape(12, 8, 8, 2), images[0], rtol=1e-4, atol=1e-5
     )
@@ -186,9 +191,9 @@ def test_a_generator_s_batch_statistics(name):
         np.testing.assert_allclose(two[0], one[0], rtol=1e-4, atol=1e-6)
     # A tenth of the way each time: after so many the statistics are the batch's.
     for _ in range(150):
-        state = jax.tree.map(lambda x: x[0], renewed)
+        state = jax.tree.map(lambda x: np.asarray(x)[0], renewed)
         _, renewed = trained(params, state, latents[None])
-    single, kept = network.apply_stateful(params, state, latents[4])
+    single, kept = jax.jit(network.apply_stateful)(params, state, latents[4])
     np.testing.assert_allclose(single, images[0, 4], rtol=1e-2, atol=2e-3)
     jax.tree.map(np.testing.assert_array_equal, kept, state)
 
@@ -205,10 +210,12 @@ def test_spectral_normalisation_forgets_the_scale_of_each_matrix(name):
     """Every kernel but an unnormalised last one times 7: the energy is the same, its
     biases being 0; and the vectors move whatever the example."""
     network = ENERGIES[name]()
-    params, state = network.init(KEY)
+    params, state = jax.jit(network.init)(KEY)
+    params, state = jax.tree.map(np.asarray, (params, state))
     assert list(state) == ["spectral"]
-    x, other = jax.random.normal(jax.random.key(2), (2, 8, 8, 2))
-    value, kept = network.apply_stateful(params, state, x)
+    x, other = np.random.default_rng(2).normal(size=(2, 8, 8, 2)).astype(np.float32)
+    renew = jax.jit(functools.partial(network.apply_stateful, train=True))
+    value, kept = jax.jit(network.apply_stateful)(params, state, x)
     jax.tree.map(np.testing.assert_array_equal, kept, state)
     last = "Dense_0" if name == "sngan" else None
 
@@ -222,10 +229,10 @@ def test_spectral_normalisation_forgets_the_scale_of_each_matrix(name):
         for a, b in zip(jax.tree.leaves(larger), jax.tree.leaves(params), strict=True)
     )
     # Stored singular values are of the last renewal, as the vectors are.
-    found, _ = network.apply_stateful(larger, state, x, train=True)
+    found, _ = renew(larger, state, x)
     np.testing.assert_allclose(found, value, rtol=2e-3, atol=1e-5)
-    _, one = network.apply_stateful(params, state, x, train=True)
-    _, two = network.apply_stateful(params, state, other, train=True)
+    _, one = renew(params, state, x)
+    _, two = renew(params, state, other)
     jax.tree.map(np.testing.assert_array_equal, one, two)
     moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), one, state)
     assert any(jax.tree.leaves(moved))
@@ -234,7 +241,7 @@ def test_spectral_normalisation_forgets_the_scale_of_each_matrix(name):
 @pytest.mark.parametrize("name", ENERGIES)
 def test_after_many_renewals_every_matrix_has_the_largest_singular_value_one(name):
     network = ENERGIES[name]()
-    params, state = network.init(KEY)
+    params, state = jax.jit(network.init)(KEY)
     x = jnp.zeros((8, 8, 2))
     renew = jax.jit(
         lambda state: network.apply_stateful(params, state, x, train=True)[1]
@@ -279,6 +286,7 @@ def test_what_cannot_be_built_is_refused(make, message):
 
 def test_batch_statistics_need_both_axes():
     network = GENERATORS["strided"]()
-    params, state = network.init(KEY)
+    params, state = jax.eval_shape(network.init, KEY)
+    params, state = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), (params, state))
     with pytest.raises(NameError, match="unbound axis name"):
         network.apply_stateful(params, state, jnp.zeros(3), train=True)

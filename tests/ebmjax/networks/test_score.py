@@ -11,6 +11,8 @@ import pytest
 from ebmjax import networks, objectives, training
 from ebmjax.networks import score
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 SHAPE = (8, 8, 2)
 MAKES = {
     "unet": functools.partial(networks.unet, SHAPE, widths=(4, 8), activation="swish"),
@@ -29,7 +31,7 @@ def random_params(network, seed=0):
 
 
 def example():
-    return jax.random.normal(jax.random.key(1), SHAPE)
+    return jnp.asarray(np.random.default_rng(1).normal(size=SHAPE), jnp.float32)
 
 
 @pytest.mark.slow
@@ -56,9 +58,9 @@ def test_an_embedded_score_sees_data_and_noise_in_units_of_their_own(make, monke
     """Without the embedding it is field(x / sqrt(1 + s^2)) / s."""
     monkeypatch.setattr(score, "embed", lambda scale: jnp.ones(32) + 0 * scale)
     network, x = make(), example()
-    params = random_params(network)
-    one = network.apply(params, 2**0.5 * x, 1.0)
-    three = network.apply(params, 10**0.5 * x, 3.0)
+    params, apply = random_params(network), jax.jit(network.apply)
+    one = np.asarray(apply(params, 2**0.5 * x, 1.0))
+    three = np.asarray(apply(params, 10**0.5 * x, 3.0))
     np.testing.assert_allclose(3 * three, one, rtol=2e-4, atol=1e-5)
 
 
@@ -68,20 +70,24 @@ def test_an_energy_is_the_inner_product_with_the_same_field(make):
     x = example()
     for conditioning in score.CONDITIONINGS:
         network = make(conditioning=conditioning)
-        params = random_params(network)
-        energy = make(conditioning=conditioning, is_energy=True).apply(params, x, 0.5)
+        scalar = make(conditioning=conditioning, is_energy=True)
+
+        @jax.jit
+        def both(params, x, scalar=scalar, network=network):
+            return scalar.apply(params, x, 0.5), network.apply(params, x, 0.5)
+
+        energy, found = map(np.asarray, both(random_params(network), x))
         assert energy.shape == ()
-        expected = -jnp.sum(x * network.apply(params, x, 0.5))
-        np.testing.assert_allclose(energy, expected, rtol=1e-5)
+        np.testing.assert_allclose(energy, -np.sum(x * found), rtol=1e-5)
 
 
 def test_scales_of_a_ladder_are_told_apart():
     """Neighbours by their fine frequencies, ends by the coarse: a circle each."""
     scales = jnp.asarray(np.geomspace(0.01, 100, 400), jnp.float32)
-    embedded = jax.vmap(score.embed)(scales)
+    embedded = np.asarray(jax.jit(jax.vmap(score.embed))(scales))
     np.testing.assert_allclose((embedded**2).sum(1), score.NUM_FREQUENCIES, rtol=1e-5)
     squares = ((embedded[:, None] - embedded[None]) ** 2).sum(-1)
-    squares = np.asarray(squares) + 100 * np.eye(len(scales))
+    squares = squares + 100 * np.eye(len(scales))
     gaps = np.abs(np.subtract.outer(range(400), range(400)))
     assert squares.min() > 0.05
     assert squares[gaps > 40].min() > 5
@@ -92,13 +98,13 @@ def test_the_normalisation_on_paper():
     """Two channels of two pixels, means 2 and 4 and deviations 1 and 2: the means are
     1 below and above their own, of a deviation of 1."""
     norm = score.InstanceNorm(epsilon=0.0)
-    x = jnp.array([[[1.0, 2.0], [3.0, 6.0]]])
+    x, apply = jnp.array([[[1.0, 2.0], [3.0, 6.0]]]), jax.jit(norm.apply)
     params = {
         "gain": jnp.array([1.0, 3.0]),
         "shift": jnp.array([0.5, 0.0]),
         "again": jnp.array([1.0, 10.0]),
     }
-    found = norm.apply({"params": params}, x, None)
+    found = np.asarray(apply({"params": params}, x, None))
     first = [-1 + 0.5 - 1, 1 + 0.5 - 1]
     second = [-3 + 10, 3 + 10]
     np.testing.assert_allclose(found[0, :, 0], first, rtol=1e-5)
@@ -109,10 +115,10 @@ def test_the_normalisation_on_paper():
         name: {"kernel": jnp.array([[0.5, 1.0], [1.0, 2.0]]), "bias": bias}
         for name, bias in params.items()
     }
-    told = norm.apply({"params": layers}, x, embedding)
+    told = apply({"params": layers}, x, embedding)
     # 2 (.5, 1) - (1, 2) is 0: with this embedding all are as they were.
     np.testing.assert_allclose(told, found, rtol=1e-5)
-    other = norm.apply({"params": layers}, x, jnp.array([1.0, 0.0]))
+    other = np.asarray(apply({"params": layers}, x, jnp.array([1.0, 0.0])))
     np.testing.assert_allclose(
         other[0, :, 0], [-1.5 + 1 - 1.5, 1.5 + 1 - 1.5], rtol=1e-5
     )
@@ -121,23 +127,29 @@ def test_the_normalisation_on_paper():
 def test_a_fresh_block_is_its_shortcut():
     """The identity, or a 1 x 1 convolution: what it adds starts from zero."""
     x = example()
-    block = score._Block(2, jax.nn.elu)
-    params = block.init(jax.random.key(0), x, None)
-    np.testing.assert_allclose(block.apply(params, x, None), x, rtol=1e-6)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def fresh(block, x):
+        params = block.init(jax.random.key(0), x, None)
+        return params, block.apply(params, x, None)
+
+    _, found = fresh(score._Block(2, jax.nn.elu), x)
+    np.testing.assert_allclose(found, x, rtol=1e-6)
     wider = score._Block(3, jax.nn.elu)
-    params = wider.init(jax.random.key(0), x, None)
+    params, found = fresh(wider, x)
     (layer,) = (
         layer
         for layer in params["params"].values()
         if jnp.shape(layer.get("kernel")) == (1, 1, 2, 3)
     )
-    expected = x @ layer["kernel"][0, 0] + layer["bias"][None, None]
-    found = wider.apply(params, x, None)
+    kernel, bias = map(np.asarray, (layer["kernel"], layer["bias"]))
+    expected = np.asarray(x) @ kernel[0, 0] + bias[None, None]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     # And it adds what both convolutions and both activations make of it.
-    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), params)
-    linear = score._Block(3, lambda h: h).apply(params, x, None)
-    assert jnp.abs(wider.apply(params, x, None) - linear).max() > 0.01
+    params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.1, leaf.dtype), params)
+    linear = jax.jit(score._Block(3, lambda h: h).apply)(params, x, None)
+    found = jax.jit(wider.apply)(params, x, None)
+    assert np.abs(np.asarray(found) - np.asarray(linear)).max() > 0.01
 
 
 def test_the_score_starts_from_zero_and_its_size_is_as_on_paper():
@@ -145,9 +157,9 @@ def test_the_score_starts_from_zero_and_its_size_is_as_on_paper():
     one an affine function of the 64 numbers of the embedding; two convolutions; a
     shortcut where channels change."""
     network = networks.unet(SHAPE, widths=(4, 8))
-    params, model_state = network.init(jax.random.key(0))
+    params, model_state = jax.jit(network.init)(jax.random.key(0))
     assert model_state == {}
-    np.testing.assert_array_equal(network.apply(params, example(), 0.5), 0.0)
+    np.testing.assert_array_equal(jax.jit(network.apply)(params, example(), 0.5), 0.0)
 
     def block(c, n):
         shortcut = c * n + n if c != n else 0
@@ -159,33 +171,41 @@ def test_the_score_starts_from_zero_and_its_size_is_as_on_paper():
     expected = embedding + ends + block(4, 4) + block(4, 8) + block(12, 4)
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == expected
     plain = networks.unet(SHAPE, widths=(4, 8), conditioning="division")
-    params, _ = plain.init(jax.random.key(0))
+    params, _ = jax.eval_shape(plain.init, jax.random.key(0))
     coefficients = 3 * ((4 + 4) + (4 + 8) + (12 + 4) + 4)
     convolutions = expected - embedding - 65 * coefficients
     total = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert total == convolutions + coefficients
 
 
-@pytest.mark.parametrize("coarse, fine", [(1.0, 0.0), (0.0, 1.0), (2.0, -0.5)])
-def test_a_fresh_unet_joins_an_image_with_its_own_means(coarse, fine):
-    """With the first and last convolutions set to the identity: blocks add nothing, and
-    the shortcut of the one on the way up weighs the means over 2 x 2, each repeated,
-    and the image itself. What is left is the last normalisation and the activation."""
+@pytest.fixture(scope="module")
+def fresh_unet():
     network = networks.unet(
         (4, 6, 1), widths=(1, 1), activation="relu", conditioning="division"
     )
-    params, _ = network.init(jax.random.key(0))
-    identity = jnp.zeros((3, 3, 1, 1)).at[1, 1].set(1.0)
+    params, _ = jax.jit(network.init)(jax.random.key(0))
+    return params, jax.jit(network.apply)
+
+
+@pytest.mark.parametrize("coarse, fine", [(1.0, 0.0), (0.0, 1.0), (2.0, -0.5)])
+def test_a_fresh_unet_joins_an_image_with_its_own_means(fresh_unet, coarse, fine):
+    """With the first and last convolutions set to the identity: blocks add nothing, and
+    the shortcut of the one on the way up weighs the means over 2 x 2, each repeated,
+    and the image itself. What is left is the last normalisation and the activation."""
+    fresh, apply = fresh_unet
+    params = {name: dict(layer) for name, layer in fresh.items()}
+    identity = np.zeros((3, 3, 1, 1), np.float32)
+    identity[1, 1] = 1.0
     for name in ("Conv_0", "Conv_1"):
-        params[name] = {"kernel": identity, "bias": jnp.zeros(1)}
-    weights = jnp.array([coarse, fine])[None, None, :, None]
-    params["_Block_2"]["Conv_2"] = {"kernel": weights, "bias": jnp.zeros(1)}
-    params["InstanceNorm_0"]["shift"] = jnp.array([0.25])
+        params[name] = {"kernel": identity, "bias": np.zeros(1, np.float32)}
+    weights = np.array([coarse, fine], np.float32)[None, None, :, None]
+    params["_Block_2"]["Conv_2"] = {"kernel": weights, "bias": np.zeros(1, np.float32)}
+    params["InstanceNorm_0"]["shift"] = np.array([0.25], np.float32)
     x = np.random.default_rng(0).normal(size=(4, 6, 1))
     means = x.reshape(2, 2, 3, 2).mean((1, 3))
     joined = coarse * np.kron(means, np.ones((2, 2)))[..., None] + fine * x
     normal = (joined - joined.mean()) / joined.std() + 0.25
-    found = network.apply(params, jnp.asarray(x, jnp.float32), 0.5)
+    found = apply(params, np.asarray(x, np.float32), 0.5)
     np.testing.assert_allclose(found, normal.clip(0) / 0.5, rtol=1e-3, atol=1e-4)
 
 

@@ -15,6 +15,8 @@ from ebmjax import energies, networks, samplers
 from ebmjax.objectives import generalized
 from ebmjax.types import DEVICE
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 KEY = jax.random.key(0)
 
 
@@ -38,8 +40,20 @@ def quadratic(params, x):
     return 0.5 * params["precision"] * jnp.sum((x - params["mean"]) ** 2)
 
 
-def value_of(objective, params, batch, key=KEY):
-    return objective.loss(params, key, batch, ())
+def normal(seed, *shape):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def value_of(objective, params, batch, key=None):
+    return objective.loss(params, jax.random.key(0) if key is None else key, batch, ())
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def slopes_of(objective, params, batch):
+    """Returns `((value, aux), gradient)`."""
+    of_params = functools.partial(value_of, objective)
+    return jax.value_and_grad(of_params, has_aux=True)(params, batch)
 
 
 def energy_objective(energy=linear, base=shifted, **options):
@@ -60,7 +74,8 @@ def estimate(objective, params, key, draw, num=200, size=2_000):
         _, aux = objective.loss(params, loss_key, draw(data_key, size), ())
         return aux.metrics
 
-    found = jax.lax.map(one, jax.random.split(key, num))
+    found = jax.jit(functools.partial(jax.lax.map, one))(jax.random.split(key, num))
+    found = jax.tree.map(np.asarray, found)
     return {k: (float(v.mean()), float(v.std()) / num**0.5) for k, v in found.items()}
 
 
@@ -173,17 +188,15 @@ def test_linear_energies_see_the_means_alone():
 def test_the_bound_s_gap_and_both_gradients_of_the_constant():
     """T6, on a batch: L - F = exp d - 1 - d with d = A - c; dF/dc = exp d - 1; the
     transformed gradient of the loss is exp(-d) - 1; of no effect on the value."""
-    batch = jax.random.normal(jax.random.key(2), (50, 1))
+    batch = normal(2, 50, 1)
     base = {"energy": 0.6, "base": 0.3}
     for c in (-3.0, 0.1, 2.0):
         found = {}
         for transforms in (True, False):
             objective = energy_objective(transforms_log_partition=transforms)
-            found[transforms] = jax.value_and_grad(
-                lambda c, objective=objective: value_of(
-                    objective, base | {"log_partition": c}, batch
-                )[0]
-            )(c)
+            params = base | {"log_partition": c}
+            (value, _), slope = slopes_of(objective, params, batch)
+            found[transforms] = value, slope["log_partition"]
         _, aux = value_of(
             energy_objective(), base | {"log_partition": jnp.asarray(c)}, batch
         )
@@ -201,13 +214,14 @@ def test_the_bound_s_gap_and_both_gradients_of_the_constant():
 @pytest.mark.usefixtures("float64")
 def test_the_energy_s_gradient_does_not_know_how_the_constant_moves():
     """d/da of mean E(data) + mean exp(-(E + c)): x over data less exp(-(a x + c)) x."""
-    batch = jax.random.normal(jax.random.key(2), (50, 1))
+    batch = normal(2, 50, 1)
     params = {"energy": 0.6, "base": 0.3, "log_partition": 0.2}
-    draws = 0.3 + jax.random.normal(jax.random.split(KEY)[0], (50, 1), jnp.float64)
-    exact = batch.mean() - (jnp.exp(-(0.6 * draws + 0.2)) * draws).mean()
+    draws = jax.random.normal(jax.random.split(KEY)[0], (50, 1), jnp.float64)
+    draws = 0.3 + np.asarray(draws)
+    exact = np.mean(batch) - (np.exp(-(0.6 * draws + 0.2)) * draws).mean()
     for transforms in (True, False):
         objective = energy_objective(transforms_log_partition=transforms)
-        slope = jax.grad(lambda p: value_of(objective, p, batch)[0])(params)  # noqa: B023
+        _, slope = slopes_of(objective, params, batch)
         np.testing.assert_allclose(slope["energy"], exact, rtol=1e-6)
         assert slope["base"] == 0
 
@@ -215,7 +229,7 @@ def test_the_energy_s_gradient_does_not_know_how_the_constant_moves():
 def test_a_constant_energy_is_no_energy():
     """T7 and T8: E = k with c = -k has KALE 0 and mass 1; every E has at most 0 where
     the data are the base's."""
-    batch = jax.random.normal(jax.random.key(3), (4_000, 1))
+    batch = normal(3, 4_000, 1)
     objective = energy_objective(lambda k, x: k + 0 * jnp.sum(x))
     params = {"energy": 5.0, "base": 0.0, "log_partition": jnp.asarray(-5.0)}
     _, aux = value_of(objective, params, batch)
@@ -233,11 +247,13 @@ def test_a_constant_energy_is_no_energy():
 def test_energy_and_constant_may_be_shifted_against_each_other():
     """T8: E + k, c - k: the same loss; the base's gradient and its weights unmoved, to
     the rounding of 7."""
-    batch = jax.random.normal(jax.random.key(3), (30, 1))
+    batch = normal(3, 30, 1)
 
     def energy(params, x):
         return params[0] * jnp.sum(x**2) + params[1]
 
+    of_energy = energy_objective(energy)
+    of_base = generalized.base_objective(energy, shifted, latent_dim=1)
     found = []
     for k in (0.0, 7.0):
         params = {
@@ -245,11 +261,8 @@ def test_energy_and_constant_may_be_shifted_against_each_other():
             "base": 0.3,
             "log_partition": jnp.asarray(-0.2 - k),
         }
-        value, _ = value_of(energy_objective(energy), params, batch)
-        objective = generalized.base_objective(energy, shifted, latent_dim=1)
-        (_, aux), slope = jax.value_and_grad(
-            lambda p, objective=objective: value_of(objective, p, batch), has_aux=True
-        )(params)
+        value, _ = value_of(of_energy, params, batch)
+        (_, aux), slope = slopes_of(of_base, params, batch)
         found.append([value, slope["base"], aux.metrics["effective_draws"]])
     np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
@@ -262,7 +275,7 @@ def test_the_base_s_gradient_is_weighed_by_its_energies():
     slope = jnp.array([0.3, -2.0])
     params = {"energy": slope, "base": jnp.zeros(2)}
     batch = jnp.ones((5, 2))
-    gradient = jax.grad(lambda p: value_of(objective, p, batch)[0])(params)
+    _, gradient = slopes_of(objective, params, batch)
     np.testing.assert_allclose(gradient["base"], slope, rtol=1e-12)
     np.testing.assert_array_equal(gradient["energy"], 0)
 
@@ -272,14 +285,14 @@ def test_the_base_s_gradient_is_weighed_by_its_energies():
     )
     batch = jnp.zeros((4_000, 1))
     keys = jax.random.split(jax.random.key(1), 200)
-    gradients = jax.lax.map(
-        lambda key: jax.grad(
-            lambda base: value_of(
-                objective, {"energy": target, "base": base}, batch, key
-            )[0]
-        )(place),
-        keys,
-    )
+
+    def at(key):
+        loss = lambda base: value_of(  # noqa: E731
+            objective, {"energy": target, "base": base}, batch, key
+        )[0]
+        return jax.grad(loss)(place)
+
+    gradients = np.asarray(jax.jit(functools.partial(jax.lax.map, at))(keys))
     # Self-normalised weights are biased by a term of order 1 / 4,000.
     error = 4 * float(gradients.std()) / 200**0.5 + 1e-3
     np.testing.assert_allclose(gradients.mean(), (place - target) / 2, atol=error)
@@ -315,7 +328,7 @@ def test_the_penalty_is_the_squared_slope_whatever_the_points():
     """T16. E = a . x: |a|^2 times the weight, and not (|a| - 1)^2."""
     slope = jnp.array([3.0, 4.0])
     params = {"energy": slope, "base": jnp.zeros(2), "log_partition": jnp.asarray(5.0)}
-    batch = jax.random.normal(KEY, (6, 2))
+    batch = normal(0, 6, 2)
     values = []
     for weight in (0.0, 0.2):
         objective = generalized.energy_objective(
@@ -361,7 +374,7 @@ def test_the_base_has_as_many_draws_as_are_asked_for_and_its_own_floor():
         linear, shifted, latent_dim=1, energy_floor=-5.0
     )
     below = params | {"base": -50.0}
-    slope = jax.grad(lambda p: value_of(objective, p, batch)[0])(below)["base"]
+    slope = slopes_of(objective, below, batch)[1]["base"]
     assert slope == 0
     assert value_of(objective, below, batch)[1].metrics["energy_model"] == -5
 
@@ -370,12 +383,12 @@ def test_without_mass_where_the_data_are_kale_has_no_bound():
     """T5: a point of the data, of p = 1/4, that the base never draws: lowering its
     energy by 1 is worth 1/4 each time."""
     batch = jnp.array([[5.0], [0.0], [0.0], [0.0]])
+    objective = energy_objective(
+        lambda depth, x: -depth * (x[0] > 4.0), lambda base, z: 0 * z
+    )
     values = []
     for depth in (0.0, 10.0, 20.0):
         params = {"energy": depth, "base": 0.0, "log_partition": jnp.zeros(())}
-        objective = energy_objective(
-            lambda depth, x: -depth * (x[0] > 4.0), lambda base, z: 0 * z
-        )
         values.append(float(value_of(objective, params, batch)[1].metrics["kale"]))
     np.testing.assert_allclose(values, [0, 10 / 4, 20 / 4], atol=1e-6)
 
@@ -430,7 +443,7 @@ def test_an_energy_above_its_floor_is_itself_and_below_it_has_no_gradient():
     _, aux = value_of(objective, params, batch)
     np.testing.assert_allclose(aux.metrics["energy_data"], (-2 + 2) / 2, atol=1e-6)
     far = params | {"base": 50.0}  # whose draws have weights of exp(-50)
-    slope = jax.grad(lambda p: value_of(objective, p, batch)[0])(far)["energy"]
+    slope = slopes_of(objective, far, batch)[1]["energy"]
     np.testing.assert_allclose(slope, 2.0 / 2, rtol=1e-6)
 
 
@@ -448,8 +461,9 @@ def test_with_the_base_s_density_in_the_energy_the_model_is_the_energy_alone():
     def draw(params, z):
         return params["mean"] + z / jnp.sqrt(params["precision"])
 
+    mean_density = jax.jit(lambda p, x: jax.vmap(density, (None, 0))(p, x).mean())
     model = {"mean": 0.4, "precision": 2.0}
-    batch = jax.random.normal(jax.random.key(1), (20, 1))
+    batch = normal(1, 20, 1)
     for base, exactly in ((model, True), ({"mean": 0.0, "precision": 1.0}, False)):
         params = {"energy": model, "base": base, "log_partition": s}
         objective = generalized.energy_objective(
@@ -460,8 +474,7 @@ def test_with_the_base_s_density_in_the_energy_the_model_is_the_energy_alone():
             num_draws=1 if exactly else 100_000,
         )
         value, aux = value_of(objective, params, batch)
-        log_likelihood = jax.vmap(functools.partial(density, model))(batch).mean()
-        of_base = jax.vmap(functools.partial(density, base))(batch).mean()
+        log_likelihood, of_base = (mean_density(p, batch) for p in (model, base))
         # Two million draws of a ratio whose variance is below 1.
         atol = 1e-9 if exactly else 4 / 2e6**0.5
         np.testing.assert_allclose(aux.metrics["log_partition"], -s, atol=atol)
@@ -485,17 +498,17 @@ def test_the_base_s_density_is_differentiated_at_data_and_along_draws():
         latent_dim=1,
         base_log_prob=density,
     )
-    batch = jax.random.normal(jax.random.key(1), (2_000, 1))
+    batch = normal(1, 2_000, 1)
     keys = jax.random.split(jax.random.key(2), 100)
-    gradients = jax.lax.map(
-        lambda key: jax.grad(
-            lambda base: value_of(objective, {"energy": 0.4, "base": base}, batch, key)[
-                0
-            ]
-        )(0.9),
-        keys,
-    )
-    exact = 0.9 - batch.mean()
+
+    def at(key):
+        loss = lambda base: value_of(  # noqa: E731
+            objective, {"energy": 0.4, "base": base}, batch, key
+        )[0]
+        return jax.grad(loss)(0.9)
+
+    gradients = np.asarray(jax.jit(functools.partial(jax.lax.map, at))(keys))
+    exact = 0.9 - np.mean(batch)
     error = 4 * float(gradients.std()) / 10 + 1e-3
     np.testing.assert_allclose(gradients.mean(), exact, atol=error)
     assert error < 0.03
@@ -653,14 +666,14 @@ class Spectral(nn.Module):
 
 def test_power_iteration_moves_in_the_energy_s_objective_alone():
     network = networks.from_module(Spectral(), (3,))
-    energy, state = network.init(jax.random.key(0))
+    energy, state = jax.jit(network.init)(jax.random.key(0))
     params = {
         "energy": energy,
         "energy_state": state,
         "base": jnp.zeros(3),
         "log_partition": jnp.zeros(()),
     }
-    batch = jax.random.normal(KEY, (4, 3))
+    batch = normal(0, 4, 3)
     _, aux = value_of(
         generalized.energy_objective(network, shifted, latent_dim=3), params, batch
     )
@@ -681,7 +694,7 @@ def test_power_iteration_moves_in_the_energy_s_objective_alone():
 
 def test_the_base_s_statistics_move_in_its_own_objective_alone():
     base = networks.strided_generator((4, 4, 1), latent_dim=2, widths=(2,))
-    params, state = base.init(jax.random.key(0))
+    params, state = jax.jit(base.init)(jax.random.key(0))
     params = {
         "energy": 0.1,
         "base": params,
@@ -699,7 +712,7 @@ def test_the_base_s_statistics_move_in_its_own_objective_alone():
             (None, None, 0),
             axis_name=DEVICE,
         )
-        _, aux = mapped(params, KEY, batch)
+        _, aux = jax.jit(mapped)(params, KEY, batch)
         assert ("base_state" in aux.model_state) == is_renewed
 
 
@@ -754,19 +767,19 @@ def test_refinement_never_worsens_kale_of_slopes_up_to_a_bound():
     objective = energy_objective(num_draws=1)
     batch = mean + jax.random.normal(jax.random.key(1), (num, 1))
 
-    @jax.jit
     def kale(slope, base):
         """With the constant at its best, -a m + a^2 / 2."""
         constant = -slope * base + slope**2 / 2
         params = {"energy": slope, "base": base, "log_partition": constant}
         return value_of(objective, params, batch)[1].metrics["kale"]
 
-    slopes = jnp.linspace(-bound, bound, 17)
+    kales = jax.jit(jax.vmap(kale, (0, None)))
+    slopes = np.linspace(-bound, bound, 17, dtype=np.float32)
     # Of the means of a x (L / sqrt n) and of exp(-a x) at its largest slope.
     error = (bound**2 + math.expm1(bound**2)) ** 0.5 / num**0.5
     worse = []
     for base, exact in ((0.0, 1.28), (0.8, 0.64), (mean, 0.0)):
-        values = jax.vmap(kale, (0, None))(slopes, base)
+        values = np.asarray(kales(slopes, base))
         np.testing.assert_allclose(values.max(), exact, atol=4 * error)
         best = float(slopes[values.argmax()])
         if exact:
@@ -785,7 +798,7 @@ def test_refinement_never_worsens_kale_of_slopes_up_to_a_bound():
             30,
             collect=None,
         )
-        x = state.position
+        x = np.asarray(state.position)
         np.testing.assert_allclose(x.mean(), place, atol=4 / 20_000**0.5)
         np.testing.assert_allclose(x.var(), 1, rtol=4 * (2 / 20_000) ** 0.5)
 
@@ -794,16 +807,17 @@ def test_on_points_that_are_apart_kale_is_the_slope_times_the_distance():
     """T4. P at 0, B at t: an energy a x has KALE a t, at most L |t| of slopes to L,
     whatever the divergence; and so the base's gradient is the slope."""
     place, data = jnp.array([0.7]), jnp.zeros((5, 1))
+    of_energy = [
+        energy_objective(base=lambda base, z: base, estimator=estimator)
+        for estimator in ("kale", "donsker_varadhan")
+    ]
+    of_base = generalized.base_objective(linear, lambda base, z: base, latent_dim=1)
     for slope in (-0.8, 0.3, 0.8):
         params = {"energy": slope, "base": place, "log_partition": -slope * 0.7}
-        for estimator in ("kale", "donsker_varadhan"):
-            objective = energy_objective(base=lambda base, z: base, estimator=estimator)
+        for objective in of_energy:
             value, _ = value_of(objective, params, data)
             np.testing.assert_allclose(-value, slope * 0.7, rtol=1e-5)
-        objective = generalized.base_objective(
-            linear, lambda base, z: base, latent_dim=1
-        )
-        moved = jax.grad(lambda p, o=objective: value_of(o, p, data)[0])(params)
+        _, moved = slopes_of(of_base, params, data)
         np.testing.assert_allclose(moved["base"], slope, rtol=1e-5)
 
 
@@ -861,15 +875,15 @@ def test_a_table_of_energies_is_best_at_the_logarithm_of_the_ratio():
             patch.setattr(generalized.jax.random, "normal", lambda *_: latents)
             return value_of(objective, params, entries[data])[0]
 
-    best = jnp.asarray(-np.log(p / b))
-    value, slopes = jax.value_and_grad(loss, (0, 1))(best, 0.0)
+    both = jax.jit(jax.value_and_grad(loss, (0, 1)))
+    value, slopes = both(-np.log(p / b), 0.0)
     np.testing.assert_allclose(-value, (p * np.log(p / b)).sum(), rtol=1e-10)
     np.testing.assert_allclose(slopes[0], 0, atol=1e-12)
     np.testing.assert_allclose(slopes[1], 0, atol=1e-12)
-    table = jnp.array([0.3, -0.2, 0.5])
+    table = np.array([0.3, -0.2, 0.5])
     weights = b * np.exp(-table)
     constant = math.log(weights.sum())
-    slopes = jax.grad(loss)(table, constant)
+    slopes = both(table, constant)[1][0]
     np.testing.assert_allclose(slopes, p - weights / weights.sum(), rtol=1e-9)
 
 

@@ -14,6 +14,8 @@ from expectations import estimate, expected, normal_nodes
 
 from ebmjax import diffusions, energies, objectives
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 MODULE = sys.modules["ebmjax.objectives.implicit_score_matching"]
 A = np.array([[2.0, 0.5], [0.5, 1.0]])
 DELTA = np.array([0.3, -0.4])
@@ -43,6 +45,12 @@ def quartic_score(params, x):
 QUARTIC = jnp.array([0.3, -0.5, 0.7])
 
 
+def normal(*shape, seed=0):
+    """Standard normal numbers, without a program of their own for every shape."""
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def loss(objective, params, batch, key=0):
     return objective.loss(params, jax.random.key(key), batch, ())[0]
 
@@ -60,10 +68,8 @@ def both_kinds(make):
 def test_on_normal_data_it_is_this_number_and_least_at_the_data_s_covariance():
     """tr(A^2 (S + delta delta^T)) / 2 - tr A, with S the covariance over n: exact of
     the examples there are, with a minimum of -tr S^-1 / 2 at the precision S^-1."""
-    data = jax.random.normal(jax.random.key(0), (50, 2)) @ jnp.array(
-        [[1, 0.6], [0, 0.8]]
-    )
-    mean = np.asarray(data.mean(0))
+    data = np.asarray(normal(50, 2)) @ np.array([[1, 0.6], [0, 0.8]])
+    mean = data.mean(0)
     covariance = np.cov(data.T, bias=True)
     objective = objectives.score_matching(energies.gaussian)
     shift = mean - DELTA
@@ -74,7 +80,8 @@ def test_on_normal_data_it_is_this_number_and_least_at_the_data_s_covariance():
         rtol=1e-12,
     )
     best = gaussian_params(np.linalg.inv(covariance), mean)
-    value, gradient = jax.value_and_grad(lambda p: loss(objective, p, data))(best)
+    slope = jax.jit(jax.value_and_grad(lambda p: loss(objective, p, data)))
+    value, gradient = slope(best)
     expected_value = -0.5 * np.trace(np.linalg.inv(covariance))
     np.testing.assert_allclose(value, expected_value, rtol=1e-12)
     for leaf in jax.tree.leaves(gradient):
@@ -91,7 +98,7 @@ def test_a_score_network_is_matched_like_an_energy():
     )
     value = loss(objective, {"score": 2.0}, x)
     np.testing.assert_allclose(value, 0.5 * 4 * (36 + 16) + 2 * 3)
-    batch = jax.random.normal(jax.random.key(1), (4, 3))
+    batch = normal(4, 3, seed=1)
     values = [
         loss(objective, params, batch)
         for objective, params in both_kinds(objectives.score_matching)
@@ -107,7 +114,7 @@ def test_over_all_sign_vectors_slices_are_exact(monkeypatch, variance_reduced):
     """Signs' mean outer product is the identity, in the first term and the second."""
     signs = jnp.array(list(itertools.product([-1.0, 1.0], repeat=3)))
     monkeypatch.setattr(MODULE, "draw_directions", lambda *_: signs)
-    batch = jax.random.normal(jax.random.key(0), (5, 3))
+    batch = normal(5, 3)
     make = lambda *args, **options: objectives.sliced_score_matching(  # noqa: E731
         *args, num_projections=8, variance_reduced=variance_reduced, **options
     )
@@ -128,7 +135,8 @@ def test_slices_have_the_exact_mean_and_the_variance_of_their_directions(project
     )
     num = 40_000
     keys = jax.random.split(jax.random.key(2), num)
-    values = jax.vmap(lambda key: objective.loss(params, key, x, ())[0])(keys)
+    one = lambda key: objective.loss(params, key, x, ())[0]  # noqa: E731
+    values = np.asarray(jax.jit(jax.vmap(one))(keys))
     square, trace = (precision**2).sum(), np.trace(precision)
     variance = {
         "rademacher": 2 * (square - (np.diag(precision) ** 2).sum()),
@@ -158,11 +166,13 @@ def test_a_sliced_square_has_the_variance_of_its_directions(projection):
     num = 40_000
     keys = jax.random.split(jax.random.key(3), num)
     params, x = {"energy": b}, jnp.zeros((1, 3))
-    values = jax.vmap(lambda key: objective.loss(params, key, x, ())[0])(keys)
-    fourth = float(jnp.sum(b**2)) ** 2
+    one = lambda key: objective.loss(params, key, x, ())[0]  # noqa: E731
+    values = np.asarray(jax.jit(jax.vmap(one))(keys))
+    b = np.asarray(b)
+    fourth = np.sum(b**2) ** 2
     variance = 0.5 * fourth
     if projection == "rademacher":
-        variance -= 0.5 * float(jnp.sum(b**4))
+        variance -= 0.5 * np.sum(b**4)
     half = 0.5 * fourth**0.5
     assert abs(values.mean() - half) < 5 * (variance / num) ** 0.5
     # A chi-squared's fourth moment is 15 squares of its variance at most.
@@ -172,12 +182,12 @@ def test_a_sliced_square_has_the_variance_of_its_directions(projection):
 
 def test_directions_on_the_sphere_have_the_square_root_of_the_dimension():
     v = MODULE.draw_directions(jax.random.key(0), "sphere", (100, 2, 3), jnp.float64)
-    np.testing.assert_allclose((v**2).sum((1, 2)), 6.0, rtol=1e-12)
+    np.testing.assert_allclose((np.asarray(v) ** 2).sum((1, 2)), 6.0, rtol=1e-12)
 
 
 def test_a_diagonal_hessian_needs_one_sign_vector():
     params = gaussian_params(np.diag([3.0, 5.0]))
-    batch = jax.random.normal(jax.random.key(0), (7, 2))
+    batch = normal(7, 2)
     sliced = objectives.sliced_score_matching(energies.gaussian)
     exact = objectives.score_matching(energies.gaussian)
     np.testing.assert_allclose(
@@ -192,7 +202,7 @@ def test_more_projections_average():
         objective = objectives.sliced_score_matching(quartic, num_projections=num)
         keys = jax.random.split(jax.random.key(0), 2_000)
         run = jax.vmap(lambda k, f=objective: f.loss(params, k, batch, ())[0])
-        spreads.append(run(keys).var())
+        spreads.append(np.asarray(jax.jit(run)(keys)).var())
     # A ratio of two sample variances of 2,000, each with a relative error of 5 %.
     np.testing.assert_allclose(spreads[0] / spreads[1], 16, rtol=0.3)
 
@@ -202,7 +212,7 @@ def test_more_projections_average():
 
 def test_of_a_quadratic_energy_every_step_is_exact():
     """The same direction for the same key: sliced on the sphere, to rounding."""
-    batch = jax.random.normal(jax.random.key(0), (6, 2))
+    batch = normal(6, 2)
     sliced = objectives.sliced_score_matching(
         energies.gaussian, projection="sphere", variance_reduced=False
     )
@@ -217,7 +227,7 @@ def test_of_a_quadratic_energy_every_step_is_exact():
 
 @pytest.mark.parametrize("kind", [0, 1])
 def test_half_of_the_step_makes_a_quarter_of_the_error(kind):
-    batch = 0.5 * jax.random.normal(jax.random.key(0), (6, 3))
+    batch = 0.5 * normal(6, 3)
     pairs = [
         list(
             both_kinds(
@@ -257,12 +267,18 @@ def test_denoising_learns_the_noised_data(monkeypatch, variance_reduction):
         params = {"energy": {"mean": 0.0, "precision": a}}
         return expected(monkeypatch, objective, params, normal_nodes(20, 0.0, variance))
 
+    @jax.jit
+    def derivatives(a):
+        slope = jax.grad(mean_loss)
+        return mean_loss(a), slope(a), jax.grad(slope)(a)
+
     constant = 0.0 if variance_reduction == "antithetic" else 0.5 / scale**2
     value = 0.5 * a**2 * (variance + scale**2) - a + constant
-    np.testing.assert_allclose(mean_loss(a), value, rtol=1e-12)
+    np.testing.assert_allclose(derivatives(a)[0], value, rtol=1e-12)
     best = 1 / (variance + scale**2)
-    np.testing.assert_allclose(jax.grad(mean_loss)(best), 0.0, atol=1e-12)
-    np.testing.assert_allclose(jax.grad(jax.grad(mean_loss))(best), 1 / best, rtol=1e-9)
+    _, slope, curvature = derivatives(best)
+    np.testing.assert_allclose(slope, 0.0, atol=1e-12)
+    np.testing.assert_allclose(curvature, 1 / best, rtol=1e-9)
 
 
 @pytest.mark.parametrize("variance_reduction", ["antithetic", "control_variate", None])
@@ -288,16 +304,16 @@ def test_denoising_three_numbers_learns_the_score_of_their_kernel_density(
         points = data, np.full(3, 1 / 3)
         return expected(monkeypatch, objective, {"score": params}, points)
 
-    slope = jax.grad(mean_loss)(jnp.zeros(2))
+    derivatives = lambda at: (jax.grad(mean_loss)(at), jax.hessian(mean_loss)(at))  # noqa: E731
+    slope, curvature = jax.jit(derivatives)(jnp.zeros(2))
     np.testing.assert_allclose(slope, 0.0, atol=1e-8)
-    curvature = jax.hessian(mean_loss)(jnp.zeros(2))
     assert np.linalg.eigvalsh(curvature).min() > 0.1
 
 
 def test_denoising_in_many_dimensions_has_the_same_law():
     """tr(A^2 Sigma) / 2 - tr A, Sigma = S + s^2, within five standard errors."""
     scale, root = 0.6, np.array([[1.0, 0.6], [0.0, 0.8]])
-    data = jax.random.normal(jax.random.key(0), (4_000, 16, 2)) @ jnp.asarray(root)
+    data = normal(4_000, 16, 2) @ jnp.asarray(root)
     sigma = root.T @ root + scale**2 * np.eye(2)
     exact = 0.5 * np.trace(A @ A @ sigma) - np.trace(A)
     for reduction, constant in (("antithetic", 0), ("control_variate", 1), (None, 1)):
@@ -305,14 +321,15 @@ def test_denoising_in_many_dimensions_has_the_same_law():
             energies.gaussian, noise_scale=scale, variance_reduction=reduction
         )
         params = gaussian_params(mean=np.zeros(2))
-        value, error = estimate(objective, params, jax.random.key(1), data)
+        run = jax.jit(functools.partial(estimate, objective))
+        value, error = run(params, jax.random.key(1), data)
         assert abs(value - exact - constant / scale**2) < 5 * error
 
 
 def test_with_small_noise_both_reductions_are_sliced_score_matching():
     """Along the same noise, the error falls with the scale (twice for the antithetic
     one); without reduction it grows."""
-    batch = 0.5 * jax.random.normal(jax.random.key(1), (6, 3))
+    batch = 0.5 * normal(6, 3, seed=1)
     params = {"energy": QUARTIC}
     sliced = objectives.sliced_score_matching(quartic, projection="gaussian")
     exact = loss(sliced, params, batch)
@@ -328,7 +345,7 @@ def test_with_small_noise_both_reductions_are_sliced_score_matching():
 
 
 def test_a_score_network_is_denoised_like_an_energy():
-    batch = jax.random.normal(jax.random.key(0), (5, 3))
+    batch = normal(5, 3)
     for reduction in ("antithetic", "control_variate", None):
         make = lambda *args, r=reduction, **options: (  # noqa: E731
             objectives.denoising_score_matching(
@@ -349,14 +366,14 @@ def test_many_scales_are_weighted_and_each_has_its_own_score(weighting):
         noise_scales=scales,
         weighting=weighting,
     )
-    data = jax.random.normal(jax.random.key(0), (4_000, 8, dim)) * variance**0.5
-    value, error = estimate(objective, {"score": 1.0}, jax.random.key(1), data)
+    data = normal(4_000, 8, dim) * variance**0.5
+    run = jax.jit(functools.partial(estimate, objective))
+    value, error = run({"score": 1.0}, jax.random.key(1), data)
     weights = [1.0 if weighting is None else 3 / scale for scale in scales]
     terms = [0.5 * dim * variance / (variance + s**2) for s in scales]
     assert abs(value - np.mean(np.multiply(weights, terms))) < 5 * error
-    _, aux = objective.loss(
-        {"score": 0.0}, jax.random.key(2), data.reshape(-1, dim), ()
-    )
+    rows = np.asarray(data).reshape(-1, dim)
+    _, aux = jax.jit(objective.loss)({"score": 0.0}, jax.random.key(2), rows, ())
     num = data.size
     np.testing.assert_allclose(aux.metrics["residual"], 1.0, atol=5 * (2 / num) ** 0.5)
 
@@ -400,7 +417,7 @@ def test_an_energy_given_first_is_denoised_like_its_score(name):
         return -4 * params * x**3 / (1 + sum(level))
 
     make = DENOISING[name]
-    batch = jax.random.normal(jax.random.key(0), (5, 3))
+    batch = normal(5, 3)
     expected = loss(make(energy), {"energy": 0.5}, batch)
     for score in (by_hand, energies.score(energy)):
         found = loss(make(score_network=score), {"score": 0.5}, batch)
@@ -437,14 +454,16 @@ def test_minimum_velocity_is_score_matching_to_the_order_of_its_step(monkeypatch
     """E = theta x^4 / 4 on standard normal data: 7.5 theta^2 - 3 theta, whose gradient
     is 1.5 at .3; through y, for with it stopped the gradient would be another."""
 
+    @functools.partial(jax.jit, static_argnums=1)
+    @jax.value_and_grad
     def mean_loss(theta, step_size):
         energy = lambda theta, x: theta * x**4 / 4  # noqa: E731
         objective = objectives.minimum_velocity(energy, step_size=step_size)
         return expected(monkeypatch, objective, {"energy": theta}, normal_nodes())
 
-    values = [mean_loss(0.3, step) for step in (0.1, 0.01, 0.001)]
+    values = [mean_loss(0.3, step)[0] for step in (0.1, 0.01, 0.001)]
     np.testing.assert_allclose(values, [-0.334, -0.2365, -0.2262], atol=5.1e-4)
-    gradients = [jax.grad(mean_loss)(0.3, step) for step in (2e-4, 1e-4)]
+    gradients = [mean_loss(0.3, step)[1] for step in (2e-4, 1e-4)]
     errors = np.subtract(gradients, 1.5)
     assert abs(errors[1]) < 2e-2
     np.testing.assert_allclose(errors[0] / errors[1], 2, rtol=0.01)
@@ -458,7 +477,7 @@ def test_the_control_variate_keeps_the_variance_bounded():
         objective = objectives.minimum_velocity(quartic, step_size=step_size)
         keys = jax.random.split(jax.random.key(0), 4_000)
         run = jax.vmap(lambda k, f=objective: f.loss({"energy": QUARTIC}, k, x, ())[0])
-        variances.append(run(keys).var())
+        variances.append(np.asarray(jax.jit(run)(keys)).var())
     np.testing.assert_allclose(variances[0], variances[1], rtol=0.3)
 
 
@@ -476,19 +495,19 @@ HELD_FIXED |= {"unbiased_contrastive_divergence"}
 def test_gradients_are_those_of_central_differences(name):
     """With one key; the error of a step of 1e-5 is 1e-10 and of rounding 1e-11."""
     objective = OBJECTIVES[name]()
-    batch = jax.random.normal(jax.random.key(0), (8, 2))
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), GAUSSIAN_PARAMS)
-    leaves, structure = jax.tree.flatten(params)
+    batch = normal(8, 2)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, float), GAUSSIAN_PARAMS)
     random = np.random.default_rng(0)
-    along = [jnp.asarray(random.standard_normal(leaf.shape)) for leaf in leaves]
-    along = jax.tree.unflatten(structure, along)
+    along = jax.tree.map(lambda leaf: random.standard_normal(leaf.shape), params)
 
+    @jax.jit
+    @jax.value_and_grad
     def value(t):
         moved = jax.tree.map(lambda leaf, v: leaf + t * v, params, along)
         return loss(objective, moved, batch, key=3)
 
-    slope = jax.grad(value)(0.0)
-    difference = (value(1e-5) - value(-1e-5)) / 2e-5
+    _, slope = value(0.0)
+    difference = (value(1e-5)[0] - value(-1e-5)[0]) / 2e-5
     np.testing.assert_allclose(slope, difference, rtol=1e-6, atol=1e-7)
     assert abs(slope) > 1e-3
 

@@ -570,7 +570,7 @@ def test_a_mesh_may_hold_the_devices_of_several_processes():
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
     here = pathlib.Path(__file__).parent
-    root = here.parents[1]
+    root = here.parents[2]
     environment = dict(
         os.environ,
         PYTHONPATH=f"{root}:{root}/tests:{here}",

@@ -1,0 +1,17 @@
+"""Players, the train state, and the update that all methods share."""
+
+from ebmjax.training.mapped import jit_update, pmap_update, shard_update
+from ebmjax.training.state import AXES, Player, TrainState, init_state, place
+from ebmjax.training.update import make_update
+
+__all__ = [
+    "AXES",
+    "Player",
+    "TrainState",
+    "init_state",
+    "jit_update",
+    "make_update",
+    "place",
+    "pmap_update",
+    "shard_update",
+]

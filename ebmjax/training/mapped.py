@@ -1,0 +1,249 @@
+"""The update on one device, on several, and on the devices of a mesh."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from ebmjax.training.state import (
+    AXES,
+    Player,
+    TrainState,
+    device_mesh,
+    partition,
+    put,
+)
+from ebmjax.training.update import Update, count_updates, make_update
+from ebmjax.types import DEVICE, Metrics
+
+__all__ = ["jit_update", "pmap_update", "shard_update"]
+
+
+def pmap_update(
+    players: Mapping[str, Player], *, ema_decay: float | None = None
+) -> Update:
+    """Returns `make_update` under `jax.pmap`, for several devices of this process.
+
+    Every device updates on its own rows of a batch. See `jit_update` for one device,
+    and `shard_update` for a mesh.
+
+    Args:
+      players: Players by name.
+      ema_decay: Decay of the average, as in `make_update`.
+
+    Returns:
+      The function `update(state, batch) -> (state, scalars)`. The batch is
+      `[devices, microbatches, size, *event]` with the rows of this process's devices.
+      The state comes from `init_state`, and is donated: use the one that is returned.
+      Scalars are returned without a device axis.
+
+    Raises:
+      ValueError: If `make_update` raises it, or a batch has another shape.
+    """
+    run = jax.pmap(
+        make_update(players, ema_decay=ema_decay),
+        axis_name=DEVICE,
+        in_axes=(AXES, 0),
+        out_axes=(AXES, None),
+        donate_argnums=0,
+    )
+    axes = _BatchAxes("pmap_update", ("devices", "microbatches"), players)
+
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        axes.check(batch, _num_rows(state))
+        result: tuple[TrainState, Metrics] = run(state, batch)
+        return result
+
+    vars(update)["lower"] = run.lower
+    return update
+
+
+def _shard(
+    players: Mapping[str, Player], mesh: Mesh, ema_decay: float | None
+) -> Update:
+    """Returns `make_update` mapped over the one axis of a mesh."""
+    update_one = make_update(players, ema_decay=ema_decay)
+
+    def local(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        # shard_map leaves a device its axis, of length 1.
+        carry, batch = jax.tree.map(lambda x: x[0], (state.carry, batch))
+        state, scalars = update_one(state._replace(carry=carry), batch)
+        carry = jax.tree.map(lambda x: x[None], state.carry)
+        return state._replace(carry=carry), scalars
+
+    specs = TrainState._make(map(partition, AXES))
+    sharded: Update = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, partition(0)),
+        out_specs=(specs, partition(None)),
+        # With the check, autodiff would sum the gradients over devices by itself, and
+        # their mean would be that sum.
+        check_vma=False,
+    )
+    return sharded
+
+
+def jit_update(
+    players: Mapping[str, Player], *, ema_decay: float | None = None
+) -> Update:
+    """Returns `make_update` under `jax.jit`, for one device.
+
+    Args:
+      players: Players by name.
+      ema_decay: Decay of the average, as in `make_update`.
+
+    Returns:
+      The function `update(state, batch) -> (state, scalars)`. The batch is
+      `[size, *event]` if the players make one inner update together, that is, if there
+      is one player with `num_updates=1`. Otherwise it is
+      `[microbatches, size, *event]`, where `microbatches` is the sum of all
+      `num_updates`. The number of axes of an event is not known here, so an additional
+      axis is taken for a part of the event. The state comes from
+      `init_state(players, params, key)`, and is donated: use the one that is returned.
+      It is also a state of `pmap_update`, and vice versa.
+
+      The numbers are bitwise equal to those of `pmap_update` on one device, because the
+      program keeps the sum over that device. `make_update` under `jax.vmap` has none:
+      XLA fuses the operations around it differently, and the numbers differ by
+      rounding.
+
+    Raises:
+      ValueError: If `make_update` raises it, a batch has another shape, or a state is
+        of several devices.
+    """
+    num_updates = count_updates(players)
+    # `init_state` and `place` put a state of one device there.
+    mesh = Mesh(jax.local_devices()[:1], (DEVICE,))
+    sharded = _shard(players, mesh, ema_decay)
+    num_missing = 2 if num_updates == 1 else 1
+
+    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        add_axes = functools.partial(jnp.expand_dims, axis=tuple(range(num_missing)))
+        return sharded(state, jax.tree.map(add_axes, batch))
+
+    run = jax.jit(step, donate_argnums=0)
+    leading = () if num_updates == 1 else ("microbatches",)
+    axes = _BatchAxes("jit_update", leading, players)
+
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        if (num_rows := _num_rows(state)) not in (None, 1):
+            raise ValueError(
+                f"jit_update: state must be of one device, got one of {num_rows};"
+                " make it with init_state(..., num_devices=1)"
+            )
+        axes.check(batch, None)
+        result: tuple[TrainState, Metrics] = run(state, batch)
+        return result
+
+    vars(update)["lower"] = run.lower
+    return update
+
+
+def shard_update(
+    players: Mapping[str, Player], mesh: Mesh, *, ema_decay: float | None = None
+) -> Update:
+    """Returns `make_update` under `jax.shard_map`, for the devices of a mesh.
+
+    It gives the numbers of `pmap_update` on the same devices.
+
+    Args:
+      players: Players by name.
+      mesh: Mesh of one axis, of any name; with several processes, of all devices.
+      ema_decay: Decay of the average, as in `make_update`.
+
+    Returns:
+      The function `update(state, batch) -> (state, scalars)`. The state comes from
+      `init_state`, and from `place(state, mesh=mesh)` if the mesh is not made of this
+      process's first devices. It is donated: use the one that is returned. The batch is
+      `[devices, microbatches, size, *event]`, and may be sharded over the mesh along
+      its first axis. With several processes it is either that, or it has the rows of
+      this process's devices.
+
+    Raises:
+      ValueError: If `make_update` raises it, the mesh has several axes, a batch has
+        another shape, or a state lies on other devices.
+    """
+    mesh = device_mesh(mesh)
+    sharded = _shard(players, mesh, ema_decay)
+    run = jax.jit(sharded, donate_argnums=0)
+    axes = _BatchAxes("shard_update", ("devices", "microbatches"), players)
+    devices = set(mesh.devices.flat)
+
+    def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        sharding = getattr(state.step, "sharding", None)
+        if sharding is not None and sharding.device_set != devices:
+            raise ValueError(
+                f"shard_update: state must lie on the {len(devices)} devices of the"
+                f" mesh, got one on {len(sharding.device_set)} devices; call"
+                " training.place(state, mesh=mesh)"
+            )
+        if mesh.is_multi_process:
+            axes.check(batch, None)
+            batch = jax.tree.map(functools.partial(put, mesh, partition(0)), batch)
+        axes.check(batch, len(devices))
+        result: tuple[TrainState, Metrics] = run(state, batch)
+        return result
+
+    vars(update)["lower"] = run.lower
+    return update
+
+
+def _num_rows(state: TrainState) -> int | None:
+    """Returns the number of this process's devices on which a state lies, or None.
+
+    It is None if nothing in the state tells the number.
+    """
+    for leaf in jax.tree.leaves(state.carry):
+        num_rows: int = leaf.shape[0]
+        return num_rows
+    sharding = getattr(state.step, "sharding", None)
+    if isinstance(sharding, NamedSharding):
+        return len(sharding.addressable_devices)
+    return None
+
+
+class _BatchAxes:
+    """Axes of a batch that an update knows.
+
+    Attributes:
+      update: Name of the update, for the messages.
+      leading: Names of the axes before `size`.
+      num_microbatches: Length of the axis `microbatches`.
+    """
+
+    def __init__(
+        self, update: str, leading: tuple[str, ...], players: Mapping[str, Player]
+    ):
+        self.update, self.leading = update, leading
+        self.players, self.num_microbatches = list(players), count_updates(players)
+
+    def check(self, batch: Any, num_devices: int | None) -> None:
+        """Raises unless every array of the batch has these axes."""
+        sizes = {"devices": num_devices, "microbatches": self.num_microbatches}
+        for leaf in jax.tree.leaves(batch):
+            shape = np.shape(leaf)
+            is_short = len(shape) <= len(self.leading)
+            if is_short or any(
+                sizes[axis] not in (None, length)
+                for axis, length in zip(self.leading, shape)
+            ):
+                self._refuse(shape, sizes)
+
+    def _refuse(self, shape: tuple[int, ...], sizes: dict[str, int | None]) -> NoReturn:
+        axes = ", ".join((*self.leading, "size", "*event"))
+        lengths = [
+            f"{sizes[axis]} {axis}" for axis in self.leading if sizes[axis] is not None
+        ]
+        rule = f" with {' and '.join(lengths)}" if lengths else ""
+        hint = ""
+        if "devices" in self.leading:
+            hint = "; jit_update takes a batch without an axis for devices"
+        raise ValueError(
+            f"{self.update}: batch must have shape [{axes}]{rule} for players"
+            f" {self.players}, got shape {shape}{hint}"
+        )

@@ -12,6 +12,7 @@ run by `python -m experiments.<paper>.<problem>`.
 import importlib
 import importlib.util
 import pathlib
+import zipfile
 
 import numpy as np
 
@@ -53,8 +54,15 @@ def load(workdir, *, step: int | None = None, ema: bool | None = None):
     config, params, model_state = load_run(workdir, step=step, ema=ema)
     facts = record["facts"]
     if (workdir / "fitted.npz").is_file():  # arrays that the last evaluation fitted
-        facts = facts | {"fitted": dict(np.load(workdir / "fitted.npz"))}
+        facts = facts | {"fitted": _read_arrays(workdir / "fitted.npz")}
     return problem.load(config, facts, params, model_state)
+
+
+def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return dict(np.load(path))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _import(problem: str):

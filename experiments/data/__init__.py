@@ -8,6 +8,7 @@ from ebmjax.checks import check_count
 from experiments.data.arrays import (
     Images,
     dequantize,
+    digest,
     epoch_rows,
     image_batches,
     in_chunks,
@@ -19,6 +20,7 @@ from experiments.data.toy import target_batches
 __all__ = [
     "Images",
     "dequantize",
+    "digest",
     "epoch_rows",
     "image_batches",
     "image_section",
@@ -53,7 +55,7 @@ def load_images(name: str, **section) -> Images:
     if name not in loaders:
         near = difflib.get_close_matches(name, loaders, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"data set {name!r} is not one of {sorted(loaders)}{hint}")
+        raise ValueError(f"data.name {name!r} is not one of {sorted(loaders)}{hint}")
     return loaders[name](**section)
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.tabular import read_rows
+from experiments.data.tabular import is_constant, read_rows
 
 __all__ = ["Anomalies", "Scaling", "held_out_class", "kdd99", "tables"]
 
@@ -53,6 +53,8 @@ NUM_ROWS, NUM_NORMAL = 494_021, 97_278
 NORMAL = "normal."
 ANOMALOUS_SHARE = 0.2  # of the test rows, at most
 SCALINGS = ("none", "min_max", "standard")
+MOST_ROUNDED, MOST_MERGED = 1e-3, 0.01
+"""Bounds of `is_lost_in_float32`."""
 
 KDD_COLUMNS = (
     "duration protocol_type service flag src_bytes dst_bytes land wrong_fragment urgent"
@@ -141,15 +143,14 @@ def _check_scaling(scaling: str) -> None:
 
 def _fit_scaling(scaling: str, train: np.ndarray) -> Scaling:
     """Returns the scaling of the training rows. Constant columns are only moved."""
-    width = np.ptp(train, axis=0)
     if scaling == "none":
         shift, scale = np.zeros(train.shape[1]), np.ones(train.shape[1])
     elif scaling == "min_max":
-        shift, scale = train.min(0), width
+        shift, scale = train.min(0), np.ptp(train, axis=0)
     else:
         shift, scale = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    # Not by the scale: rounding may leave a constant column with a deviation.
-    return Scaling(shift, np.where(width > 0, scale, 1))
+    # A column that varies by rounding alone is constant: its deviation is no scale.
+    return Scaling(shift, np.where(is_constant(train), 1, scale))
 
 
 def _scale(rows: np.ndarray, scaling: Scaling) -> np.ndarray:
@@ -257,7 +258,8 @@ def tables(
       ValueError: With the file and the line of what is no number, too large for
         float32, or a label that is neither 0 nor 1, or of a row with another number of
         cells; if the files have other columns, the rows to score have labels of one
-        kind alone, there is no such column or no other, or no row is left to train on.
+        kind alone, there is no such column or no other, no row is left to train on, or
+        float32 cannot tell the values of a column apart.
     """
     _check_scaling(scaling)
     names, train, is_anomaly_train = _read_labelled(train_csv, label_column)
@@ -297,7 +299,37 @@ def tables(
                 f"{path}: the column {names[wrong.argmax()]!r} is too large for"
                 f" float32, as it is or with scaling={scaling!r}"
             )
+    exact = [(rows - fitted.shift) / fitted.scale for rows in (train, test)]
+    together = np.concatenate([train, test])
+    is_whole = (together == np.round(together)).all(0)
+    lost = is_lost_in_float32(np.concatenate(exact), is_whole)
+    if lost.any():
+        column = together[:, lost.argmax()]
+        raise ValueError(
+            f"{train_csv} and {score_csv}: the column {names[lost.argmax()]!r}, from"
+            f" {column.min():.17g} to {column.max():.17g}, has values that float32"
+            f" cannot tell apart with scaling={scaling!r}; subtract a constant from it"
+            " or choose another scaling"
+        )
     return Anomalies(*scaled, is_anomaly, names, fitted)
+
+
+def is_lost_in_float32(values: np.ndarray, is_whole: np.ndarray) -> np.ndarray:
+    """Returns whether columns `[n, d]` lose what distinguishes their rows, `[d]`.
+
+    They do if rounding moves a value by more than a thousandth of the column's
+    standard deviation. Columns of whole numbers, such as identifiers, also do if it
+    merges at least a hundredth of the different numbers with others. Columns that are
+    constant are never lost.
+    """
+    rounded = values.astype(np.float32)
+    moved = np.abs(rounded - values).max(0)
+    is_lost = moved > MOST_ROUNDED * values.std(0)
+    for column in np.flatnonzero(is_whole & (moved > 0)):
+        num, num_left = (len(np.unique(x[:, column])) for x in (values, rounded))
+        is_lost[column] |= num - num_left >= max(1, MOST_MERGED * num)
+    lost: np.ndarray = is_lost & ~is_constant(values)
+    return lost
 
 
 def _read_labelled(path: str | os.PathLike, label_column: str):

@@ -6,6 +6,8 @@ own rows of the same global batch.
 """
 
 import functools
+import hashlib
+import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +21,7 @@ __all__ = [
     "Images",
     "add_noise",
     "dequantize",
+    "digest",
     "epoch_rows",
     "image_batches",
     "in_chunks",
@@ -56,6 +59,23 @@ class Images(NamedTuple):
         if self.labels_train is None:
             raise ValueError("these images have no labels")
         return int(self.labels_train.max()) + 1
+
+
+def digest(*parts: np.ndarray | str | os.PathLike) -> str:
+    """Returns the SHA-256 of data, by which a run notices that they have changed.
+
+    Args:
+      *parts: Arrays, of which type and shape count too, and paths of files.
+    """
+    found = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            found.update(f"{part.dtype.str}{part.shape}".encode())
+            found.update(np.ascontiguousarray(part).data)
+        else:
+            with open(part, "rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()
 
 
 def process_rows(size: int) -> slice:

@@ -7,14 +7,16 @@ tensorflow-datasets can read: copy them there and use the same `data_dir`.
 """
 
 import argparse
+import contextlib
 import functools
 import gzip
 import importlib.util
 import io
+import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -39,14 +41,26 @@ def _inverted_grey(image: np.ndarray) -> np.ndarray:
     return 255 - image[..., :1]
 
 
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Turns what reading a damaged file raises into a ValueError with its path."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of gzip, zlib, zipfile, struct, numpy and Pillow
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read: {reason}") from error
+
+
 def _read_idx(path: pathlib.Path) -> np.ndarray:
     """An array of bytes in the format of the MNIST files, gzipped."""
-    with gzip.open(path) as file:
+    with _naming(path), gzip.open(path) as file:
         content = file.read()
     num_dims = content[3] if content[:3] == b"\0\0\x08" else 0
     head = 4 + 4 * num_dims
     shape = tuple(np.frombuffer(content[4:head], ">u4").tolist())
-    if not num_dims or len(content) - head != np.prod(shape):
+    if not num_dims or len(content) - head != math.prod(shape):
         raise ValueError(f"{path} is not a complete idx file of bytes")
     return np.frombuffer(content, np.uint8, offset=head).reshape(shape)
 
@@ -60,7 +74,19 @@ def _idx_files(**stems: str) -> Callable[[pathlib.Path, str], Split | None]:
         labels = folder / f"{stem}-labels-idx1-ubyte.gz"
         if not images.is_file():
             return None
-        return _read_idx(images)[..., None], _read_idx(labels).astype(np.int32)
+        if not labels.is_file():
+            raise FileNotFoundError(f"{labels}, the labels of {images}, is missing")
+        pixels, classes = _read_idx(images), _read_idx(labels)
+        if pixels.ndim != 3 or not pixels.size:
+            raise ValueError(
+                f"{images} must hold images [n, height, width], got {pixels.shape}"
+            )
+        if classes.shape != pixels.shape[:1]:
+            raise ValueError(
+                f"{labels} must have a label for each of the {len(pixels)} images of"
+                f" {images.name}, got {classes.shape}"
+            )
+        return pixels[..., None], classes.astype(np.int32)
 
     return read
 
@@ -79,13 +105,15 @@ def _omniglot_zip(folder: pathlib.Path, split: str) -> Split | None:
             break
     else:
         return None
-    with zipfile.ZipFile(path) as archive:
+    with _naming(path), zipfile.ZipFile(path) as archive:
         names = sorted(n for n in archive.namelist() if n.endswith(".png"))
         images = [
             np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("L"))
             for name in names
         ]
-    return np.stack(images)[..., None], None
+        if not images:
+            raise ValueError("it holds no image")
+        return np.stack(images)[..., None], None
 
 
 class Source(NamedTuple):
@@ -179,7 +207,7 @@ def _directory(data_dir: str | os.PathLike | None) -> pathlib.Path:
 
 def _source(name: str) -> Source:
     if name not in SOURCES:
-        raise ValueError(f"data set {name!r} is not one of {sorted(SOURCES)}")
+        raise ValueError(f"name {name!r} is not one of {sorted(SOURCES)}")
     return SOURCES[name]
 
 
@@ -194,13 +222,16 @@ def npz_path(
 def _read_npz(path: pathlib.Path, size: int) -> Split | None:
     if not path.is_file():
         return None
-    with np.load(path) as arrays:
+    with _naming(path), np.load(path) as arrays:
         images, labels = arrays["images"], arrays.get("labels")
-    if images.dtype != np.uint8 or images.shape[1:-1] != (size, size):
+    is_image = images.ndim == 4 and images.shape[1:3] == (size, size) and images.size
+    if images.dtype != np.uint8 or not is_image:
         raise ValueError(
             f"{path}: images must be uint8 [n, {size}, {size}, channels],"
             f" got {images.dtype} {images.shape}"
         )
+    if labels is not None and labels.dtype.kind not in "iu":
+        raise ValueError(f"{path}: labels must be whole numbers, got {labels.dtype}")
     if labels is not None and labels.shape != images.shape[:1]:
         raise ValueError(f"{path}: {len(images)} images, but labels {labels.shape}")
     return images, labels
@@ -253,6 +284,8 @@ def _read_tfds(
                 f"{missing}, and TFDS could not download and prepare it"
             ) from error
     num_images = len(examples)
+    if not num_images:
+        raise ValueError(f"{name}, split {split!r}, holds no image in {data_dir}")
     labels = None if source.label_name is None else np.empty(num_images, np.int32)
 
     def images():
@@ -308,6 +341,11 @@ def read_split(
     if originals is not None:
         images, labels = originals
         if labels is not None:
+            if labels.min() < source.first_label:
+                raise ValueError(
+                    f"{name}, split {split!r}: labels in {data_dir / name} must be at"
+                    f" least {source.first_label}, got {labels.min()}"
+                )
             labels = labels - source.first_label
         return convert_images(images, source, len(images), size), labels
     return _read_tfds(name, split, data_dir, size, download)
@@ -325,6 +363,14 @@ def load(
         read_split(name, split, data_dir=data_dir, size=size, download=download)
         for split in _source(name).splits
     )
+    if train[0].shape[1:] != held_out[0].shape[1:]:
+        first, second = _source(name).splits
+        raise ValueError(
+            f"{name}: images of the split {first!r} are {train[0].shape[1:]}, but those"
+            f" of {second!r} are {held_out[0].shape[1:]}"
+        )
+    if (train[1] is None) != (held_out[1] is None):
+        raise ValueError(f"{name}: only one of the two splits has labels")
     return Images(train[0], held_out[0], train[1], held_out[1], num_levels=256)
 
 

@@ -13,8 +13,10 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 
 from ebmjax.checks import check_count
+from experiments.data.arrays import digest
 
 __all__ = [
     "SMALL",
@@ -30,7 +32,10 @@ __all__ = [
 
 WHITENINGS = ("train", "all")
 MOST_VALIDATED = 1_000
+FEWEST = 2  # rows of a split
 MOST_CORRELATION = 0.98
+MOST_ROUNDING = 1e-13
+"""Difference of two numbers, as a share of a column's largest, that rounding makes."""
 
 
 class Table(NamedTuple):
@@ -42,6 +47,7 @@ class Table(NamedTuple):
       test: The same, for the last evaluation only.
       columns: Names of the columns before whitening mixed them, `d` of them.
       dropped: Names of the columns left out, as nearly a copy of one that is kept.
+      digest: Digest of the file.
     """
 
     train: np.ndarray
@@ -49,6 +55,7 @@ class Table(NamedTuple):
     test: np.ndarray
     columns: tuple[str, ...]
     dropped: tuple[str, ...]
+    digest: str = ""
 
 
 class Source(NamedTuple):
@@ -62,6 +69,7 @@ class Source(NamedTuple):
       is_quantized: Whether few digits were measured, which uniform noise then fills.
       drops_copies: Whether columns that are nearly copies of others are left out.
       most_tested: Largest number of test rows; a tenth of all where that is fewer.
+      num_rows: Number of rows as published; 0 where it is not known.
     """
 
     file: str
@@ -71,6 +79,7 @@ class Source(NamedTuple):
     is_quantized: bool = False
     drops_copies: bool = False
     most_tested: float = 1_000
+    num_rows: int = 0
 
 
 class Rows(NamedTuple):
@@ -135,8 +144,9 @@ def _numbered(values: np.ndarray) -> Rows:
     return Rows(tuple(f"column {i + 1}" for i in range(values.shape[1])), values)
 
 
-def _wine(colour: str) -> Source:
+def _wine(colour: str, num_rows: int) -> Source:
     return Source(
+        num_rows=num_rows,
         file=f"winequality-{colour}.csv",
         folder="uci_wine_quality",
         url="https://archive.ics.uci.edu/dataset/186/wine+quality",
@@ -146,14 +156,15 @@ def _wine(colour: str) -> Source:
 
 
 SOURCES = {
-    "red_wine": _wine("red"),
-    "white_wine": _wine("white"),
+    "red_wine": _wine("red", 1_599),
+    "white_wine": _wine("white", 4_898),
     "parkinsons": Source(
         file="parkinsons_updrs.data",
         folder="uci_parkinsons",
         url="https://archive.ics.uci.edu/dataset/189/parkinsons+telemonitoring",
         read=_cells(",", 22, slice(3, None)),  # not the subject, the age and the sex
         drops_copies=True,
+        num_rows=5_875,
     ),
     "hepmass": Source(
         file="1000_train.csv",
@@ -295,6 +306,26 @@ def _number(cell: str, place: str) -> float:
     return number
 
 
+def is_constant(rows: np.ndarray) -> np.ndarray:
+    """Returns whether columns `[n, d]` vary by no more than rounding, `[d]`.
+
+    Sums and products of decimals differ in their last digits: 0.1 + 0.2 is not 0.3. The
+    bound on the variance is that of scikit-learn for moments computed in float64, of at
+    least a hundred rows. Whole numbers are never rounded.
+    """
+    is_whole = (rows == np.round(rows)).all(0)
+    width = np.ptp(rows, axis=0)
+    # In units of the largest value, so that no square overflows or vanishes.
+    unit = np.abs(rows).max(0)
+    unit = np.where((unit > 0) & np.isfinite(unit), unit, 1.0)
+    rows = rows / unit
+    mean, variance = (f(rows, 0, dtype=np.float64) for f in (np.mean, np.var))
+    rounding = max(len(rows), 100) * np.finfo(np.float64).eps
+    is_rounded = variance <= rounding * variance + (rounding * mean) ** 2
+    constant: np.ndarray = (width == 0) | (is_rounded & ~is_whole)
+    return constant
+
+
 def _kept_columns(rows: np.ndarray) -> list[int]:
     """Without the first of any two that are correlated too much, one after another."""
     kept = list(range(rows.shape[1]))
@@ -312,18 +343,27 @@ def dequantize_columns(
     """With uniform noise as wide on either side as neighbouring values are apart."""
     steps = []
     for name, column in zip(names, rows.T):
-        differences = np.diff(np.unique(column))
+        values = np.unique(column)
+        differences = np.diff(values)
+        # Numbers that only rounding makes different were measured as one.
+        differences = differences[differences > MOST_ROUNDING * np.abs(values).max()]
         if not len(differences):
             raise ValueError(f"column {name!r} has only one value")
         steps.append(np.median(differences))
     return rows + rng.uniform(-1, 1, rows.shape) * np.array(steps)
 
 
-def _whitening(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def whitening(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`mean` and `matrix` such that `(rows - mean) @ matrix` has covariance 1."""
     mean = rows.mean(0)
     _, singular, vectors = np.linalg.svd(rows - mean, full_matrices=False)
-    if len(rows) <= rows.shape[1] or singular[-1] < 1e-10 * singular[0]:
+    # Whether columns are dependent does not depend on their units.
+    is_dependent = len(rows) <= rows.shape[1] or is_constant(rows).any()
+    if not is_dependent:
+        in_units = (rows - mean) / rows.std(0)
+        shares = np.linalg.svd(in_units, compute_uv=False)
+        is_dependent = shares[-1] < 1e-10 * shares[0] or not singular[-1] > 0
+    if is_dependent:
         raise ValueError(
             "the columns cannot be whitened: they are linearly dependent, or fewer"
             f" than {rows.shape[1] + 1} rows are left"
@@ -370,7 +410,7 @@ def load(
       matching".
     """
     if name not in SOURCES:
-        raise ValueError(f"table {name!r} is not one of {sorted(SOURCES)}")
+        raise ValueError(f"data.name {name!r} is not one of {sorted(SOURCES)}")
     if whiten not in WHITENINGS:
         raise ValueError(f"whiten must be one of {WHITENINGS}, got {whiten!r}")
     if not noise_scale >= 0:
@@ -386,13 +426,20 @@ def load(
         rows = dequantize_columns(rng, rows, columns)
     rows = rows[np.random.RandomState(seed).permutation(len(rows))]
     splits = split_rows(rows, source.most_tested)
-    mean, matrix = _whitening(splits[0] if whiten == "train" else rows)
+    if source.num_rows and len(rows) != source.num_rows:
+        logging.warning("%s has %d rows, not %d", path, len(rows), source.num_rows)
+    mean, matrix = whitening(splits[0] if whiten == "train" else rows)
     noisy = [
         (split - mean) @ matrix + noise_scale * rng.standard_normal(split.shape)
         for split in splits
     ]
+    sizes = [len(split) for split in splits]
+    if min(sizes) < FEWEST:
+        raise ValueError(f"{path}: a split must have {FEWEST} rows, got {sizes}")
     dropped = tuple(column for column in names if column not in columns)
-    return Table(*(split.astype(np.float32) for split in noisy), columns, dropped)
+    return Table(
+        *(split.astype(np.float32) for split in noisy), columns, dropped, digest(path)
+    )
 
 
 def split_rows(rows: np.ndarray, most_tested: float) -> list[np.ndarray]:

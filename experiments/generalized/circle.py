@@ -15,7 +15,6 @@ the default, or `donsker_varadhan`.
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,9 +37,8 @@ from experiments.generalized.players import (
     check_players,
     energy_floor,
     energy_player,
-    make_batch,
     make_config,
-    make_phases,
+    make_experiment,
     objective_section,
     players_section,
 )
@@ -81,9 +79,7 @@ def make_default() -> dict:
     return config
 
 
-PRESETS = {
-    "circle": make_default,
-}
+PRESETS = {"circle": make_default}
 
 
 def get_config(preset: str = "circle") -> ConfigDict:
@@ -209,23 +205,17 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         return scalars
 
     players = {"energy": energy_player(config, network, base, 1)}
-    phases = make_phases(config, players)
-    batches = functools.partial(target_batches, target=von_mises(k))
-    return Experiment(
-        players=players,
+    return make_experiment(
+        config,
+        keys,
+        players,
+        functools.partial(target_batches, target=von_mises(k)),
         params={"energy": params, "base": {}, "log_partition": jnp.zeros(())},
-        batch=make_batch(config, keys.data, players, batches, **phases),
         evaluate=evaluate,
-        **phases,
     )
 
 
-def load(
-    config: ConfigDict,
-    facts: dict[str, Any],
-    params: dict[str, Any],
-    model_state: dict[str, Any],
-) -> Trained:
+def load(config: ConfigDict, facts, params, model_state) -> Trained:
     """Returns the trained model.
 
     The model is the uniform law on the circle, reweighed by `exp(-energy_fn(x))`: it

@@ -15,7 +15,6 @@ Preset: `curve` (three minutes of a CPU core). After a comma stands the estimato
 
 import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,9 +32,8 @@ from experiments.generalized.players import (
     check_players,
     energy_floor,
     energy_player,
-    make_batch,
     make_config,
-    make_phases,
+    make_experiment,
     objective_section,
     player_optimizer,
     players_section,
@@ -79,9 +77,7 @@ def make_default() -> dict:
     return config
 
 
-PRESETS = {
-    "curve": make_default,
-}
+PRESETS = {"curve": make_default}
 
 
 def get_config(preset: str = "curve") -> ConfigDict:
@@ -243,7 +239,6 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
     }
     params["ridge"] = {name: params.pop(name) for name in ("graph", "weights")}
     params["log_partition"] = jnp.zeros(())
-    phases = make_phases(config, players)
     target, num_samples = arcsine_wave(), options.num_samples
     grid = make_plane(options.bound, options.num_bins)
     edges = np.linspace(-1, 1, options.num_bins + 1)
@@ -303,21 +298,12 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         } | {"gebm_acceptance_rate": refined.acceptance_rate}
 
     batches = functools.partial(target_batches, target=target)
-    return Experiment(
-        players=players,
-        params=params,
-        batch=make_batch(config, keys.data, players, batches, **phases),
-        evaluate=evaluate,
-        **phases,
+    return make_experiment(
+        config, keys, players, batches, params=params, evaluate=evaluate
     )
 
 
-def load(
-    config: ConfigDict,
-    facts: dict[str, Any],
-    params: dict[str, Any],
-    model_state: dict[str, Any],
-) -> Trained:
+def load(config: ConfigDict, facts, params, model_state) -> Trained:
     """Returns the trained generalised model; the other two are in `params` alone.
 
     It is the base's law, reweighed by `exp(-energy_fn(x))`: it has no density of the

@@ -24,7 +24,6 @@ Other than published: pictures have uniform noise within each level, CelebA's ar
 import functools
 import math
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +35,7 @@ from ebmjax.objectives import generalized
 from ebmjax.types import Key, Network
 from experiments.data import (
     Images,
+    digest,
     image_batches,
     image_section,
     in_chunks,
@@ -53,9 +53,8 @@ from experiments.generalized.players import (
     check_players,
     energy_floor,
     energy_player,
-    make_batch,
     make_config,
-    make_phases,
+    make_experiment,
     objective_section,
     players_section,
 )
@@ -239,7 +238,6 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         "energy": energy_player(config, energy, base, latent_dim),
         "base": base_player(config, energy, base, latent_dim),
     }
-    phases = make_phases(config, players)
     measure = make_measure(config, data)
     # The same latents for the base and for every chain, at every evaluation.
     latents = jax.random.normal(keys.evaluation, (options.num_samples, latent_dim))
@@ -302,15 +300,16 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
     def batches(key, size):
         return image_batches(key, data.train, size, num_levels=data.num_levels)
 
-    return Experiment(
-        players=players,
+    return make_experiment(
+        config,
+        keys,
+        players,
+        batches,
         params=params,
-        batch=make_batch(config, keys.data, players, batches, **phases),
         evaluate=evaluate,
         model_state=model_state,
         facts={"image_shape": list(data.image_shape)},
-        **phases,
-    )
+    )._replace(data_digest=digest(data.train, data.held_out))
 
 
 def make_measure(config, data: Images):
@@ -387,12 +386,7 @@ def sweep(preset: str) -> Sweep:
     return Sweep({preset or "digits": Cell(preset)}, num_seeds=3)
 
 
-def load(
-    config: ConfigDict,
-    facts: dict[str, Any],
-    params: dict[str, Any],
-    model_state: dict[str, Any],
-) -> Trained:
+def load(config: ConfigDict, facts, params, model_state) -> Trained:
     """Returns the trained model.
 
     The model is the base's law, reweighed by `exp(-energy_fn(x))`: it has an energy

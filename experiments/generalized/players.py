@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from ebmjax import training
 from ebmjax.objectives import generalized
 from experiments.run.config import check_counts, check_name, make_optimizer
+from experiments.run.experiment import Experiment, Keys
 
 ESTIMATORS = generalized.ESTIMATORS
 
@@ -160,6 +161,24 @@ def make_phases(config, players: dict) -> dict:
         return "extra" if is_extra and section.num_extra_updates else ""
 
     return {"phases": phases, "phase": phase}
+
+
+def make_experiment(config, keys: Keys, players: dict, batches, **others) -> Experiment:
+    """Returns the experiment of a problem, whose players train in phases.
+
+    A method with other objectives than `ESTIMATORS` has no phases.
+
+    Args:
+      config: The whole config.
+      keys: Streams of randomness.
+      players: Player name -> `training.Player`.
+      batches: As in `make_batch`.
+      **others: The further fields of the `Experiment`.
+    """
+    has_phases = config.objective.name in ESTIMATORS
+    phases = make_phases(config, players) if has_phases else {}
+    batch = make_batch(config, keys.data, players, batches, **phases)
+    return Experiment(players=players, batch=batch, **phases, **others)
 
 
 def make_batch(

@@ -26,7 +26,6 @@ tenth of its rows.
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,8 +43,7 @@ from experiments.generalized.players import (
     check_players,
     energy_optimizer,
     energy_player,
-    make_batch,
-    make_phases,
+    make_experiment,
     objective_section,
     players_section,
 )
@@ -204,7 +202,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
     num = sum(sum(leaf.shape) for leaf in jax.tree.leaves(params["energy"]))
     l2 = config.objective.l2 / num
     if is_baseline:
-        players, phases = {"energy": baseline_player(config, flow, l2)}, {}
+        players = {"energy": baseline_player(config, flow, l2)}
     else:
         params |= {
             "base": flow.init(base_key),
@@ -220,7 +218,6 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
             "energy": energy_player(config, energy, base, dim, l2, **density),
             "base": base_player(config, energy, base, dim, **density),
         }
-        phases = make_phases(config, players)
 
     def batches(key, size):
         rows = epoch_rows(key, len(table.train), size)
@@ -269,14 +266,10 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
             "test_nll_by_kale": scalars["test_nll"] - true + constant + mass - 1,
         }
 
-    return Experiment(
-        players=players,
-        params=params,
-        batch=make_batch(config, keys.data, players, batches, **phases),
-        evaluate=evaluate,
-        facts={"dim": dim},
-        **phases,
-    )
+    facts = {"dim": dim}
+    return make_experiment(
+        config, keys, players, batches, params=params, evaluate=evaluate, facts=facts
+    )._replace(data_digest=table.digest)
 
 
 def baseline_player(config, flow: Flow, l2: float) -> training.Player:
@@ -334,12 +327,7 @@ def sweep(preset: str) -> Sweep:
     return Sweep(cells, num_seeds=3, choose=choose_best, table=tabulate)
 
 
-def load(
-    config: ConfigDict,
-    facts: dict[str, Any],
-    params: dict[str, Any],
-    model_state: dict[str, Any],
-) -> Trained:
+def load(config: ConfigDict, facts, params, model_state) -> Trained:
     """Returns the trained model, of a row in the whitened units of training.
 
     It is the flow of the energy: `log_prob` is normalised, `energy_fn` is `s -

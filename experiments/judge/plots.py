@@ -9,25 +9,34 @@ import numpy as np
 
 def check() -> None:
     """Raises ImportError where no figure can be drawn; before work is lost."""
-    _pyplot()
-
-
-def _pyplot():
     try:
-        import matplotlib
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError("figures need matplotlib: pip install matplotlib") from error
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
-def _save(plt, figure, path: pathlib.Path) -> None:
+def _subplots(num_rows: int, num_columns: int, size: tuple[float, float], **options):
+    """A figure and its axes `[rows, columns]`, as `pyplot.subplots` makes them.
+
+    Not by pyplot, whose backend is one for the whole process: a notebook that draws
+    with its own would lose it.
+    """
+    check()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size)
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(num_rows, num_columns, squeeze=False, **options)
+
+
+def _save(figure, path: pathlib.Path) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
-    plt.close(figure)
-    os.replace(temporary, path)
+    try:
+        figure.savefig(temporary, format="png", dpi=150, bbox_inches="tight")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _tile(images: np.ndarray, columns: int) -> np.ndarray:
@@ -54,16 +63,14 @@ def image_panels(
     path: pathlib.Path, panels: Mapping[str, np.ndarray], *, columns: int
 ) -> None:
     """Grids of images one below another, each under its title."""
-    plt = _pyplot()
     pictures = {title: _tile(images, columns) for title, images in panels.items()}
     heights = [picture.shape[0] / picture.shape[1] for picture in pictures.values()]
     width = 8.0
-    figure, axes = plt.subplots(
+    figure, axes = _subplots(
         len(pictures),
         1,
-        figsize=(width, width * sum(heights) + 0.35 * len(pictures)),
+        (width, width * sum(heights) + 0.35 * len(pictures)),
         gridspec_kw={"height_ratios": heights},
-        squeeze=False,
     )
     for axis, (title, picture) in zip(axes[:, 0], pictures.items(), strict=True):
         axis.imshow(
@@ -71,7 +78,7 @@ def image_panels(
         )
         axis.set_title(title, fontsize=9, loc="left")
         axis.axis("off")
-    _save(plt, figure, path)
+    _save(figure, path)
 
 
 def densities(
@@ -84,10 +91,7 @@ def densities(
       panels: Title -> `[n, n]` with the first coordinate along the first axis.
       bounds: `(low, high)` of both coordinates.
     """
-    plt = _pyplot()
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(3 * len(panels), 3.3), squeeze=False
-    )
+    figure, axes = _subplots(1, len(panels), (3 * len(panels), 3.3))
     for axis, (title, values) in zip(axes[0], panels.items(), strict=True):
         axis.imshow(
             np.asarray(values).T,
@@ -98,7 +102,7 @@ def densities(
         axis.set_title(title, fontsize=9)
         axis.set_xticks([])
         axis.set_yticks([])
-    _save(plt, figure, path)
+    _save(figure, path)
 
 
 def density_table(
@@ -110,14 +114,9 @@ def density_table(
 
     A row's densities share a scale, that of its first; what a row lacks is left blank.
     """
-    plt = _pyplot()
     columns = list(dict.fromkeys(name for panels in rows.values() for name in panels))
-    figure, axes = plt.subplots(
-        len(columns),
-        len(rows),
-        figsize=(1.6 * len(rows), 1.6 * len(columns)),
-        squeeze=False,
-    )
+    size = (1.6 * len(rows), 1.6 * len(columns))
+    figure, axes = _subplots(len(columns), len(rows), size)
     for index, (row, panels) in enumerate(rows.items()):
         largest = np.max(next(iter(panels.values())))
         for axis, name in zip(axes[:, index], columns, strict=True):
@@ -144,7 +143,7 @@ def density_table(
                     ha="right",
                     va="center",
                 )
-    _save(plt, figure, path)
+    _save(figure, path)
 
 
 def curves(
@@ -155,10 +154,7 @@ def curves(
     is_log: bool = False,
 ) -> None:
     """Line plots side by side: title -> label -> (x, y); `is_log` in both axes."""
-    plt = _pyplot()
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(4 * len(panels), 3), squeeze=False
-    )
+    figure, axes = _subplots(1, len(panels), (4 * len(panels), 3))
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for label, (x, y) in lines.items():
             marker = "o" if is_log and len(x) < 20 else None
@@ -171,7 +167,7 @@ def curves(
         axis.tick_params(labelsize=7)
         if len(lines) > 1:
             axis.legend(fontsize=7)
-    _save(plt, figure, path)
+    _save(figure, path)
 
 
 def bars(
@@ -181,10 +177,13 @@ def bars(
     x_label: str,
 ) -> None:
     """Groups of bars: group -> label -> (value, low, high), a line marking 1."""
-    plt = _pyplot()
+    check()
+    from matplotlib import colormaps
+
     labels = list(dict.fromkeys(label for bars in groups.values() for label in bars))
-    colors = dict(zip(labels, plt.get_cmap("tab10").colors, strict=False))
-    figure, axis = plt.subplots(figsize=(7, 0.13 * len(groups) * (len(labels) + 2)))
+    colors = dict(zip(labels, colormaps["tab10"].colors, strict=False))
+    figure, axes = _subplots(1, 1, (7, 0.13 * len(groups) * (len(labels) + 2)))
+    axis = axes[0, 0]
     for index, found in enumerate(groups.values()):
         for row, label in enumerate(labels):
             if label not in found:
@@ -209,4 +208,4 @@ def bars(
     handles, names = axis.get_legend_handles_labels()
     unique = dict(zip(names, handles, strict=True))
     axis.legend(unique.values(), unique.keys(), fontsize=6)
-    _save(plt, figure, path)
+    _save(figure, path)

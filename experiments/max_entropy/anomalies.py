@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 
 from experiments.data import (
     anomalies,
+    digest,
     epoch_rows,
     image_batches,
     load_images,
@@ -251,7 +252,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         batches=functools.partial(source.batches, keys.data),
         evaluate=make_evaluation(config, source, nets, facts),
         facts=facts,
-    )
+    )._replace(data_digest=digest(data.train, data.test))
 
 
 def make_evaluation(config, source: Source, nets, facts: Mapping):
@@ -335,13 +336,7 @@ def load(config: ConfigDict, facts, params, model_state) -> Trained:
     `sample` makes draws of the generator, in the units of the file. The names of a
     row's columns, in their order, are `facts["columns"]` in `run.json`.
     """
-    trained = load_networks(
-        config,
-        tuple(facts["event_shape"]),
-        params,
-        model_state,
-        config.evaluation.chunk_size,
-    )
+    trained = load_networks(config, facts["event_shape"], params, model_state)
     if "scale" not in facts:
         return trained
     shift, scale = (jnp.array(facts[name]) for name in ("shift", "scale"))

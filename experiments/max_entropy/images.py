@@ -22,6 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.data import (
+    digest,
     image_batches,
     image_section,
     in_chunks,
@@ -40,14 +41,12 @@ from experiments.max_entropy.model import (
 )
 from experiments.max_entropy.players import (
     evaluation_chains,
+    image_training,
     make_config,
     make_experiment,
-    objective_section,
-    players_section,
-    training_chains,
 )
 from experiments.run import cli
-from experiments.run.config import adam_section, check_counts, train_section
+from experiments.run.config import check_counts, train_section
 from experiments.run.experiment import Experiment, Keys, Trained, evaluated_params
 from experiments.run.workdir import record_table
 
@@ -64,11 +63,7 @@ def make_cifar10() -> dict:
             "is_normal": True,  # whether kernels start normal, else uniform by fan-in
         },
         "latent_dim": 128,  # paper: the length of z
-        "objective": objective_section(score_penalty=10.0, reduction="channel_mean"),
-        "players": players_section(),
-        **training_chains(),
-        "optimizer": adam_section(1e-4, b1=0.5, b2=0.9),
-        "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
+        **image_training(),
         "train": train_section(100_000, eval_every=10_000),  # of the generator
         "evaluation": {
             "num_samples": 10_000,  # draws of the generator
@@ -136,7 +131,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         ),
         evaluate=make_evaluation(config, data, nets),
         facts={"event_shape": list(data.image_shape)},
-    )
+    )._replace(data_digest=digest(data.train, data.held_out))
 
 
 def make_evaluation(config, data, nets):
@@ -199,13 +194,7 @@ def make_evaluation(config, data, nets):
 def load(config: ConfigDict, facts, params, model_state) -> Trained:
     """Returns the trained model: `exp(-energy_fn(x))` is its density up to a constant,
     of images in [-1, 1], and `sample` makes draws of its generator."""
-    return load_networks(
-        config,
-        tuple(facts["event_shape"]),
-        params,
-        model_state,
-        config.evaluation.chunk_size,
-    )
+    return load_networks(config, facts["event_shape"], params, model_state)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ energy-based models", https://arxiv.org/abs/1901.08508.
 import functools
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -156,14 +156,14 @@ def draw_and_move(
 
 
 def load_networks(
-    config: ConfigDict,
-    event_shape: tuple[int, ...],
-    params,
-    model_state,
-    chunk_size: int | None = None,
+    config: ConfigDict, event_shape: Sequence[int], params, model_state
 ) -> Trained:
-    """Returns a trained model, whose `sample` makes draws of the generator."""
-    nets = make_networks(config, event_shape)
+    """Returns a trained model, whose `sample` makes draws of the generator.
+
+    They are made `config.evaluation.chunk_size` at a time, if there is such an option.
+    """
+    nets = make_networks(config, tuple(event_shape))
+    chunk_size = config.evaluation.get("chunk_size")
     energy_fn, generator_fn = bind_networks(nets, params, model_state)
     return Trained(
         config,

@@ -16,7 +16,12 @@ from ebmjax.objectives import max_entropy
 from ebmjax.types import Array
 from experiments.judge import generators
 from experiments.max_entropy.model import Networks
-from experiments.run.config import check_name, construct, make_optimizer
+from experiments.run.config import (
+    adam_section,
+    check_name,
+    construct,
+    make_optimizer,
+)
 from experiments.run.experiment import Experiment, Keys
 from experiments.run.sweep import Cell
 
@@ -69,6 +74,18 @@ def evaluation_chains() -> dict:
             "visible_step_size": 1e-3,  # x^2 / energy, of Langevin in x
             "visible_temperature": 1.0,  # of Langevin in x, divides the energy
         }
+    }
+
+
+def image_training() -> dict:
+    """Returns a config's sections from `objective` to `ema_decay` for the paper's
+    training of images."""
+    return {
+        "objective": objective_section(score_penalty=10.0, reduction="channel_mean"),
+        "players": players_section(),
+        **training_chains(),
+        "optimizer": adam_section(1e-4, b1=0.5, b2=0.9),
+        "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
     }
 
 

@@ -24,7 +24,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ebmjax import metrics
-from experiments.data import Images, dequantize, image_section, load_images, stacked
+from experiments.data import (
+    Images,
+    dequantize,
+    digest,
+    image_section,
+    load_images,
+    stacked,
+)
 from experiments.judge import plots
 from experiments.judge.classifier import Classifier, train_classifier
 from experiments.max_entropy.model import (
@@ -38,14 +45,12 @@ from experiments.max_entropy.players import (
     BASELINES,
     ablate,
     evaluation_chains,
+    image_training,
     make_config,
     make_experiment,
-    objective_section,
-    players_section,
-    training_chains,
 )
 from experiments.run import cli
-from experiments.run.config import adam_section, check_counts, train_section
+from experiments.run.config import check_counts, train_section
 from experiments.run.experiment import Experiment, Keys, Trained, evaluated_params
 from experiments.run.sweep import Cell, Sweep
 
@@ -66,11 +71,7 @@ def make_stacked(num_digits: int = 3) -> dict:
             "hidden_width": 512,  # of the statistics network
         },
         "latent_dim": 128,  # paper: the length of z
-        "objective": objective_section(score_penalty=10.0, reduction="channel_mean"),
-        "players": players_section(),
-        **training_chains(),
-        "optimizer": adam_section(1e-4, b1=0.5, b2=0.9),
-        "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for none
+        **image_training(),
         "train": train_section(100_000, eval_every=1_000),  # of the generator
         "evaluation": {
             "samples_a_mode": 26,  # draws of the generator for each mode
@@ -231,7 +232,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         ),
         evaluate=make_evaluation(config, reader, nets),
         facts={},
-    )
+    )._replace(data_digest=digest(digits.train, digits.held_out))
 
 
 def make_evaluation(config, reader: DigitReader, nets):
@@ -290,13 +291,7 @@ def sweep(preset: str) -> Sweep:
 def load(config: ConfigDict, facts, params, model_state) -> Trained:
     """Returns the trained model: `exp(-energy_fn(x))` is its density up to a constant,
     of images in [-1, 1], and `sample` makes draws of its generator."""
-    return load_networks(
-        config,
-        event_shape(config),
-        params,
-        model_state,
-        config.evaluation.chunk_size,
-    )
+    return load_networks(config, event_shape(config), params, model_state)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 A checkpoint is a folder named after its step. It holds plain arrays without a device
 layout, so that it is read on any number of devices and processes: `params`,
 `model_state` and `ema_params` as the dicts they are, and `training` (optimizer state,
-objectives' memories, step, key) by leaf name.
+objectives' memories, step, key) by leaf name. Beside them are the digests of all files,
+without which Orbax would load a flipped bit as another number.
 """
 
-import json
+import contextlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,8 +21,17 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from ebmjax import training
+from experiments.run.digests import (
+    digest_of,
+    find_damage,
+    has_digests,
+    read_json,
+    write_digests,
+)
+from experiments.run.errors import CheckpointError, failing_as, reason_of
 
 CONFIG = "config.json"
+RUN = "run.json"
 FOLDER = "checkpoints"
 _ITEMS = ("params", "model_state", "ema_params", "training")
 
@@ -69,17 +80,16 @@ def _to_host(state: training.TrainState) -> dict[str, dict]:
     }
 
 
-def _check_finite(step: int, items: dict[str, dict]) -> None:
-    """A checkpoint that cannot be trained from is not written."""
+def _find_not_finite(items: dict[str, dict]) -> str:
+    """Returns the name of a leaf that cannot be trained from, or ""."""
     for item, tree in items.items():
         for name, leaf in _by_name(tree).items():
             if item == "training" and not name.startswith("carry"):
                 continue  # optimizers may hold infinities, e.g. a best loss so far
             if jnp.issubdtype(leaf.dtype, jnp.floating):
                 if not np.isfinite(leaf.astype(np.float32)).all():
-                    raise FloatingPointError(
-                        f"step {step}: {item} {name} is not finite; not saved"
-                    )
+                    return f"{item} {name}"
+    return ""
 
 
 def _match(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -135,17 +145,20 @@ class Checkpoints:
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
         self.keep = keep
         self._is_read_only = is_read_only
+        self._unsealed: int | None = None  # a step that is saved without digests so far
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(
-            self.folder,
-            item_names=_ITEMS,
-            options=ocp.CheckpointManagerOptions(
-                # What a killed process left; another that is alive may be writing it.
-                max_to_keep=None,
-                create=True,
-                cleanup_tmp_directories=not is_read_only,
-            ),
-        )
+        with failing_as(f"{self.folder} cannot be opened", self.folder):
+            self._manager = ocp.CheckpointManager(
+                self.folder,
+                item_names=_ITEMS,
+                options=ocp.CheckpointManagerOptions(
+                    # What a killed process left; one that is alive may be writing it.
+                    max_to_keep=None,
+                    create=True,
+                    cleanup_tmp_directories=not is_read_only,
+                    lightweight_initialize=True,  # metadata may be damaged
+                ),
+            )
 
     def latest_step(self) -> int | None:
         """The newest step that was saved whole, if there is one."""
@@ -156,18 +169,35 @@ class Checkpoints:
 
         Raises:
           FloatingPointError: If parameters or a memory are not finite, by name.
+          CheckpointError: If this or the last one cannot be written.
         """
+        self.wait()
         if step in self._manager.all_steps():
             return
         items = _to_host(state)
-        _check_finite(step, items)
+        if name := _find_not_finite(items):
+            raise FloatingPointError(f"step {step}: {name} is not finite; not saved")
         save = ocp.args.StandardSave
         arguments = {name: save(item) for name, item in items.items()}
-        self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+        with self._saving(step):
+            self._manager.save(step, args=ocp.args.Composite(**arguments), force=True)
+        self._unsealed = step
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything is on disk.
+
+        Raises:
+          CheckpointError: If it cannot be written.
+        """
+        step, self._unsealed = self._unsealed, None
+        with self._saving(step):
+            self._manager.wait_until_finished()
+            if step is not None and jax.process_index() == 0:
+                write_digests(self.folder / str(step))
+
+    def _saving(self, step: int | None):
+        what = "the last step" if step is None else f"step {step}"
+        return failing_as(f"{what} could not be saved", self.folder)
 
     def prune(self, best: int | None = None) -> None:
         """Deletes all but the newest `keep` checkpoints and the best one."""
@@ -175,10 +205,16 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps())
         for step in steps[: -self.keep]:
             if step != best:
-                self._manager.delete(step)
+                with failing_as(f"step {step} could not be deleted", self.folder):
+                    self._manager.delete(step)
 
     def close(self) -> None:
-        self._manager.close()
+        """Waits as `wait` does, and lets go of the folder."""
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # what is wrong was raised by `wait`
+                self._manager.close()
 
     def restore(
         self, template: training.TrainState, num_devices: int
@@ -194,17 +230,17 @@ class Checkpoints:
         Raises:
           ValueError: If the checkpoint is of another model or cannot be split over the
             devices, naming the leaf, what it is and what it must be.
-          RuntimeError: If there are checkpoints and none can be read.
+          CheckpointError: If there are checkpoints and none can be read.
         """
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = _first_process(sorted(self._manager.all_steps(), reverse=True))
         if not steps:
             return None
-        step, items = _first_readable(self._manager, self.folder, steps)
+        step, items = _first_readable(self._manager, self.folder, steps, _by_all)
         state = _rebuild(self.folder / str(step), items, template, num_devices)
-        self._set_aside(steps[: steps.index(step)])
+        self._set_aside(steps[: steps.index(step)], step)
         return state
 
-    def _set_aside(self, steps: list[int]) -> None:
+    def _set_aside(self, steps: list[int], sound: int) -> None:
         """Moves unreadable steps away, so that they can be written again."""
         if not steps or self._is_read_only:
             return
@@ -214,7 +250,9 @@ class Checkpoints:
                 while target.exists():
                     target = target.with_name(target.name + "+")
                 (self.folder / str(step)).rename(target)
-                logging.warning("moved to %s; going on from an older step", target)
+                logging.warning(
+                    "it was moved to %s; the run goes on from step %d", target, sound
+                )
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("set_aside")
         self._manager.reload()
@@ -279,16 +317,51 @@ def _rebuild(where, items, template, num_devices) -> training.TrainState:
     return training.place(fresh._replace(key=template.key), num_local)
 
 
+def _first_process(steps: list[int]) -> list[int]:
+    """Returns the steps that the first process sees, to all processes."""
+    if jax.process_count() == 1:
+        return steps
+    num = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
+    mine = np.resize(np.array([*steps, 0], np.int32), num)
+    return [int(step) for step in multihost_utils.broadcast_one_to_all(mine)]
+
+
+def _by_all(is_sound: bool) -> bool:
+    """Returns whether a checkpoint is sound to every process of the run."""
+    if jax.process_count() == 1:
+        return is_sound
+    return bool(np.all(multihost_utils.process_allgather(np.array(is_sound))))
+
+
 def _first_readable(
-    manager: ocp.CheckpointManager, folder: pathlib.Path, steps: list[int]
+    manager: ocp.CheckpointManager,
+    folder: pathlib.Path,
+    steps: list[int],
+    agreed: Callable[[bool], bool] = bool,
 ) -> tuple[int, dict]:
-    """The first of the steps that can be read, and its items; logs the others."""
+    """Returns the first of the steps that is sound, and its items; logs the others.
+
+    Args:
+      manager: Orbax's manager of the folder.
+      folder: Folder of the checkpoints.
+      steps: Steps to try.
+      agreed: Whether a checkpoint that is sound here is sound to all who read it.
+    """
     for step in steps:
-        try:
-            return step, _read(manager, folder / str(step), step)
-        except Exception as error:  # what a torn folder raises is Orbax's affair
-            logging.error("%s: unreadable: %s", folder / str(step), error)
-    raise RuntimeError(f"{folder}: none of {steps} can be read")
+        where, items = folder / str(step), {}
+        damage = find_damage(where)
+        if agreed(not damage):  # before Orbax reads a byte of it
+            try:
+                items = _read(manager, where, step)
+            except Exception as error:  # what a torn folder raises is Orbax's affair
+                damage = reason_of(error)
+            if not has_digests(where) and (name := _find_not_finite(items)):
+                damage = f"{name} is not finite"
+            if agreed(not damage):
+                return step, items
+        damage = damage or "another process cannot read it"
+        logging.warning("the checkpoint %s is unreadable: %s", where, damage)
+    raise CheckpointError(f"{folder}: none of {steps} can be read")
 
 
 def read_config(workdir: str | pathlib.Path) -> ConfigDict:
@@ -301,12 +374,14 @@ def read_config(workdir: str | pathlib.Path) -> ConfigDict:
     path = pathlib.Path(workdir) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} holds no run: {path} is missing")
+    found = read_json(path)
+    run = path.with_name(RUN)
     try:
-        found = json.loads(path.read_text(errors="replace"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} is damaged: it must be an object, got {found!r}")
+        known = read_json(run).get("config_digests", "") if run.is_file() else ""
+    except ValueError:  # who needs it says so
+        known = ""
+    if known and digest_of(path) not in known:
+        raise ValueError(f"{path} is damaged: it has changed since the run wrote it")
     return ConfigDict(found).lock()
 
 
@@ -321,12 +396,12 @@ def read(
 
     Raises:
       FileNotFoundError: If there is no checkpoint, or not this step.
-      RuntimeError: If there are checkpoints and none can be read.
+      CheckpointError: If there are checkpoints and none can be read.
     """
     folder = pathlib.Path(workdir).absolute() / FOLDER
     if not folder.is_dir():
         raise FileNotFoundError(f"{workdir} has no checkpoint yet: {folder} is missing")
-    options = ocp.CheckpointManagerOptions(create=False)
+    options = ocp.CheckpointManagerOptions(create=False, lightweight_initialize=True)
     manager = ocp.CheckpointManager(folder, item_names=_ITEMS, options=options)
     try:
         steps = sorted(manager.all_steps(), reverse=True)
@@ -357,7 +432,7 @@ def load_run(
     Raises:
       FileNotFoundError: If there is no run, no checkpoint, or not this step.
       ValueError: If `ema` is asked of a run that keeps no average.
-      RuntimeError: If there are checkpoints and none can be read.
+      CheckpointError: If there are checkpoints and none can be read.
     """
     config = read_config(workdir)
     items = read(workdir, step=step)

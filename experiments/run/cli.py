@@ -13,6 +13,7 @@ import importlib.util
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import ModuleType
@@ -23,9 +24,15 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 
 from experiments.run.config import with_options
+from experiments.run.errors import (
+    CheckpointError,
+    hide_tracebacks_of_threads,
+    sentence_of,
+)
 from experiments.run.experiment import Experiment, Keys
 from experiments.run.loop import run
 from experiments.run.options import list_options
+from experiments.run.signals import Preemption
 from experiments.run.sweep import Sweep, over, run_sweep
 
 OVERRIDE = "--config."
@@ -99,6 +106,13 @@ def main(
         )
 
     def start(command, workdir):
+        preemption = Preemption()
+        # In a run of several processes JAX handles the signals.
+        handled = () if command.values.distributed else (signal.SIGTERM, signal.SIGINT)
+        with preemption.watching(handled):
+            start_watched(command, workdir, preemption)
+
+    def start_watched(command, workdir, preemption):
         values = command.values
         if values.sweep or values.over:
             if values.evaluate_only:
@@ -114,6 +128,7 @@ def main(
                 given=command.given,
                 num_seeds=values.seeds,
                 cells=values.cells,
+                preemption=preemption,
             )
             return
         if values.seeds is not None or values.cells != "*":
@@ -122,7 +137,13 @@ def main(
         check = getattr(problem, "check_single", None)
         if check is not None:
             check(command.preset)
-        scalars = run(build, config, workdir, evaluate_only=values.evaluate_only)
+        scalars = run(
+            build,
+            config,
+            workdir,
+            evaluate_only=values.evaluate_only,
+            preemption=preemption,
+        )
         for name, value in scalars.items():
             print(f"{name}: {value:.6g}")
 
@@ -150,6 +171,8 @@ def command_line(
         # XLA reads it when it makes its first client: see tests/conftest.py.
         os.environ.setdefault("PJRT_NPROC", "32")
     logging.set_verbosity(logging.WARNING)
+    if "--traceback" not in sys.argv:
+        hide_tracebacks_of_threads()
     arguments = sys.argv[1:]
     try:
         values = _define_flags(define)
@@ -165,10 +188,14 @@ def command_line(
         if values.distributed:
             _join(values.distributed)
         start(command, values.workdir)
-    except (flags.Error, ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (flags.Error, ValueError, FloatingPointError, CheckpointError) as error:
         if "--traceback" in arguments:
             raise
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if "--traceback" in arguments:
+            raise
+        sys.exit(f"error: {sentence_of(error)}")
 
 
 def _define_flags(define) -> flags.FlagValues:

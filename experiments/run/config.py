@@ -191,7 +191,11 @@ def with_options(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
             value = parse_option(path, value, known[path])
         values[path] = value
     found = ConfigDict(config.to_dict())
-    found.update_from_flattened_dict(values)
+    for path, value in values.items():
+        try:
+            found.update_from_flattened_dict({path: value})
+        except TypeError:
+            raise _refusal(path, value, known[path]) from None
     return found.lock()
 
 
@@ -201,10 +205,7 @@ def parse_option(path: str, text: str, current: Any) -> Any:
     Raises:
       ValueError: If the text is not of that type.
     """
-    kind = {tuple: "a tuple", list: "a tuple", int: "a whole number"}.get(
-        type(current), f"a {type(current).__name__}"
-    )
-    refusal = ValueError(f"{path} must be {kind}, as {current!r} is, got {text!r}")
+    refusal = _refusal(path, text, current)
     if isinstance(current, str):
         return _literal(text) if text[:1] in "'\"" and text[:1] else text
     if isinstance(current, bool):
@@ -227,6 +228,18 @@ def parse_option(path: str, text: str, current: Any) -> Any:
             raise refusal
         return tuple(value)
     return value
+
+
+def _refusal(path: str, value: Any, current: Any) -> ValueError:
+    kind = {
+        bool: "True or False",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        tuple: "a tuple",
+        list: "a tuple",
+    }.get(type(current), f"a {type(current).__name__}")
+    return ValueError(f"{path} must be {kind}, as {current!r} is, got {value!r}")
 
 
 def _literal(text: str) -> Any:

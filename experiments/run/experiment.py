@@ -45,6 +45,8 @@ class Experiment(NamedTuple):
       phase: `phase(step) -> name`, one of `phases`, or "" for `players`.
       facts: What the model must know of the data to be built again without them, such
         as the shape of an example: JSON values, which the problem's `load` gets back.
+      data_digest: Digest of the data that were read from files, such as
+        `experiments.data.digest` makes; the empty string where there are none.
     """
 
     players: Mapping[str, training.Player]
@@ -55,6 +57,7 @@ class Experiment(NamedTuple):
     phases: Mapping[str, Mapping[str, training.Player]] = {}
     phase: Callable[[int], str] = lambda step: ""
     facts: Mapping[str, Any] = {}
+    data_digest: str = ""
 
 
 class Trained(NamedTuple):

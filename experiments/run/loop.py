@@ -7,10 +7,8 @@ import contextlib
 import inspect
 import os
 import pathlib
-import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 
@@ -19,20 +17,23 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from ebmjax import training
-from ebmjax.checks import check_number
 from experiments.run.checkpoint import CONFIG, Checkpoints
-from experiments.run.config import check_counts
 from experiments.run.experiment import Experiment, Keys, make_keys
+from experiments.run.limits import check_options
+from experiments.run.signals import Preemption
 from experiments.run.workdir import (
     Log,
+    check_folder,
     check_sound,
     claim,
     fetch,
     finite_evaluations,
     guard_config,
+    guard_data,
     is_sound,
     read_lines,
     say,
+    training_alone,
 )
 
 
@@ -42,9 +43,7 @@ def _is_due(step: int, every: int, num_steps: int) -> bool:
 
 def _check(config: ConfigDict) -> None:
     """What no constructor would find before work is lost."""
-    lengths = ("num_steps", "log_every", "eval_every", "checkpoint_every")
-    check_counts("train", config.train, keep=1, **dict.fromkeys(lengths, 0))
-    check_number("train.abort_above", config.train.abort_above, positive=False)
+    check_options(config.to_dict())
     size, num_devices = config.data.batch_size, jax.device_count()
     if size < 1 or size % num_devices:
         raise ValueError(
@@ -60,64 +59,13 @@ def _lay_out(batch, num_local: int, num_microbatches: int):
     return batch.swapaxes(0, 1)
 
 
-class _Preemption:
-    """Notice that the machine is about to be taken away.
-
-    SIGTERM lets the current step finish and be saved. While nothing is unsaved, before
-    training and in evaluations, it ends the process at once. Either way it exits 0.
-    """
-
-    def __init__(self):
-        self._is_requested = False
-        self._may_leave = True
-
-    @contextlib.contextmanager
-    def watching(self):
-        is_main = threading.current_thread() is threading.main_thread()
-        if not is_main or jax.process_count() > 1:
-            yield
-            return
-        previous = signal.signal(signal.SIGTERM, self._notice)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, previous)
-
-    def _notice(self, number, frame):
-        self._is_requested = True
-        if self._may_leave:
-            sys.exit(0)
-
-    @contextlib.contextmanager
-    def _leaving(self, may_leave: bool):
-        before, self._may_leave = self._may_leave, may_leave
-        try:
-            yield
-        finally:
-            self._may_leave = before
-
-    def holding_unsaved_work(self):
-        return self._leaving(False)
-
-    def leaving_at_once(self):
-        """Within `holding_unsaved_work`, while all is saved."""
-        return self._leaving(True)
-
-    def must_stop(self, step: int) -> bool:
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            # All processes must stop at the same step, which only JAX can arrange.
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._is_requested
-
-
 def run(
     build: Callable[[ConfigDict, Keys], Experiment],
     config: ConfigDict,
     workdir: str | pathlib.Path,
     *,
     evaluate_only: bool = False,
+    preemption: Preemption | None = None,
 ) -> dict[str, float]:
     """Starts, resumes, or (when all is trained) only evaluates a run.
 
@@ -139,18 +87,22 @@ def run(
         `evaluation.sampler`, another model is evaluated: its line has the kind
         "other_eval" and the `options` that differ, the run's own line stays, and its
         figures and arrays go to `figures_other`.
+      preemption: Notices signals; by default one that handles SIGTERM.
 
     Returns:
       The scalars of the last evaluation; empty if the run was preempted.
 
     Raises:
-      ValueError: If `workdir` holds another run or the config cannot work.
+      ValueError: If `workdir` holds another run, another process trains it, or the
+        config cannot work.
+      CheckpointError: If a checkpoint cannot be written, or none can be read.
       FloatingPointError: When a metric is not finite, or a training metric is above
         `abort_above`, after it is written.
       FileNotFoundError: If there is nothing to evaluate.
     """
-    preemption = _Preemption()
-    with preemption.watching():
+    preemption = preemption or Preemption()
+    is_alone = jax.process_count() == 1  # JAX handles the signals of several processes
+    with preemption.watching() if is_alone else contextlib.nullcontext():
         workdir = pathlib.Path(workdir)
         return _run(build, config, workdir, evaluate_only, preemption)
 
@@ -166,6 +118,7 @@ def problem_of(build: Callable) -> str:
 
 def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
     _check(config)
+    check_folder(workdir)
     if evaluate_only and not (workdir / CONFIG).is_file():
         raise FileNotFoundError(f"{workdir} holds no run to evaluate")
     # An evaluation alone changes nothing of the run, and may have other options.
@@ -175,6 +128,7 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
     num_devices, ema_decay = jax.device_count(), config.ema_decay or None
     keys = make_keys(config.seed)
     experiment = build(config, keys)
+    guard_data(workdir, experiment.data_digest)
     state = training.init_state(
         experiment.players,
         experiment.params,
@@ -187,6 +141,38 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
         name: training.pmap_update(players, ema_decay=ema_decay)
         for name, players in _all_phases(experiment).items()
     }
+    with contextlib.ExitStack() as stack:
+        if not evaluate_only:
+            workdir.mkdir(exist_ok=True, parents=True)
+            stack.enter_context(training_alone(workdir))
+            guard_config(config, workdir)  # another start may have been first
+            guard_data(workdir, experiment.data_digest)
+        return _run_built(
+            experiment,
+            config,
+            workdir,
+            state,
+            updates,
+            keys,
+            problem_of(build),
+            other,
+            evaluate_only,
+            preemption,
+        )
+
+
+def _run_built(
+    experiment,
+    config,
+    workdir,
+    state,
+    updates,
+    keys,
+    problem,
+    other,
+    evaluate_only,
+    preemption,
+) -> dict[str, float]:
     figures = workdir / ("figures_other" if other else "figures")
     figures.mkdir(exist_ok=True, parents=True)
     checkpoints = Checkpoints(
@@ -194,7 +180,7 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
     )
     log = Log(workdir, config.train.num_steps)
     try:
-        restored = checkpoints.restore(state, num_devices)
+        restored = checkpoints.restore(state, jax.device_count())
         if evaluate_only and restored is None:
             raise FileNotFoundError(f"{workdir} holds no checkpoint to evaluate")
         state = state if restored is None else restored
@@ -203,7 +189,7 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
             [line for line in read_lines(workdir) if line["step"] <= step]
         )
         if not evaluate_only:
-            claim(config, workdir, problem_of(build), experiment.facts)
+            claim(config, workdir, problem, experiment.facts, experiment.data_digest)
             log.rewind(step)
 
         def evaluate(step, state):
@@ -225,9 +211,8 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
             if other:
                 log.write("other_eval", step, line, options=other)
             else:
-                log.replace_evaluation(step)
-                log.write("eval", step, line)
-            check_sound(step, scalars)
+                log.write_evaluation(step, line)
+            check_sound(step, scalars, kept=checkpoints.latest_step())
             evaluated[step] = scalars
             return scalars
 
@@ -239,25 +224,33 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
             return min(known, key=known.get) if known else None
 
         if evaluate_only or step >= config.train.num_steps:
-            return evaluate(step, state)
-        is_due = _is_due(step, config.train.eval_every, config.train.num_steps)
-        if 0 < step and is_due and step not in evaluated:
-            evaluate(step, state)  # stopped between the checkpoint and this
-        with preemption.holding_unsaved_work():
-            return _train(
-                experiment,
-                config,
-                updates,
-                state,
-                checkpoints,
-                log,
-                evaluate,
-                best,
-                preemption,
-            )
-    finally:
-        log.close()
-        checkpoints.close()
+            result = evaluate(step, state)
+        else:
+            is_due = _is_due(step, config.train.eval_every, config.train.num_steps)
+            if 0 < step and is_due and step not in evaluated:
+                evaluate(step, state)  # stopped between the checkpoint and this
+            with preemption.holding_unsaved_work():
+                result = _train(
+                    experiment,
+                    config,
+                    updates,
+                    state,
+                    checkpoints,
+                    log,
+                    evaluate,
+                    best,
+                    preemption,
+                )
+    except BaseException:
+        # A folder that is full or gone fails again, which would hide the error.
+        with contextlib.suppress(Exception):
+            log.close()
+        with contextlib.suppress(Exception):
+            checkpoints.close()
+        raise
+    log.close()
+    checkpoints.close()
+    return result
 
 
 def _all_phases(experiment: Experiment) -> dict[str, Mapping[str, training.Player]]:
@@ -284,19 +277,22 @@ def _train(
             )
         return _lay_out(batch, jax.local_device_count(), num)
 
-    step = int(state.step)
-    batch = fetch_batch(step)
+    step = saved = int(state.step)
+    with preemption.leaving_at_once():
+        batch = fetch_batch(step)
     say("compiling the update")
     last_time, last_step, result = None, step, {}
     while step < train.num_steps:
         phase = experiment.phase(step)
-        state, scalars = updates[phase](state, batch)
-        step += 1
-        if step < train.num_steps:
-            batch = fetch_batch(step)  # while the devices work
-        if is_cpu or last_time is None:
-            # Forced host devices deadlock when steps are issued without waiting.
-            jax.block_until_ready(state.step)
+        # The first step after a save may take long: it compiles, or is a new phase's.
+        with preemption.leaving_at_once(is_saved=step == saved):
+            state, scalars = updates[phase](state, batch)
+            step += 1
+            if step < train.num_steps:
+                batch = fetch_batch(step)  # while the devices work
+            if is_cpu or last_time is None:
+                # Forced host devices deadlock when steps are issued without waiting.
+                jax.block_until_ready(state.step)
         if last_time is None:  # the first step compiles, and is not timed
             last_time, last_step = time.perf_counter(), step
         stops = preemption.must_stop(step)
@@ -323,15 +319,16 @@ def _train(
                 log.write("train", step, values | clock)
                 log.progress(step, values | clock)
                 last_time, last_step = now, step
-            check_sound(step, values, limit)
+            check_sound(step, values, limit, kept=checkpoints.latest_step())
         if is_saving:
             checkpoints.save(step, state)
-        if stops:
             checkpoints.wait()
+            saved = step
+            log.flush()
+        if stops:
             logging.warning("preempted: saved step %d; the same command goes on", step)
             return {}
         if is_evaluating:
-            checkpoints.wait()
             with preemption.leaving_at_once():
                 result = evaluate(step, state)
             last_time, last_step = time.perf_counter(), step  # not training time

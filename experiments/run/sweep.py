@@ -6,6 +6,7 @@ is a whole run in `cells/<cell>,<seed>/`, and `table.md` has the table so far.
 
 import ast
 import fnmatch
+import functools
 import itertools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,9 @@ from ml_collections import ConfigDict
 from experiments.run.config import flat, with_options
 from experiments.run.experiment import Experiment, Keys
 from experiments.run.loop import run
+from experiments.run.signals import Preemption
 from experiments.run.workdir import (
+    check_folder,
     finite_evaluations,
     format_table,
     guard_config,
@@ -163,6 +166,7 @@ def run_sweep(
     given: Mapping[str, Any] | None = None,
     num_seeds: int | None = None,
     cells: str = "*",
+    preemption: Preemption | None = None,
 ) -> str:
     """Runs every cell with every seed that has not ended, and tabulates them.
 
@@ -181,6 +185,7 @@ def run_sweep(
         them; a cell's own overrides win.
       num_seeds: Number of seeds, from `seed` on; the plan's own by default.
       cells: Pattern of the names of the cells that are run.
+      preemption: As for `loop.run`.
 
     Returns:
       The table, which is also in `table.md`.
@@ -190,6 +195,7 @@ def run_sweep(
         the options given, or a folder holds another run.
     """
     workdir, given = pathlib.Path(workdir), dict(given or {})
+    check_folder(workdir)
     configs = _make_configs(get_config, plan, given, num_seeds, cells)
     # Cells of one config, as where the columns of a table cross, are one run.
     firsts: dict[str, str] = {}
@@ -199,6 +205,7 @@ def run_sweep(
     folders = {name: workdir / CELLS / first for name, first in firsts.items()}
     for name, config in configs.items():
         guard_config(config, folders[name], may_differ=())
+    train = functools.partial(run, preemption=preemption) if preemption else run
     unique = [name for name, first in firsts.items() if name == first]
     for index, name in enumerate(unique, 1):
         folder = folders[name]
@@ -207,7 +214,7 @@ def run_sweep(
         say(f"cell {index}/{len(unique)}: {name}")
         jax.clear_caches()  # the programs of earlier cells would pile up
         try:
-            scalars = run(build, configs[name], folder)
+            scalars = train(build, configs[name], folder)
         except FloatingPointError as error:
             text = f"{error}\nDelete this file for the cell to be tried again.\n"
             write_atomically(folder / FAILURE, text)

@@ -1,14 +1,15 @@
 """Files of a run: its config and the guard of it, its log, its tables."""
 
+import contextlib
+import hashlib
 import json
 import math
-import os
 import pathlib
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,18 +18,34 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import ebmjax
-from experiments.run.checkpoint import CONFIG, FOLDER, read_config
+from experiments.run.checkpoint import CONFIG, FOLDER, RUN, read_config
 from experiments.run.config import flat
+from experiments.run.digests import digest_of, read_json, sign
+from experiments.run.files import append, locked, occupied, replacing, write_atomically
 
 METRICS = "metrics.jsonl"
-RUN = "run.json"
+TRAINER_LOCK = ".trainer.lock"
+LOG_LOCK = ".metrics.lock"
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+def check_folder(workdir: pathlib.Path) -> None:
+    """Raises a ValueError if the workdir or a folder above it is a file."""
+    for path in (workdir, *workdir.absolute().parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"workdir must be a folder, but {path} is a file")
+
+
+@contextlib.contextmanager
+def training_alone(workdir: pathlib.Path) -> Iterator[None]:
+    """Holds a workdir for this run; all processes of a run hold it together.
+
+    Raises:
+      ValueError: If another process trains there, with its number and machine.
+    """
+    is_first = jax.process_index() == 0
+    lock = occupied(workdir / TRAINER_LOCK, str(workdir))
+    with lock if is_first else contextlib.nullcontext():
+        yield
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -96,6 +113,21 @@ def guard_config(
     return allowed
 
 
+def guard_data(workdir: pathlib.Path, data_digest: str) -> None:
+    """Raises a ValueError if a run began with data of another digest."""
+    if not _has_begun(workdir) or not (workdir / RUN).is_file():
+        return
+    try:
+        known = read_run(workdir).get("data_digest")
+    except ValueError:  # a damaged file is written anew
+        return
+    if known and data_digest and known != data_digest:
+        raise ValueError(
+            f"{workdir}: the data are not those that the run began with; bring those"
+            " back, or train in another workdir"
+        )
+
+
 def _has_begun(workdir: pathlib.Path) -> bool:
     log, checkpoints = workdir / METRICS, workdir / FOLDER
     has_log = log.is_file() and log.stat().st_size > 0
@@ -108,7 +140,11 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 
 
 def claim(
-    config: ConfigDict, workdir: pathlib.Path, problem: str, facts: Mapping[str, Any]
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    problem: str,
+    facts: Mapping[str, Any],
+    data_digest: str,
 ) -> None:
     """Writes what `workdir` is run with from here on: `config.json` and `run.json`.
 
@@ -117,12 +153,14 @@ def claim(
       workdir: Folder of the run.
       problem: Module (or file) of the problem, for `experiments.load`.
       facts: `Experiment.facts`.
+      data_digest: `Experiment.data_digest`.
     """
     if jax.process_index() != 0:
         return
     record = {
         "problem": problem,
         "facts": dict(facts),
+        "data_digest": data_digest,
         "command": shlex.join(["python", *sys.orig_argv[1:]]),
         "commit": _commit(),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -132,9 +170,16 @@ def claim(
             "ebmjax": ebmjax.__version__,
         },
     }
-    for name, found in ((CONFIG, config.to_dict()), (RUN, record)):
-        text = json.dumps(found, indent=2, sort_keys=True) + "\n"
-        write_atomically(workdir / name, text)
+    text = _to_text(config.to_dict())
+    record["config_digests"] = [hashlib.sha256(text.encode()).hexdigest()]
+    if (workdir / CONFIG).is_file():  # it stays if this process is killed in between
+        record["config_digests"].append(digest_of(workdir / CONFIG))
+    write_atomically(workdir / RUN, _to_text(sign(json.loads(_to_text(record)))))
+    write_atomically(workdir / CONFIG, text)
+
+
+def _to_text(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
 
 def _commit() -> str:
@@ -164,17 +209,13 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
             f"{path} is missing: {workdir} was run by ebmjax before 0.2, which did not"
             " record its problem"
         )
-    try:
-        return json.loads(path.read_text(errors="replace"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
+    return read_json(path)
 
 
 def save_arrays(path: pathlib.Path, **arrays: Any) -> None:
     """Writes arrays to an `.npz` file, whole or not at all."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.npz")
-    np.savez(temporary, **jax.device_get(arrays))
-    os.replace(temporary, path)
+    with replacing(path, suffix=".npz") as temporary:
+        np.savez(temporary, **jax.device_get(arrays))
 
 
 def say(text: str) -> None:
@@ -184,17 +225,42 @@ def say(text: str) -> None:
 
 
 def read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`, without one that a killed process left torn."""
-    path, lines = workdir / METRICS, []
+    """Returns the lines of `metrics.jsonl`, without those that cannot be read.
+
+    A killed process leaves a torn line. A line that something else damaged is reported.
+    """
+    path, lines, damaged = workdir / METRICS, [], []
     if path.is_file():
-        for text in path.read_text(errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(line, dict) and {"kind", "step"} <= set(line):
+        texts = path.read_text(errors="replace").split("\n")
+        for number, text in enumerate(texts, 1):
+            line = _parse(text)
+            if line is not None:
                 lines.append(line)
+            elif text.strip() and number < len(texts):  # the torn one has no end
+                damaged.append(str(number))
+    if damaged:
+        text = ", ".join(damaged[:10]) + ", ..." * (len(damaged) > 10)
+        logging.warning("%s: lines that cannot be read are left out: %s", path, text)
     return lines
+
+
+def _parse(text: str) -> dict[str, Any] | None:
+    """Returns a line of the log, or None unless it has a kind, a step and numbers."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return None
+    step = line.get("step")
+    if type(step) is not int or not 0 <= step < 2**63:
+        return None
+    is_number = [
+        type(value) is float or (type(value) is int and abs(value) < 2**63)
+        for name, value in line.items()
+        if name not in ("kind", "step", "options")
+    ]
+    return line if all(is_number) else None
 
 
 def finite_evaluations(lines: Sequence[Mapping]) -> dict[int, dict[str, float]]:
@@ -208,10 +274,15 @@ def finite_evaluations(lines: Sequence[Mapping]) -> dict[int, dict[str, float]]:
 
 
 class Log:
-    """`metrics.jsonl`, a line of progress, and TensorBoard's event files."""
+    """`metrics.jsonl`, a line of progress, and TensorBoard's event files.
+
+    An evaluation alone may write while another process trains. Each holds the lock of
+    the log while it appends or replaces, so that neither loses a line of the other.
+    """
 
     def __init__(self, workdir: pathlib.Path, num_steps: int):
         self._path = workdir / METRICS
+        self._lock = workdir / LOG_LOCK
         self._num_steps = num_steps
         self._is_first = jax.process_index() == 0
         self._events = None
@@ -220,7 +291,9 @@ class Log:
     def rewind(self, step: int) -> None:
         """Drops what is after `step`: a killed run logged steps that come again."""
         if self._is_first:
-            self._rewrite([x for x in read_lines(self._workdir) if x["step"] <= step])
+            with locked(self._lock):
+                kept = [x for x in read_lines(self._workdir) if x["step"] <= step]
+                self._rewrite(kept)
             self._open_events(step)
 
     def _rewrite(self, lines: list[dict]) -> None:
@@ -239,21 +312,31 @@ class Log:
     def write(
         self, kind: str, step: int, scalars: Mapping[str, float], **others: Any
     ) -> None:
-        if not self._is_first:
-            return
-        line = {"kind": kind, "step": step, **others, **scalars}
-        with self._path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        """Appends a line."""
+        if self._is_first:
+            line = {"kind": kind, "step": step, **others, **scalars}
+            with locked(self._lock):
+                append(self._path, json.dumps(line) + "\n")
+            self._add_events(kind, step, scalars)
+
+    def write_evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Appends an evaluation, in place of an earlier one of this step."""
+        if self._is_first:
+            with locked(self._lock):
+                lines = read_lines(self._workdir)
+                kept = [x for x in lines if (x["kind"], x["step"]) != ("eval", step)]
+                self._rewrite([*kept, {"kind": "eval", "step": step, **scalars}])
+            self._add_events("eval", step, scalars)
+
+    def _add_events(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
         if self._events is not None:
             for name, value in scalars.items():
                 self._events.add_scalar(f"{kind}/{name}", value, step)
 
-    def replace_evaluation(self, step: int) -> None:
-        """Drops an earlier evaluation of this step, which has been repeated."""
-        if self._is_first:
-            lines = read_lines(self._workdir)
-            kept = [x for x in lines if (x["kind"], x["step"]) != ("eval", step)]
-            self._rewrite(kept)
+    def flush(self) -> None:
+        """Writes TensorBoard's events out."""
+        if self._events is not None:
+            self._events.flush()
 
     def progress(self, step: int, scalars: Mapping[str, float]) -> None:
         if not self._is_first:
@@ -278,14 +361,25 @@ def is_sound(value: float, limit: float) -> bool:
     return math.isfinite(value) and (limit == 0 or abs(value) <= limit)
 
 
-def check_sound(step: int, scalars: Mapping[str, float], limit: float = 0) -> None:
-    """Raises for what is not finite, or larger than a limit (0 for none), by name."""
+def check_sound(
+    step: int, scalars: Mapping[str, float], limit: float = 0, *, kept: int | None
+) -> None:
+    """Raises for what is not finite, or larger than a limit (0 for none), by name.
+
+    Args:
+      step: Step of the scalars.
+      scalars: Values to look at.
+      limit: Largest size; 0 for none.
+      kept: Step of the newest checkpoint, if there is one.
+    """
     for name, value in scalars.items():
         if not is_sound(value, limit):
             above = (
                 f", above train.abort_above = {limit}" if math.isfinite(value) else ""
             )
-            raise FloatingPointError(
-                f"step {step}: {name} is {value}{above};"
-                " the last good checkpoint is kept"
+            rest = (
+                "no checkpoint was saved before"
+                if kept is None
+                else f"the checkpoint of step {kept} is kept"
             )
+            raise FloatingPointError(f"step {step}: {name} is {value}{above}; {rest}")

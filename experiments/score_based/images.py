@@ -45,6 +45,7 @@ from ebmjax.types import Array, Key, Objective
 from experiments.data import (
     Images,
     dequantize,
+    digest,
     image_batches,
     image_section,
     load_section,
@@ -66,6 +67,7 @@ from experiments.score_based import measures
 from experiments.score_based.model import (
     DIFFUSIONS,
     Model,
+    bind_model,
     draw_chunks,
     make_model,
     make_players,
@@ -241,6 +243,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         ),
         evaluate=make_evaluation(config, data, model, keys.evaluation),
         facts=facts,
+        data_digest=digest(data.train, data.held_out),
     )
 
 
@@ -381,12 +384,7 @@ def sweep(preset: str) -> Sweep:
     )
 
 
-def load(
-    config: ConfigDict,
-    facts: dict[str, Any],
-    params: dict[str, Any],
-    model_state: dict[str, Any],
-) -> Trained:
+def load(config: ConfigDict, facts, params, model_state) -> Trained:
     """Returns the trained model.
 
     Its functions are of one image: `score_fn(x, noise_scale)` is the score of data with
@@ -406,16 +404,9 @@ def load(
     def sample(key: Key, num: int):
         return draw_chunks(model, own, key, num, config.evaluation.chunk_size)[:num]
 
-    is_energy = model.name == "energy"
+    functions = bind_model(model, own)
     return Trained(
-        config,
-        params,
-        model_state,
-        {model.name: model.network},
-        energy_fn=functools.partial(model.network.apply, own) if is_energy else None,
-        score_fn=functools.partial(model.score, own),
-        log_prob=log_prob,
-        sample=sample,
+        config, params, model_state, **functions, log_prob=log_prob, sample=sample
     )
 
 

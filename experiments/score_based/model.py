@@ -320,3 +320,16 @@ def make_log_prob(
         )
 
     return log_prob
+
+
+def bind_model(model, params) -> dict[str, Any]:
+    """Returns `networks`, `energy_fn` and `score_fn` of a `Trained`.
+
+    Args:
+      model: A model with a network, its name and its score: of images or of the plane.
+      params: Parameters of the network.
+    """
+    functions = {"score_fn": functools.partial(model.score, params)}
+    if model.name == "energy":
+        functions["energy_fn"] = functools.partial(model.network.apply, params)
+    return {"networks": {model.name: model.network}, **functions}

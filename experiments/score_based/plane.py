@@ -32,6 +32,7 @@ from experiments.run.config import adam_section, check_name, train_section
 from experiments.run.experiment import Experiment, Keys, Trained, evaluated_params
 from experiments.run.workdir import save_arrays
 from experiments.score_based.model import (
+    bind_model,
     find_step_size,
     make_family,
     make_ladder,
@@ -86,11 +87,7 @@ PRESETS = {"two_modes": two_modes}
 
 
 def get_config(preset: str = "two_modes") -> ConfigDict:
-    """Returns the locked config of a preset.
-
-    Raises:
-      ValueError: If the preset is unknown.
-    """
+    """Returns the locked config of a preset."""
     check_name("preset", preset, PRESETS)
     return ConfigDict(PRESETS[preset]()).lock()
 
@@ -249,12 +246,7 @@ def make_evaluation(config: ConfigDict, target: targets.Target, model: Model):
     return evaluate
 
 
-def load(
-    config: ConfigDict,
-    facts: dict[str, Any],
-    params: dict[str, Any],
-    model_state: dict[str, Any],
-) -> Trained:
+def load(config: ConfigDict, facts, params, model_state) -> Trained:
     """Returns the trained model.
 
     `score_fn(x, noise_scale)` is the score of data with noise of that scale, and so is
@@ -265,15 +257,9 @@ def load(
     own = params[model.name]
     num_steps = config.evaluation.sampler.num_steps_per_level
     anneal = make_annealed(model, model.score, num_steps)
-    is_energy = model.name == "energy"
+    functions = bind_model(model, own)
     return Trained(
-        config,
-        params,
-        model_state,
-        {model.name: model.network},
-        energy_fn=functools.partial(model.network.apply, own) if is_energy else None,
-        score_fn=functools.partial(model.score, own),
-        sample=functools.partial(anneal, own),
+        config, params, model_state, **functions, sample=functools.partial(anneal, own)
     )
 
 

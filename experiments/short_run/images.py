@@ -17,23 +17,34 @@ Presets: `digits` (embedded 8x8 images, 3 to 9 minutes on two CPU cores), `mnist
 and `celeb_a_128`. The sweep varies the number of moves, the data noise and the width.
 """
 
-import functools
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ebmjax.types import Key
-from experiments.data import image_batches, image_section, load_section
+from experiments.data import digest, image_batches, image_section, load_section
 from experiments.run import cli
-from experiments.run.config import check_name, train_section
+from experiments.run.config import adam_section, check_name, train_section
 from experiments.run.experiment import Experiment, Keys, Trained
 from experiments.run.sweep import Cell, Sweep
 from experiments.short_run.inverse import make_evaluation
-from experiments.short_run.model import draw_chunks, make_model, make_players
+from experiments.short_run.model import (
+    bind_model,
+    draw_chunks,
+    make_model,
+    make_players,
+)
 
 
 def image_preset(name: str, **data) -> dict[str, Any]:
     """Returns the paper's config for a data set of images."""
+    optimizer = adam_section(1e-4, b1=0.9, b2=0.999)  # paper: eta
+    optimizer["learning_rate"] |= {
+        "final": 1e-5,  # after the decay; paper: eta is the rate
+        "decay": "exponential",
+        "decay_start": 200_000,
+        "decay_steps": 50_000,
+    }
     return {
         "seed": 0,
         # batch_size is also the number of chains; paper: m.
@@ -67,20 +78,7 @@ def image_preset(name: str, **data) -> dict[str, Any]:
             "decay_start": 200_000,  # updates
             "decay_steps": 50_000,  # updates
         },
-        "optimizer": {
-            "name": "adam",  # or "adamw", "sgd"
-            "b1": 0.9,  # decay of the mean of gradients
-            "b2": 0.999,  # decay of the mean of squared gradients
-            "gradient_clip": 0.0,  # largest norm; 0 for none
-            "learning_rate": {
-                "start": 1e-4,  # before the decay; paper: eta
-                "final": 1e-5,  # after the decay
-                "warmup_steps": 0,  # updates
-                "decay": "exponential",  # or "cosine", "linear"
-                "decay_start": 200_000,  # updates
-                "decay_steps": 50_000,  # updates
-            },
-        },
+        "optimizer": optimizer,
         "ema_decay": 0.0,  # of the parameters that are evaluated; 0 for no average
         "train": train_section(
             250_000,
@@ -177,11 +175,7 @@ PRESETS = {
 
 
 def get_config(preset: str = "digits") -> ConfigDict:
-    """Returns the locked config of a preset.
-
-    Raises:
-      ValueError: If the preset is unknown.
-    """
+    """Returns the locked config of a preset."""
     check_name("preset", preset, PRESETS)
     return ConfigDict(PRESETS[preset]()).lock()
 
@@ -199,6 +193,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         ),
         evaluate=make_evaluation(config, data, model, keys.evaluation),
         facts={"event_shape": list(data.image_shape)},
+        data_digest=digest(data.train, data.held_out),
     )
 
 
@@ -239,12 +234,7 @@ def sweep(preset: str) -> Sweep:
     )
 
 
-def load(
-    config: ConfigDict,
-    facts: dict[str, Any],
-    params: dict[str, Any],
-    model_state: dict[str, Any],
-) -> Trained:
+def load(config: ConfigDict, facts, params, model_state) -> Trained:
     """Returns the trained model.
 
     Its density is `exp(-energy_fn(x) / config.sampler.temperature)` up to a constant.
@@ -258,14 +248,7 @@ def load(
         num_steps, size = config.objective.num_steps, config.evaluation.chunk_size
         return draw_chunks(model, params["energy"], key, num, num_steps, size)[0][:num]
 
-    return Trained(
-        config,
-        params,
-        model_state,
-        {"energy": model.network},
-        energy_fn=functools.partial(model.network.apply, params["energy"]),
-        sample=sample,
-    )
+    return bind_model(config, model, params, model_state, sample)
 
 
 if __name__ == "__main__":

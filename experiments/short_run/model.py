@@ -5,6 +5,7 @@ MCMC toward energy-based model", https://arxiv.org/abs/1904.09770.
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -12,8 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ebmjax import networks, objectives, samplers, starts, training
-from ebmjax.types import DrawNoise, Key, Network, Params
+from ebmjax.types import Array, DrawNoise, Key, Network, Params
 from experiments.run.config import construct, make_optimizer, schedule
+from experiments.run.experiment import Trained
 
 NETWORKS = {
     "short_run": networks.short_run_energy,
@@ -149,3 +151,21 @@ def draw_chunks(
         positions.append(np.asarray(state.position))
         norms.append(float(info.gradient_norm.mean()))
     return np.concatenate(positions), float(np.mean(norms))
+
+
+def bind_model(
+    config: ConfigDict,
+    model: Model,
+    params,
+    model_state,
+    sample: Callable[[Key, int], Array],
+) -> Trained:
+    """Returns the trained model, whose energy is bound to its parameters."""
+    return Trained(
+        config,
+        params,
+        model_state,
+        {"energy": model.network},
+        energy_fn=functools.partial(model.network.apply, params["energy"]),
+        sample=sample,
+    )

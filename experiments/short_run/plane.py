@@ -28,11 +28,23 @@ from experiments.data import target_batches
 from experiments.judge import plots
 from experiments.judge.plane import kl_divergence, make_plane, total_variation
 from experiments.run import cli
-from experiments.run.config import check_counts, check_name, construct, train_section
+from experiments.run.config import (
+    adam_section,
+    check_counts,
+    check_name,
+    construct,
+    train_section,
+)
 from experiments.run.experiment import Experiment, Keys, Trained, evaluated_params
 from experiments.run.sweep import Cell, Sweep
 from experiments.run.workdir import save_arrays
-from experiments.short_run.model import Model, make_model, make_players, run_chains
+from experiments.short_run.model import (
+    Model,
+    bind_model,
+    make_model,
+    make_players,
+    run_chains,
+)
 
 TARGETS = {
     "eight_gaussians": targets.eight_gaussians,
@@ -45,6 +57,8 @@ TARGETS = {
 
 
 def toy_nonconvergent() -> dict[str, Any]:
+    optimizer = adam_section(1e-3, b1=0.9, b2=0.999)  # paper: eta
+    optimizer["learning_rate"] |= {"final": 1e-4, "decay_steps": 5_000}
     return {
         "seed": 0,
         "data": {
@@ -82,20 +96,7 @@ def toy_nonconvergent() -> dict[str, Any]:
             "decay_start": 0,  # updates
             "decay_steps": 0,  # updates; 0 for no decay
         },
-        "optimizer": {
-            "name": "adam",  # or "adamw", "sgd"
-            "b1": 0.9,  # decay of the mean of gradients
-            "b2": 0.999,  # decay of the mean of squared gradients
-            "gradient_clip": 0.0,  # largest norm; 0 for none
-            "learning_rate": {
-                "start": 1e-3,  # before the decay; paper: eta
-                "final": 1e-4,  # after the decay
-                "warmup_steps": 0,  # updates
-                "decay": "cosine",  # or "linear", "exponential"
-                "decay_start": 0,  # updates
-                "decay_steps": 5_000,  # updates
-            },
-        },
+        "optimizer": optimizer,
         "ema_decay": 0.99,  # of the parameters that are evaluated; 0 for no average
         "train": train_section(5_000, abort_above=1e5),
         "evaluation": {
@@ -135,11 +136,7 @@ PRESETS = {"toy_nonconvergent": toy_nonconvergent, "toy_convergent": toy_converg
 
 
 def get_config(preset: str = "toy_nonconvergent") -> ConfigDict:
-    """Returns the locked config of a preset.
-
-    Raises:
-      ValueError: If the preset is unknown.
-    """
+    """Returns the locked config of a preset."""
     check_name("preset", preset, PRESETS)
     return ConfigDict(PRESETS[preset]()).lock()
 
@@ -199,16 +196,17 @@ def make_evaluation(
         density = grid.probabilities(lambda x: energy_fn(x) / temperature)
         draws = grid.histogram(target.sample(data_key, section.num_samples))
         fewer = grid.histogram(target.sample(data_key, section.num_long_run))
+        data, learned = grid.binned(truth), grid.binned(density)
+        short, long = grid.histogram(samples), grid.histogram(far.position)
         panels = {
-            "data": grid.binned(truth),
-            f"{section.num_steps} moves": grid.histogram(samples),
-            "exp(-E / T) / Z": grid.binned(density),
-            f"{section.long_run_steps} moves": grid.histogram(far.position),
+            "data": data,
+            f"{section.num_steps} moves": short,
+            "exp(-E / T) / Z": learned,
+            f"{section.long_run_steps} moves, long run": long,
         }
         plots.densities(
             directory / "densities.png", panels, bounds=(-section.bound, section.bound)
         )
-        data, short, learned, long = panels.values()
         return {
             "samples_total_variation": total_variation(short, data),
             "density_total_variation": total_variation(learned, data),
@@ -239,12 +237,7 @@ def sweep(preset: str) -> Sweep:
     )
 
 
-def load(
-    config: ConfigDict,
-    facts: dict[str, Any],
-    params: dict[str, Any],
-    model_state: dict[str, Any],
-) -> Trained:
+def load(config: ConfigDict, facts, params, model_state) -> Trained:
     """Returns the trained model.
 
     Its density is `exp(-energy_fn(x) / config.sampler.temperature)` up to a constant.
@@ -256,14 +249,7 @@ def load(
         num_steps = config.evaluation.num_steps
         return draw_samples(model, params["energy"], key, num, num_steps)
 
-    return Trained(
-        config,
-        params,
-        model_state,
-        {"energy": model.network},
-        energy_fn=functools.partial(model.network.apply, params["energy"]),
-        sample=sample,
-    )
+    return bind_model(config, model, params, model_state, sample)
 
 
 if __name__ == "__main__":

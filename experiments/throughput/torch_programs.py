@@ -137,6 +137,35 @@ def torch_settings(x0, is_compiled: bool, num_threads: int | None) -> list[Setti
     return [Setting(count, layout) for count in threads for layout in layouts]
 
 
+def torch_contender(
+    move: Callable, x0, num_steps: int, settings: str, *, num_threads: int | None = None
+) -> Contender:
+    """Returns the program of a PyTorch library, at the fastest setting that is found.
+
+    Args:
+      move: `move(x, num_steps) -> x`, uncompiled moves of the library's sampler.
+      x0: Starts of the chains.
+      num_steps: Number of moves in a run.
+      settings: The library's version and what it is given, in words.
+      num_threads: Number of threads; None for the fastest.
+    """
+    import torch
+
+    def make_step():
+        return lambda x: move(x, 1)
+
+    setting = fastest(torch_settings(x0, False, num_threads), x0, make_step)
+    start = to_torch(x0, setting.layout)
+
+    def run(seed: int) -> np.ndarray:
+        torch.set_num_threads(setting.num_threads)
+        torch.manual_seed(seed)
+        # The library may change its start in place, which later runs begin from too.
+        return from_torch(move(start.clone(), num_steps))
+
+    return Contender(run, f"{settings}, {setting}")
+
+
 def hand_written(
     workload: Workload,
     sampler: Kernel,

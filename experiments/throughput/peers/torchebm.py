@@ -2,32 +2,15 @@
 
 import numpy as np
 
-from experiments.throughput.torch_energies import from_torch, to_torch, torch_energy
-from experiments.throughput.torch_programs import (
-    TORCH_ENVIRONMENT,
-    fastest,
-    torch_settings,
-)
-from experiments.throughput.workload import (
-    Contender,
-    Kernel,
-    Workload,
-    check_sampler,
-    version,
-)
+from experiments.throughput.torch_energies import torch_energy
+from experiments.throughput.torch_programs import TORCH_ENVIRONMENT, torch_contender
+from experiments.throughput.workload import Kernel, Workload, check_sampler, version
 
 PACKAGE, ENVIRONMENT = "torchebm", TORCH_ENVIRONMENT
 
 
-def make(
-    workload: Workload,
-    sampler: Kernel,
-    x0,
-    num_steps: int,
-    *,
-    num_threads: int | None = None,
-) -> Contender:
-    import torch
+def make(workload: Workload, sampler: Kernel, x0, num_steps: int, **options):
+    """Returns TorchEBM's sampler, with our gradient where we have one."""
     import torchebm.core
     import torchebm.samplers
 
@@ -55,16 +38,8 @@ def make(
             Model(), sampler.step_size, sampler.num_leapfrog
         )
 
-    def make_step():
-        return lambda x: chains.sample(x=x, n_steps=1)
+    def move(x, num_steps):
+        return chains.sample(x=x, n_steps=num_steps)
 
-    setting = fastest(torch_settings(x0, False, num_threads), x0, make_step)
-    start = to_torch(x0, setting.layout)
-
-    def run(seed: int) -> np.ndarray:
-        torch.set_num_threads(setting.num_threads)
-        torch.manual_seed(seed)
-        return from_torch(chains.sample(x=start.clone(), n_steps=num_steps))
-
-    versions = f"{version('torchebm')} on {version('torch')}"
-    return Contender(run, f"{versions}: {found.settings}, {setting}")
+    settings = f"{version('torchebm')} on {version('torch')}: {found.settings}"
+    return torch_contender(move, x0, num_steps, settings, **options)

@@ -197,6 +197,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         params={"energy": params},
         batch=lambda step: table.train[rows(step)[local]],
         evaluate=make_evaluation(config, table, loss),
+        data_digest=table.digest,
     )
 
 

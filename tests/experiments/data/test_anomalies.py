@@ -244,6 +244,65 @@ def test_a_constant_column_stays_small_however_its_deviation_is_rounded(tmp_path
     np.testing.assert_allclose(data.test[0, 0], 0.1, rtol=1e-6)
 
 
+def write_column(path, values):
+    rows = "".join(f"{float(value)!r},{i}\n" for i, value in enumerate(values))
+    return write(path, "a,b\n" + rows)
+
+
+@pytest.mark.parametrize("scaling", ["none", "min_max", "standard"])
+@pytest.mark.parametrize(
+    "train, score, moved",
+    [
+        ([5, 5.0000000000001] * 3, 5.1, 0.1),
+        ([5, 5.0000000000001] * 50, 5.1, 0.1),
+        ([0.1 + 0.2, 0.3] * 10, 0.4, 0.1),
+        ([1e-30 * v for v in (1.1 * 3, 3.3)] * 10, 4e-30, 0.7e-30),
+        ([1e20 * v for v in (1.1 * 3, 3.3)] * 10, 3.3e20, 0.0),
+    ],
+)
+def test_a_column_that_is_constant_but_for_rounding_is_only_moved(
+    tmp_path, scaling, train, score, moved
+):
+    """As scikit-learn has it: its deviation of 1e-14 is no scale."""
+    data = anomalies.tables(
+        write_column(tmp_path / "a.csv", train),
+        write_column(tmp_path / "b.csv", [score]),
+        scaling=scaling,
+    )
+    np.testing.assert_array_equal(data.scaling.scale[0], 1.0)
+    shift = train[0] if scaling == "none" else 0.0
+    error = 1e-7 * abs(score)  # of float32, and of the data's own rounding
+    np.testing.assert_allclose(data.test[0, 0] - shift, moved, rtol=1e-6, atol=error)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [1.7e9 + i for i in range(50)],  # seconds since 1970: one number in float32
+        [2**24 + i for i in range(50)],  # numbers of rows: pairs
+        [2**24 + i for i in range(4_000)],
+        [1e9 + 0.5 * i for i in range(50)],
+        [1e-60 * i for i in range(50)],  # all zero
+    ],
+)
+def test_columns_that_float32_cannot_represent_are_refused_by_name(tmp_path, values):
+    paths = [write_column(tmp_path / name, values) for name in ("a.csv", "b.csv")]
+    with pytest.raises(ValueError, match="the column 'a', from .* float32 cannot tell"):
+        anomalies.tables(*paths, scaling="none")
+    # In float64 they are scaled before they are rounded, and all remain.
+    data = anomalies.tables(*paths, scaling="standard")
+    assert len(np.unique(data.train[:, 0])) == len(values)
+
+
+def test_columns_that_float32_rounds_a_little_are_accepted(tmp_path):
+    """Bytes of up to 1e9, and decimals."""
+    rng = np.random.RandomState(0)
+    for values in (rng.randint(0, 10**9, 500), rng.normal(size=500)):
+        paths = [write_column(tmp_path / name, values) for name in ("a.csv", "b.csv")]
+        data = anomalies.tables(*paths, scaling="none")
+        np.testing.assert_allclose(data.train[:, 0], values, rtol=1e-7)
+
+
 def test_marks_blank_lines_and_quotes_of_spreadsheets_are_no_harm(tmp_path):
     train = tmp_path / "a.csv"
     train.write_bytes(b'\xef\xbb\xbf"a";b\r\n\r\n1;2\r\n3;"4"\r\n')

@@ -22,6 +22,7 @@ from PIL import Image
 from ebmjax import targets
 from experiments.data import (
     dequantize,
+    digest,
     epoch_rows,
     image_batches,
     images,
@@ -269,6 +270,22 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all():
         read_split("minst", "test")
 
 
+def test_a_digest_is_of_every_byte_the_type_and_the_shape(tmp_path):
+    x, path = np.arange(6, dtype=np.int32), tmp_path / "file"
+    path.write_bytes(x.tobytes())
+    found = {
+        digest(x),
+        digest(x[::-1]),
+        digest(x.reshape(2, 3)),
+        digest(x.astype("f4")),
+    }
+    found |= {digest(path), digest(x, x), digest(x[:3], x[3:]), digest()}
+    path.write_bytes(x.tobytes()[:-1] + b"\1")
+    found |= {digest(path)}
+    assert len(found) == 9
+    assert digest(x[::-1]) == digest(x[::-1].copy())
+
+
 # Images from files
 
 
@@ -308,6 +325,88 @@ def test_a_torn_file_is_refused_by_name(mnist_files):
         images.read_split("mnist", "test", data_dir=mnist_files)
 
 
+def idx(folder, split, kind):
+    dims = {"images": 3, "labels": 1}[kind]
+    return folder / "mnist" / f"{split}-{kind}-idx{dims}-ubyte.gz"
+
+
+@pytest.mark.quick
+def test_labels_that_are_not_those_of_the_images_are_refused(mnist_files):
+    path = idx(mnist_files, "train", "labels")
+    for labels in (np.arange(5), np.arange(7), np.zeros((6, 1)), np.zeros(())):
+        write_idx(path, labels.astype(np.uint8))
+        with pytest.raises(ValueError, match=f"{path} must have a label|complete idx"):
+            load_images("mnist", data_dir=mnist_files)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"{path}, the labels of .* is missing"):
+        load_images("mnist", data_dir=mnist_files)
+
+
+def test_images_that_are_none_are_refused(mnist_files, tmp_path):
+    path = idx(mnist_files, "t10k", "images")
+    for shape in ((0, 28, 28), (28, 28), (4, 0, 28)):
+        write_idx(path, np.zeros(shape, np.uint8))
+        with pytest.raises(ValueError, match=f"{path} must hold images"):
+            load_images("mnist", data_dir=mnist_files)
+    with zipfile.ZipFile(mnist_files / "empty.zip", "w"):
+        pass
+    path = tmp_path / "omniglot" / "images_background_small1.zip"
+    path.parent.mkdir()
+    (mnist_files / "empty.zip").rename(path)
+    with pytest.raises(ValueError, match=f"{path} cannot be read: it holds no image"):
+        images.read_split("omniglot", "small1", data_dir=tmp_path)
+
+
+def test_splits_of_other_shapes_are_refused(tmp_path):
+    for split, channels in (("train", 1), ("test", 3)):
+        x = np.zeros((2, 32, 32, channels), np.uint8)
+        np.savez(tmp_path / f"cifar10-{split}-32.npz", images=x)
+    with pytest.raises(ValueError, match=r"'train' are \(32, 32, 1\), .*\(32, 32, 3\)"):
+        load_images("cifar10", data_dir=tmp_path)
+    x, labels = np.zeros((2, 32, 32, 1), np.uint8), np.zeros(2, np.int32)
+    np.savez(tmp_path / "cifar10-test-32.npz", images=x, labels=labels)
+    with pytest.raises(ValueError, match="only one of the two splits has labels"):
+        load_images("cifar10", data_dir=tmp_path)
+
+
+def test_every_damage_of_a_packed_file_is_refused_by_its_path(mnist_files, tmp_path):
+    """Every byte in turn, and every length: read as it was, or the error has the path.
+    A gzip's time and system and a zip's dates may change."""
+    x = np.arange(2 * 28 * 28, dtype=np.uint8).reshape(2, 28, 28, 1)
+    np.savez_compressed(tmp_path / "kmnist-test-28.npz", images=x)
+    page = io.BytesIO()
+    Image.fromarray(x[0, ..., 0]).save(page, "PNG")
+    (tmp_path / "omniglot").mkdir()
+    archive = tmp_path / "omniglot" / "images_background_small1.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.png", page.getvalue())
+    for path, name, split in (
+        (idx(mnist_files, "t10k", "labels"), "mnist", "test"),
+        (tmp_path / "kmnist-test-28.npz", "kmnist", "test"),
+        (archive, "omniglot", "small1"),
+    ):
+        whole = path.read_bytes()
+        before = images.read_split(name, split, data_dir=tmp_path)
+        num_refused = 0
+        places = np.linspace(0, len(whole) - 1, 60).astype(int)
+        damaged = [whole[:place] for place in places]
+        for place in places:
+            damaged.append(bytearray(whole))
+            damaged[-1][place] ^= 0x41
+        for content in damaged:
+            path.write_bytes(content)
+            try:
+                found = images.read_split(name, split, data_dir=tmp_path)
+            except (ValueError, FileNotFoundError) as error:
+                assert str(path) in str(error)
+                num_refused += 1
+            else:
+                np.testing.assert_array_equal(found[0], before[0])
+                np.testing.assert_array_equal(found[1], before[1])
+        assert num_refused > len(places)
+        path.write_bytes(whole)
+
+
 def test_emnist_is_turned_upright_and_its_labels_begin_at_zero(tmp_path):
     pixels = np.random.RandomState(0).randint(0, 256, (2, 28, 28), np.uint8)
     stem = tmp_path / "emnist_letters" / "emnist-letters-test"
@@ -316,6 +415,9 @@ def test_emnist_is_turned_upright_and_its_labels_begin_at_zero(tmp_path):
     x, labels = images.read_split("emnist_letters", "test", data_dir=tmp_path)
     np.testing.assert_array_equal(x[..., 0], pixels.transpose(0, 2, 1))
     np.testing.assert_array_equal(labels, [0, 25])
+    write_idx(pathlib.Path(f"{stem}-labels-idx1-ubyte.gz"), np.array([1, 0], np.uint8))
+    with pytest.raises(ValueError, match="'test': labels .* at least 1, got 0"):
+        images.read_split("emnist_letters", "test", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("folder", ["omniglot", "omniglot_small"])
@@ -383,7 +485,7 @@ def test_the_module_is_a_program_without_warnings(mnist_files):
     """runpy warns where a package has already imported the module that it runs."""
     command = [sys.executable, "-W", "error", "-m", "experiments.data.images"]
     arguments = ["--name", "mnist", "--splits", "test", "--data_dir", mnist_files]
-    root = pathlib.Path(__file__).parent.parent
+    root = pathlib.Path(__file__).parents[3]
     subprocess.run([*command, *arguments], check=True, cwd=root)
     assert (mnist_files / "mnist-test-28.npz").is_file()
 

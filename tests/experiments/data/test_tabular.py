@@ -268,10 +268,24 @@ def test_tables_that_cannot_be_whitened_are_refused(tmp_path):
         tabular.load("parkinsons", data_dir=tmp_path)
 
 
+def test_a_table_that_is_cut_at_a_line_s_end_is_noticed(tmp_path, caplog):
+    """As published there are 1,599 rows; of 15 a tenth is one row to test on."""
+    write_wine(tmp_path, wine_rows(15))
+    with pytest.raises(ValueError, match=r"must have 2 rows, got \[13, 1, 1\]"):
+        load(tmp_path)
+    write_wine(tmp_path, wine_rows(1_598))
+    load(tmp_path)
+    assert "winequality-red.csv has 1598 rows, not 1599" in caplog.text
+    caplog.clear()
+    write_wine(tmp_path, wine_rows(1_599))
+    load(tmp_path)
+    assert "rows, not" not in caplog.text
+
+
 @pytest.mark.parametrize(
     "name, options, message",
     [
-        ("rose_wine", {}, "table 'rose_wine' is not one of .*'red_wine'"),
+        ("rose_wine", {}, "data.name 'rose_wine' is not one of .*'red_wine'"),
         ("red_wine", {"whiten": "test"}, r"whiten must be one of .*got 'test'"),
         ("red_wine", {"noise_scale": -1.0}, "noise_scale must not be negative"),
     ],
@@ -305,3 +319,36 @@ def test_real_tables_have_the_published_sizes(name, num_rows, num_dims):
     np.testing.assert_allclose(covariance, 1.0025 * np.eye(num_dims), atol=error)
     if name == "parkinsons":  # one jitter of three is another times three, to rounding
         assert table.dropped == ("Jitter(%)", "Jitter:RAP", "Shimmer", "Shimmer:APQ3")
+
+
+def test_rounding_makes_no_steps_between_values():
+    """0.3 and 0.6, half of them as sums: noise is 0.3 wide on either side. Most
+    neighbouring values are 1e-16 apart, by rounding."""
+    column = np.array([0.3, 0.1 + 0.2, 0.6, 3 * 0.2] * 700)
+    noisy = tabular.dequantize_columns(
+        np.random.RandomState(0), column[:, None], ("tenths",)
+    )
+    noise = noisy[:, 0] - column
+    # The variance of a uniform law of width 0.6; its estimate's error is 2 %.
+    np.testing.assert_allclose(noise.var(), 0.6**2 / 12, rtol=0.1)
+
+
+def test_rounding_alone_is_no_column():
+    with pytest.raises(ValueError, match="column 'a' has only one value"):
+        tabular.dequantize_columns(
+            np.random.RandomState(0), np.array([[0.1 + 0.2], [0.3]]), ("a",)
+        )
+
+
+def test_whether_columns_can_be_whitened_does_not_depend_on_their_units():
+    rng = np.random.RandomState(0)
+    rows = rng.normal(size=(200, 3)) * np.array([1e-9, 1.0, 1e9])
+    mean, matrix = tabular.whitening(rows)
+    white = (rows - mean) @ matrix
+    np.testing.assert_allclose(white.T @ white / 200, np.eye(3), atol=1e-4)
+    for bad in (
+        np.stack([rows[:, 0], 2 * rows[:, 0]], 1),
+        np.stack([rows[:, 1], np.full(200, 0.3) + 1e-17 * rows[:, 1]], 1),
+    ):
+        with pytest.raises(ValueError, match="cannot be whitened"):
+            tabular.whitening(bad)

@@ -86,7 +86,7 @@ def test_every_table_builds(data_dir, monkeypatch):
         ("objective__l2", -1.0, "objective.l2 must not be negative, got -1"),
         ("players__num_energy_updates", 0, "players.num_energy_updates must be"),
         ("data__split_seed", -1, "data.split_seed must be a whole number"),
-        ("data__name", "red_wines", "table 'red_wines' is not one of .*'red_wine'"),
+        ("data__name", "red_wines", "data.name 'red_wines' is not one of .*'red_wine'"),
         (
             "objective__name",
             "likelihood",

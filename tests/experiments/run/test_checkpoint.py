@@ -1,5 +1,8 @@
 """Checkpoints: atomic, read on other numbers of devices, never half-read."""
 
+import random
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +13,9 @@ from small_experiment import build, config, get_config, state_of, step_of
 
 from ebmjax import energies, objectives, samplers, starts, training
 from ebmjax.training import Player
-from experiments.run.checkpoint import Checkpoints, load_run
+from experiments.run import checkpoint
+from experiments.run.checkpoint import Checkpoints, load_run, read
+from experiments.run.errors import CheckpointError
 from experiments.run.loop import run
 
 
@@ -165,6 +170,68 @@ def test_a_torn_checkpoint_is_never_read_and_the_run_goes_on(damage, torn):
     run(build, config(), torn)
     assert (torn / "checkpoints" / "40.unreadable").is_dir()
     jax.tree.map(np.testing.assert_array_equal, state_of(torn), whole)
+
+
+def test_a_flipped_bit_is_never_loaded(torn, caplog):
+    """One bit of each file in turn; then the run goes on from the step before."""
+    whole, before = state_of(torn), read(torn, step=35)
+    rng = random.Random(0)
+    folder = torn / "checkpoints" / "40"
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert len(paths) > 20
+    for path in paths:
+        content = path.read_bytes()
+        bit = rng.randrange(8 * len(content))
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(flipped)
+        jax.tree.map(np.testing.assert_array_equal, state_of(torn), before)
+        if path != paths[-1]:
+            path.write_bytes(content)
+    caplog.clear()
+    run(build, config(), torn)
+    name = paths[-1].relative_to(folder)
+    assert f"40 is unreadable: {name} has changed since it was saved" in caplog.text
+    jax.tree.map(np.testing.assert_array_equal, state_of(torn), whole)
+
+
+def test_a_checkpoint_of_an_older_version_has_no_digests_and_is_read(torn):
+    (torn / "checkpoints" / "40" / "digests.json").unlink()
+    assert step_of(torn) == 40
+
+
+def test_without_digests_what_is_not_finite_is_not_read(tmp_path, monkeypatch):
+    _, state = make(1)
+    broken = {"energy": {"mean": jnp.ones(2), "precision": jnp.eye(2) * jnp.inf}}
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_digests", lambda folder: None)
+        patch.setattr(checkpoint, "_find_not_finite", lambda items: "")
+        saving = reopened(tmp_path)
+        saving.save(1, state)
+        saving.save(2, state._replace(params=broken))
+        saving.close()
+    jax.tree.map(
+        np.testing.assert_array_equal, read(tmp_path)["params"], host(state).params
+    )
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    """A full disk, as the store reports it: on many lines."""
+    _, state = make(1)
+    saving = reopened(tmp_path)
+    saving.save(1, state)
+    saving.wait()
+
+    def fail(step, **options):
+        raise ValueError("RESOURCE_EXHAUSTED: ...\n...: No space left on device [28]")
+
+    monkeypatch.setattr(saving._manager, "save", fail)
+    with pytest.raises(CheckpointError) as error:
+        saving.save(2, state)
+    assert str(error.value) == "step 2 could not be saved: No space left on device"
+    shutil.rmtree(saving.folder)
+    with pytest.raises(CheckpointError, match="step 3 .*/checkpoints is missing$"):
+        saving.save(3, state)
 
 
 def test_load_gives_the_config_and_the_parameters(tmp_path):

@@ -323,12 +323,39 @@ def test_a_run_killed_at_random_moments_ends_bitwise_as_if_it_had_not_been(tmp_p
 def test_sigterm_finishes_the_step_saves_and_exits_zero(tmp_path):
     never = "--config.train.checkpoint_every=0", "--config.train.eval_every=0"
     process = start(tmp_path, *LONG, *never, devices=1)
-    process.stderr.readline()  # training has begun
+    for _ in range(2):  # the update is compiled, and steps are unsaved
+        process.stderr.readline()
     process.send_signal(signal.SIGTERM)
     _, err = finish(process)
-    assert "preempted" in err
+    assert "preempted: saved step" in err
     saved = [int(p.name) for p in (tmp_path / "checkpoints").iterdir()]
     assert len(saved) == 1 and 0 < saved[0] < 4000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_first_compilation_leaves_at_once(number, tmp_path):
+    process = start(tmp_path, devices=1)
+    assert "compiling" in process.stderr.readline()
+    process.send_signal(number)
+    _, err = finish(process, seconds=60)
+    assert err == "preempted: nothing is unsaved; the same command goes on\n"
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_a_second_command_on_one_workdir_is_refused_by_the_first_ones_number(tmp_path):
+    first = start(tmp_path, *LONG)
+    first.stderr.readline()
+    second = start(tmp_path, *LONG)
+    _, err = second.communicate(timeout=120)
+    assert second.returncode == 1 and len(err.splitlines()) == 1
+    assert f"is being trained by process {first.pid} on " in err
+    finish(start(tmp_path, *LONG, "--evaluate_only"))  # beside the trainer
+    first.send_signal(signal.SIGTERM)
+    finish(first)
+    steps = [x["step"] for x in lines(tmp_path) if x["kind"] == "train"]
+    assert steps == sorted(set(steps))
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ TINY = {
     "objective.num_steps": 10,
     "evaluation.num_samples": 64,
     "evaluation.num_steps": 5,
-    "evaluation.long_run_steps": 10,
+    "evaluation.long_run_steps": 5,  # as many as `num_steps`: still two panels
     "evaluation.num_long_run": 32,
 }
 

@@ -42,17 +42,26 @@ def float64():
         yield
 
 
-def small_params(dim=DIM, num=NUM, **options):
+@functools.partial(jax.jit, static_argnames="log_ridge")
+def small_params(log_ridge=-2.0):
     """With a mixture that is not even and widths that differ."""
-    inducing = 1.5 * jax.random.normal(jax.random.key(1), (num, dim))
+    inducing = 1.5 * jax.random.normal(jax.random.key(1), (NUM, DIM))
     params = model.init_params(
-        jax.random.key(0), inducing, width=5, **{"log_widths": (0.0, 0.5), **options}
+        jax.random.key(0),
+        inducing,
+        width=5,
+        log_widths=(0.0, 0.5),
+        log_ridge=log_ridge,
     )
     return params | {"mixture": jnp.array([0.3, -0.4])}
 
 
-def rows(num, dim=DIM, key=2):
-    return jax.random.normal(jax.random.key(key), (num, dim))
+def rows(num, dim=DIM, seed=2):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(num, dim)))
+
+
+# Operation by operation, each would take dozens of compilations.
+energy, kernels, solved = jax.jit(model.energy), jax.jit(model.kernels), jax.jit(solve)
 
 
 # The density
@@ -60,12 +69,11 @@ def rows(num, dim=DIM, key=2):
 
 def test_the_energy_is_this_sum(float64):
     """One inducing point, one layer that matters: written out by hand."""
-    params = model.init_params(
-        jax.random.key(0), jnp.array([[1.0, -2.0]]), width=2, log_widths=(0.5,)
-    )
+    make = functools.partial(model.init_params, width=2, log_widths=(0.5,))
+    params = jax.jit(make)(jax.random.key(0), jnp.array([[1.0, -2.0]]))
     # Layers of zero weights add constants, which distances do not see: the features
     # are the skip.
-    params = jax.tree.map(jnp.zeros_like, params) | {
+    params = jax.tree.map(np.zeros_like, params) | {
         "skip": jnp.array([[[1.0, 0.0], [0.0, 3.0]]]),
         "inducing": params["inducing"],
         "log_widths": params["log_widths"],
@@ -75,17 +83,15 @@ def test_the_energy_is_this_sum(float64):
     square = 0.5**2 + 3.0**2
     expected = 2 * math.exp(-square / (2 * 10**0.5))
     log_reference = -(0.25 + 1) / 8 - 2 * math.log(2 * math.sqrt(2 * math.pi))
-    np.testing.assert_allclose(
-        model.energy(params, x), -log_reference - expected, rtol=1e-12
-    )
+    np.testing.assert_allclose(energy(params, x), -log_reference - expected, rtol=1e-12)
     # A first layer of weight 1 and a second and third of 1: softplus of softplus.
-    ones = jnp.ones((1, 2, 2)) / 2
+    ones = np.full((1, 2, 2), 0.5)
     layers = [layer | {"kernel": ones} for layer in params["layers"]]
-    deep = params | {"layers": layers, "skip": jnp.zeros((1, 2, 2))}
+    deep = params | {"layers": layers, "skip": np.zeros((1, 2, 2))}
     feature = lambda t: math.log1p(math.exp(math.log1p(math.exp(t))))  # noqa: E731
     square = 2 * (feature(-0.25) - feature(-0.5)) ** 2
     np.testing.assert_allclose(
-        model.kernels(deep, x)[0],
+        kernels(deep, x)[0],
         math.exp(-square / (2 * 10**0.5)),
         rtol=1e-12,
     )
@@ -93,27 +99,31 @@ def test_the_energy_is_this_sum(float64):
 
 def test_kernels_are_mixed_by_their_weights_and_one_at_the_point_itself(float64):
     params = small_params()
-    at_points = jax.vmap(lambda x: model.kernels(params, x))(params["inducing"])
+    at_points = np.stack([kernels(params, x) for x in np.asarray(params["inducing"])])
     np.testing.assert_allclose(np.diag(at_points), 1.0, rtol=1e-12)
     np.testing.assert_allclose(at_points, at_points.T, rtol=1e-10)
-    one = params | {"mixture": jnp.array([50.0, 0.0])}
-    other = params | {"mixture": jnp.array([0.0, 50.0])}
+    one = params | {"mixture": np.array([50.0, 0.0])}
+    other = params | {"mixture": np.array([0.0, 50.0])}
     share = math.exp(0.3) / (math.exp(0.3) + math.exp(-0.4))
-    x = rows(1)[0]
-    mixed, *pure = (model.kernels(p, x) for p in (params, one, other))
+    x = np.asarray(rows(1))[0]
+    mixed, *pure = (np.asarray(kernels(p, x)) for p in (params, one, other))
     np.testing.assert_allclose(
         mixed, share * pure[0] + (1 - share) * pure[1], rtol=1e-12
     )
 
 
 def test_bound_to_its_parameters_it_is_the_same_energy(float64):
-    params = small_params() | {"alpha": rows(NUM, 1)[:, 0]}
-    energy_fn = model.bind(params)
-    for x in rows(3):
-        expected = model.energy(params, x)
-        np.testing.assert_allclose(energy_fn(x), expected, rtol=1e-12)
-        slope = -jax.grad(model.energy, 1)(params, x)
-        np.testing.assert_allclose(model.score(params, x), slope, rtol=1e-10)
+    params = small_params() | {"alpha": np.asarray(rows(NUM, 1))[:, 0]}
+
+    @jax.jit
+    @jax.vmap
+    def at(x):
+        expected, slope = jax.value_and_grad(model.energy, 1)(params, x)
+        return model.bind(params)(x), expected, model.score(params, x), -slope
+
+    found, expected, score, slope = at(rows(3))
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    np.testing.assert_allclose(score, slope, rtol=1e-10)
 
 
 # The weights
@@ -134,14 +144,15 @@ def test_a_loss_is_its_quadratic_and_the_weights_are_its_least(section, float64)
         fitted = {"energy": params | {"alpha": alpha}}
         return loss.objective.loss(fitted, key, batch, ())[0]
 
-    constant, _ = at(jnp.zeros(NUM))
-    for alpha in 3 * rows(3, NUM):
-        found = 0.5 * alpha @ quadratic.matrix @ alpha + quadratic.slope @ alpha
+    constant, _ = at(np.zeros(NUM))
+    matrix, slope = map(np.asarray, quadratic)
+    for alpha in 3 * np.asarray(rows(3, NUM)):
+        found = 0.5 * alpha @ matrix @ alpha + slope @ alpha
         # Finite differences divide terms by the step's square, 0.01.
         expected = at(alpha)[0] - constant
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
-    alpha, left = solve(quadratic, params["log_ridge"])
-    assert jnp.abs(alpha).max() > 0.01 and left < 1e-10
+    alpha, left = map(np.asarray, solved(quadratic, params["log_ridge"]))
+    assert np.abs(alpha).max() > 0.01 and left < 1e-10
     np.testing.assert_allclose(at(alpha)[1] + 10**-2.0 * alpha, 0.0, atol=1e-8)
 
 
@@ -153,10 +164,10 @@ def test_matrix_and_slope_are_the_published_formulas(float64):
     params, batch = small_params(), rows(4)
     loss = make_loss(SECTIONS["score_matching"])
     matrix, slope = loss.expand(params, jax.random.key(0), batch)
-    step = 1e-3 * jnp.eye(DIM)
-    points = jnp.concatenate([jnp.zeros((1, DIM)), step, -step])
-    kernels = jax.vmap(functools.partial(model.kernels, params))
-    values = jax.jit(kernels)((batch[:, None] + points[None]).reshape(-1, DIM))
+    batch, step = np.asarray(batch), 1e-3 * np.eye(DIM)
+    points = np.concatenate([np.zeros((1, DIM)), step, -step])
+    at_points = jax.jit(jax.vmap(functools.partial(model.kernels, params)))
+    values = at_points((batch[:, None] + points[None]).reshape(-1, DIM))
     values = np.asarray(values).reshape(4, 7, NUM)
     here, ahead, behind = values[:, :1], values[:, 1:4], values[:, 4:]
     gradients = (ahead - behind) / 2e-3  # [rows, d, inducing]
@@ -175,11 +186,16 @@ def test_sliced_matrices_are_projections_along_the_very_directions(
     v = jnp.array([1.0, -1.0, 1.0])
     monkeypatch.setattr(implicit_score_matching, "draw_directions", lambda *_: v[None])
     params, batch = small_params(), rows(4)
-    kernels = functools.partial(model.kernels, params)
-    gradients = jax.jit(jax.vmap(jax.jacrev(kernels)))(batch)  # [rows, inducing, d]
-    second = jax.jacfwd(jax.jacrev(kernels))
-    bends = jax.jit(jax.vmap(lambda x: second(x) @ v @ v))(batch)
-    along, base = gradients @ v, -batch / 4
+
+    @jax.jit
+    @jax.vmap
+    def derivatives(x):
+        first = jax.jacrev(functools.partial(model.kernels, params))
+        return first(x), jax.jacfwd(first)(x) @ v @ v
+
+    gradients, bends = map(np.asarray, derivatives(batch))  # [rows, inducing, d]
+    v = np.asarray(v)
+    along, base = gradients @ v, -np.asarray(batch) / 4
     reduced, projected = (
         make_loss(SECTIONS[name]).expand(params, jax.random.key(0), batch)
         for name in ("sliced_score_matching", "projected")
@@ -198,7 +214,7 @@ def test_in_float32_a_singular_system_is_solved_all_the_same():
     weights are large and equal; what is left over is a thousand roundings."""
     vector = jnp.array([[1.0, 1.0, 0.5]])
     quadratic = Quadratic(vector.T @ vector, jnp.array([1.0, 1.0, 0.5]))
-    alpha, left = solve(quadratic, jnp.float32(-20.0))
+    alpha, left = solved(quadratic, jnp.float32(-20.0))
     np.testing.assert_allclose(alpha, -vector[0] / 2.25, rtol=0.2)
     assert left < 1e-3
 
@@ -241,11 +257,11 @@ def test_each_half_has_its_part():
     loss = make_loss(SECTIONS["score_matching"])
     objective = two_halves(loss)
     params, key = small_params(), jax.random.key(0)
-    first, second = rows(6), rows(6, key=9)
-    both = jnp.vstack([first, second])
+    first, second = rows(6), rows(6, seed=9)
+    both = np.vstack([first, second])
     value, _ = jax.jit(objective.loss)({"energy": params}, key, both, ())
     quadratic = loss.expand(params, key, first)  # score matching draws nothing
-    alpha, _ = solve(quadratic, params["log_ridge"])
+    alpha, _ = solved(quadratic, params["log_ridge"])
     fitted = {"energy": params | {"alpha": alpha}}
     exact = objectives.score_matching(model.energy)
     expected, _ = jax.jit(exact.loss)(fitted, key, second, ())
@@ -272,10 +288,11 @@ def run_stopped(losses, **options):
     objective = early_stopping(
         inner, lambda params: table[params], jnp.int32(0), **options
     )
-    best = objective.init(jax.random.key(0))
+    key, loss = jax.random.key(0), jax.jit(objective.loss)
+    best = objective.init(key)
     for index in range(len(losses)):
         params = {"energy": jnp.int32(index)}
-        _, aux = objective.loss(params, jax.random.key(0), None, best)
+        _, aux = loss(params, key, None, best)
         best = aux.carry
     return int(best.params), float(best.loss), int(best.step)
 
@@ -297,23 +314,22 @@ def test_the_last_ridge_is_the_one_that_suits_the_validation_set(float64, monkey
     monkeypatch.setattr(evaluate, "CHUNK", 16)
     loss = make_loss(SECTIONS["score_matching"])
     params = small_params()
-    train, validation = rows(40), rows(16, key=8)
-    found = evaluate.finalize(
-        loss, params, jax.random.key(0), np.asarray(train), np.asarray(validation)
-    )
+    train, validation = (np.asarray(x) for x in (rows(40), rows(16, seed=8)))
+    found = evaluate.finalize(loss, params, jax.random.key(0), train, validation)
     fit, judge = (
         loss.expand(params, jax.random.key(0), x) for x in (train, validation)
     )
 
     def validation_loss(log_ridge):
-        alpha, _ = solve(fit, log_ridge)
-        return 0.5 * alpha @ judge.matrix @ alpha + judge.slope @ alpha
+        alpha = np.asarray(solved(fit, log_ridge)[0])
+        matrix, slope = map(np.asarray, judge)
+        return 0.5 * alpha @ matrix @ alpha + slope @ alpha
 
     log_ridge = float(found["log_ridge"])
     losses = [validation_loss(other) for other in np.linspace(-3.0, -1.0, 11)]
     # Stored in float32.
     assert validation_loss(log_ridge) <= min(losses) + 1e-6 < max(losses) - 1e-3
-    alpha, _ = solve(fit, log_ridge)
+    alpha, _ = solved(fit, log_ridge)
     np.testing.assert_allclose(found["alpha"], alpha, rtol=1e-5, atol=1e-5)
 
 

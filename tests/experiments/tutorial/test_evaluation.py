@@ -151,17 +151,25 @@ def test_divergences_of_the_exact_models_are_zero_at_the_truth_and_this_elsewher
 )
 def test_a_model_s_exact_draws_have_its_density(model: Model):
     """The mean score of draws is 0, and score times position minus one, by parts."""
-    params = model.init(jax.random.key(1))
-    keys = jax.random.split(jax.random.key(2), 20_000)
-    x = jax.vmap(model.sample, (None, 0))(params, keys)
-    scores = jax.vmap(lambda x: -jax.grad(model.energy, 1)(params, x))(x)
-    products = np.asarray(scores[:, :, None] * x[:, None, :])
+
+    @jax.jit
+    def evaluated(key):
+        """Draws, their scores, and the slopes of energies and of log Z."""
+        params = model.init(jax.random.key(1))
+        x = jax.vmap(model.sample, (None, 0))(params, jax.random.split(key, 20_000))
+        of_energy, scores = jax.vmap(jax.grad(model.energy, (0, 1)), (None, 0))(
+            params, x
+        )
+        return x, -scores, of_energy, jax.grad(model.log_partition)(params)
+
+    x, scores, of_energy, slopes = jax.tree.map(
+        np.asarray, evaluated(jax.random.key(2))
+    )
+    products = scores[:, :, None] * x[:, None, :]
     errors = products.std(0) / math.sqrt(len(x))
     # 100 entries: 5 standard errors are exceeded by chance once in 20,000 tests.
     assert np.all(np.abs(products.mean(0) + np.eye(10)) < 5 * errors)
     # The slope of log Z is minus the mean slope of the energy over the model.
-    of_energy = jax.vmap(jax.grad(model.energy), (None, 0))(params, x)
-    slopes = jax.grad(model.log_partition)(params)
     for name, slope in slopes.items():
         error = of_energy[name].std(0) / math.sqrt(len(x))
         assert np.all(np.abs(slope + of_energy[name].mean(0)) < 5 * error)

@@ -12,6 +12,8 @@ import scipy.stats
 from ebmjax import metrics
 from ebmjax.metrics import diagnostics
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 FUNCTIONS = [metrics.effective_sample_size, metrics.potential_scale_reduction]
 COMPILED = [jax.jit(function) for function in FUNCTIONS]
 # Float32 on our side, float64 in ArviZ. A correlation errs by a few 1e-7, and so does

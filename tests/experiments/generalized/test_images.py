@@ -145,7 +145,7 @@ def test_data_without_labels_need_inception(data_dir):
         ("evaluation__num_shown", 0, "evaluation.num_shown must be a whole"),
         ("evaluation__chunk_size", 0, "evaluation.chunk_size must be a"),
         ("evaluation__sampler__names", ("gibbs",), "names must be some of .*gibbs"),
-        ("data__name", "digit", "data set 'digit' is not .*mean 'digits'"),
+        ("data__name", "digit", "data.name 'digit' is not .*mean 'digits'"),
         ("network__name", "resnet", "name must be one of .*'sngan'"),
     ],
 )

@@ -50,4 +50,4 @@ $(VENV)/dev: requirements-dev.txt requirements.txt pyproject.toml $(VENV)/create
 	touch $@ $(VENV)/runtime
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .pytest_cache

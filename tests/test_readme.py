@@ -122,9 +122,13 @@ def test_a_trained_score_is_loaded_sampled_and_has_likelihoods(tmp_path, monkeyp
 COMMANDS = sorted(
     {
         shlex.join(shlex.split(line))
-        for text in re.findall(r"```(?:bash|sh)?\n(.*?)```", README, re.DOTALL)
+        for text in re.findall(r"^```.*\n([^`]*)^```$", README, re.MULTILINE)
         for line in text.replace("\\\n", " ").splitlines()
         if line.startswith("python -m experiments")
+    }
+    | {
+        shlex.join(shlex.split(line))
+        for line in re.findall(r"`(python -m experiments[^`]* --[^`]*)`", README)
     }
 )
 

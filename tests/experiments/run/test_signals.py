@@ -108,3 +108,15 @@ def test_handlers_come_back_and_only_the_outer_block_watches():
         assert signal.getsignal(signal.SIGTERM) == ours
     assert signal.getsignal(signal.SIGTERM) == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_signal_while_modules_are_imported_ends_the_command_at_once():
+    command = [sys.executable, "-X", "importtime", "-m", "experiments.short_run"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    with process:
+        for line in process.stderr:  # a line for each module that is imported
+            if "numpy" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        process.stderr.read()
+    assert process.returncode == 0

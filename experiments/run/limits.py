@@ -16,32 +16,34 @@ from experiments.run.config import flat
 
 # Whole numbers of at least 1, and of at least 0.
 COUNTS = frozenset(
-    """batch_size capacity chunk_size dim hidden_width keep latent_dim max_steps
-    num_bins num_blocks num_chains num_critic_updates num_digits num_draws
-    num_energy_updates num_flow_updates num_generator_updates num_hidden
-    num_importance num_inverted num_layers num_leapfrog num_likelihoods num_long_run
-    num_noise num_points num_projections num_scales num_squares num_steps_per_level
-    num_updates""".split()
+    """batch_size capacity chunk_size dim every hidden_width keep latent_dim
+    max_steps num_bins num_blocks num_chains num_critic_updates num_digits
+    num_draws num_energy_updates num_flow_updates num_fractions
+    num_generator_updates num_hidden num_importance num_inducing num_inverted
+    num_layers num_leapfrog num_long num_long_run num_noise num_points
+    num_projections num_squares num_steps_per_level num_updates""".split()
 )
 COUNTS_OR_ZERO = frozenset(
-    """checkpoint_every classifier_steps decay_every decay_start decay_steps eval_every
-    extra_every log_every long_run_steps matrix_seed num_burn_in num_corrections
-    num_examples num_extra_updates num_inception num_inpainted num_iterations
-    num_joint_steps num_probes num_samples num_saved num_shown num_steps
-    samples_a_mode seed size split_seed tuple_seed warmup_steps""".split()
+    """checkpoint_every classifier_steps decay_every decay_start decay_steps
+    eval_every extra_every log_every long_run_steps matrix_seed num_burn_in
+    num_corrections num_examples num_extra_updates num_inception num_inpainted
+    num_iterations num_joint_steps num_likelihoods num_probes num_samples
+    num_saved num_scales num_shown num_steps patience samples_a_mode seed size
+    split_seed tuple_seed warmup_steps""".split()
 )
 # Numbers above 0, and of at least 0. The last two parts of a path go before
 # the last one, as a step of 0 stands for none in some objectives.
 POSITIVE = frozenset(
-    """bandwidth bound iteration_step largest radius sampler.step_size side
-    signal_to_noise smallest spacing start.scale std step temperature time_min tolerance
-    transport_step_size visible_step_size visible_temperature weight_scale widening
-    width""".split()
+    """bandwidth bound iteration_step radius sampler.step_size side signal_to_noise
+    smallest spacing start.scale std step temperature time_min tolerance
+    transport_step_size visible_step_size visible_temperature weight_scale
+    widening width""".split()
 )
 NOT_NEGATIVE = frozenset(
     """abort_above concentration energy_penalty entropy_weight friction gradient_clip
-    gradient_penalty information_weight l2 l2_weight negative_slope noise_max
-    noise_min noise_scale relative_step_size scale score_penalty step_size""".split()
+    gradient_penalty information_weight l2 l2_weight largest negative_slope
+    noise_max noise_min noise_scale rate_max rate_min relative_step_size scale
+    score_penalty step_size""".split()
 )
 # Numbers from 0 to below 1, and from 0 to 1.
 BELOW_ONE = frozenset("b1 b2 ema_decay".split())

@@ -64,18 +64,18 @@ def test_what_means_none_or_the_bounds_themselves_pass():
 
 def problems():
     """Every module of a problem; the benchmark trains nothing."""
-    root = pathlib.Path(limits.__file__).parents[1]
-    for path in sorted(root.glob("*/*.py")):
-        text = path.read_text()
-        is_run = path.parent.name != "throughput"
-        if is_run and "\nPRESETS" in text and "\ndef get_config" in text:
-            yield importlib.import_module(f"experiments.{path.parent.name}.{path.stem}")
+    root = pathlib.Path(limits.__file__).parents[2]
+    for path in sorted(root.glob("experiments/**/*.py")):
+        text, parts = path.read_text(), path.relative_to(root).with_suffix("").parts
+        is_problem = "\ndef get_config" in text and "\ndef build" in text
+        if is_problem and "throughput" not in parts:
+            yield importlib.import_module(".".join(parts))
 
 
 def test_every_preset_is_within_the_limits_and_its_options_are_known():
     """What is not listed has only the limits of all options, and is named here."""
     free = {"decay", "energy_floor", "final", "label", "names", "out_of_distribution"}
-    free |= {"start"}
+    free |= {"start", "log_ridge", "log_widths"}
     listed = {
         *(limits.COUNTS | limits.COUNTS_OR_ZERO | limits.POSITIVE),
         *(limits.NOT_NEGATIVE | limits.BELOW_ONE | limits.FRACTIONS),
@@ -83,7 +83,11 @@ def test_every_preset_is_within_the_limits_and_its_options_are_known():
     }
     found = set()
     for module in problems():
-        for preset in module.PRESETS:
+        plan = getattr(module, "sweep", None)
+        presets = set(module.PRESETS)
+        for preset in module.PRESETS if plan else ():
+            presets |= {cell.preset for cell in plan(preset).cells.values()}
+        for preset in presets:
             config = module.get_config(preset).to_dict()
             check_options(config)
             found |= {path.rpartition(".")[2] for path in flat(config)}

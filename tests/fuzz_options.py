@@ -44,7 +44,7 @@ PROBLEMS = (
 SMALL = {  # the last part of a path, or two parts of it -> its value in a run
     "train.num_steps": 2,
     "num_joint_steps": 1,
-    "batch_size": 8,
+    "batch_size": max(8, 2 * jax.device_count()),  # two on each device
     "num_energy_updates": 2,
     "num_extra_updates": 1,
     "widths": (8, 8),

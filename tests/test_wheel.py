@@ -61,7 +61,7 @@ except ImportError as error:
 # A program of the README is found by words of it; the lines are added at its end.
 PROGRAMS = {
     # x ~ N(0, 1) and y given x ~ N(sin 2x, 1 / 4).
-    "def energy_fn": "assert abs(draws.var((0, 1)) - np.array([1, 0.75])).max() < 0.1",
+    "def energy(": "assert abs(draws.var((0, 1)) - np.array([1, 0.75])).max() < 0.1",
     # The score of N(1, 4).
     "sliced_score_matching": "slopes = jax.vmap(jax.grad(energy_fn))(data)\n"
     "assert ((slopes - (data - 1) / 4) ** 2).sum(1).mean() < 0.1 * 0.75",

@@ -9,6 +9,7 @@ The folders of this package are papers, and the files of a folder are problems; 
 run by `python -m experiments.<paper>.<problem>`.
 """
 
+import atexit
 import importlib
 import importlib.util
 import os
@@ -20,6 +21,8 @@ import zipfile
 if sys.argv[:1] == ["-m"]:  # `python -m` imports this package first, for seconds
     # Nothing is unsaved before a run has begun to handle signals itself.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
+    # All is done then, and Python's own end would take the signal's default back.
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
 
 import numpy as np
 

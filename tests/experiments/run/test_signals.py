@@ -120,3 +120,20 @@ def test_a_signal_while_modules_are_imported_ends_the_command_at_once():
                 break
         process.stderr.read()
     assert process.returncode == 0
+
+
+def test_a_signal_while_python_ends_does_not_change_the_exit_status():
+    program = """
+        import os, signal, sys
+        sys.argv = ["-m"]
+        import experiments
+
+        class AtTheEnd:
+            def __del__(self, kill=os.kill, pid=os.getpid(), number=signal.SIGTERM):
+                kill(pid, number)
+
+        kept = AtTheEnd()
+    """
+    code = textwrap.dedent(program)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr

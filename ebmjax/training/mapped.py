@@ -227,8 +227,8 @@ class _BatchAxes:
         sizes = {"devices": num_devices, "microbatches": self.num_microbatches}
         for leaf in jax.tree.leaves(batch):
             shape = np.shape(leaf)
-            is_short = len(shape) <= len(self.leading)
-            if is_short or any(
+            size = shape[len(self.leading) : len(self.leading) + 1]
+            if size in ((), (0,)) or any(  # too few axes, or no examples
                 sizes[axis] not in (None, length)
                 for axis, length in zip(self.leading, shape)
             ):

@@ -10,6 +10,7 @@ r"""The command line of a problem.
 
 import difflib
 import importlib.util
+import inspect
 import os
 import pathlib
 import re
@@ -290,7 +291,8 @@ def _help(values, command: Command, problem) -> str:
     presets = getattr(problem, "PRESETS", {})
     if presets:
         shown += ["", f"Presets: {', '.join(presets)}"]
-    preset = command.preset or next(iter(presets), "default")
+    first = next(iter(inspect.signature(command.get_config).parameters.values()), None)
+    preset = command.preset or getattr(first, "default", "default")
     shown += ["", f"Options of the preset {preset!r}:"]
     shown += list_options(command.config(), problem)
     return "\n".join(shown)

@@ -12,6 +12,9 @@ from ml_collections import ConfigDict
 
 from ebmjax.checks import check_count
 
+OPTIONAL = frozenset(["bandwidth", "final", "variance_reduction"])
+"""Options for which None stands for a choice of its own."""
+
 
 def construct(section: Mapping[str, Any], constructors: Mapping[str, Callable], *args):
     """Calls the constructor that `section.name` names with the section's other keys.
@@ -105,11 +108,11 @@ def train_section(num_steps: int, **others) -> dict[str, Any]:
     return {
         "num_steps": num_steps,  # updates of all players together
         "log_every": 100,  # steps; 0 for the last step alone
-        "eval_every": 0,  # steps; the last step is evaluated in any case
-        "checkpoint_every": 1_000,  # steps; the last step is saved in any case
+        "eval_every": 0,  # steps; 0 for never; the last step is evaluated in any case
+        "checkpoint_every": 1_000,  # steps; 0 for never; the last step is saved too
         "keep": 2,  # newest checkpoints
         "best": "",  # a scalar of the evaluation: where lowest is kept too
-        "abort_above": 1e8,  # a metric this large: training has diverged
+        "abort_above": 1e8,  # a metric this large: training has diverged; 0: no limit
         **others,
     }
 
@@ -206,6 +209,8 @@ def parse_option(path: str, text: str, current: Any) -> Any:
       ValueError: If the text is not of that type.
     """
     refusal = _refusal(path, text, current)
+    if text == "None" and path.rpartition(".")[2] in OPTIONAL:
+        return None
     if isinstance(current, str):
         return _literal(text) if text[:1] in "'\"" and text[:1] else text
     if isinstance(current, bool):

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.run.config import flat
+from experiments.run.config import OPTIONAL, flat
 
 # Whole numbers of at least 1, and of at least 0.
 COUNTS = frozenset(
@@ -63,7 +63,6 @@ TEXTS = frozenset(
     penalty_on predictor projection reduction scaling score_csv statistic
     variance_reduction weighting whiten""".split()
 )
-OPTIONAL = frozenset(["bandwidth", "final"])  # None stands for a choice of their own
 LARGEST = 1e12  # of a number in magnitude: its square does not overflow float32
 LARGEST_RATE = 1e4  # of a schedule of learning rates: far above any that trains
 

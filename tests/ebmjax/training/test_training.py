@@ -614,6 +614,9 @@ ROWS = "[microbatches, size, *event] with 2 microbatches"
         ("shard", 2, (2, 256), DEVICES, ""),
         ("shard", 2, (4, 2, 256), DEVICES, ""),
         ("shard", 2, (2, 3, 256), DEVICES, ""),
+        ("pmap", 2, (2, 2, 0), DEVICES, ""),
+        ("shard", 2, (2, 2, 0, 3), DEVICES, ""),
+        ("jit", 1, (2, 0, 3), ROWS, ""),  # no examples have no mean
         ("jit", 1, (2,), ROWS, ""),
         ("jit", 1, (256, 3), ROWS, ""),
         ("jit", 1, (1, 2, 256), ROWS, ""),

@@ -39,6 +39,7 @@ def test_help_lists_flags_presets_and_options_with_their_comments(command):
     assert line.split() == ["train.keep=2", "#", "newest", "checkpoints"]
     (line,) = [x for x in out.splitlines() if "factor" in x]
     assert line.split("#")[0].strip() == "evaluation.sampler.factor=1.0"
+    assert "Options of the preset 'small'" in out  # that of `get_config()`
     assert "  train.num_steps=400" in command("--config=long", "--help")[1]
 
 
@@ -180,6 +181,13 @@ def test_text_of_another_type_is_refused_by_name(text, current):
     with pytest.raises(ValueError, match="section.option must be (a|True)") as error:
         parse_option("section.option", text, current)
     assert repr(current) in str(error.value) and repr(text) in str(error.value)
+
+
+def test_none_is_read_where_it_stands_for_a_choice_and_refused_elsewhere():
+    assert parse_option("objective.bandwidth", "None", 0.3) is None
+    assert parse_option("objective.variance_reduction", "None", "antithetic") is None
+    with pytest.raises(ValueError, match="objective.noise_scale must be a number"):
+        parse_option("objective.noise_scale", "None", 0.3)
 
 
 @pytest.mark.quick

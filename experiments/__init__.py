@@ -65,7 +65,22 @@ def load(workdir, *, step: int | None = None, ema: bool | None = None):
     facts = record["facts"]
     if (workdir / "fitted.npz").is_file():  # arrays that the last evaluation fitted
         facts = facts | {"fitted": _read_arrays(workdir / "fitted.npz")}
-    return problem.load(config, facts, params, model_state)
+    trained = problem.load(config, facts, params, model_state)
+    if trained.sample is None:
+        return trained
+    return trained._replace(sample=_checked(trained.sample))
+
+
+def _checked(sample):
+    """Returns `sample(key, num)`, which refuses a wrong key or number by its name."""
+    from ebmjax.checks import check_count, check_key
+
+    def checked(key, num):
+        check_key(key)
+        check_count("num", num, 1)
+        return sample(key, num)
+
+    return checked
 
 
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -72,3 +72,12 @@ def test_loading_reads_no_data_and_no_log(workdir, tmp_path):
     (tmp_path / "checkpoints").symlink_to(workdir / "checkpoints")
     found = load(tmp_path).params["energy"]["mean"]
     np.testing.assert_array_equal(found, load(workdir).params["energy"]["mean"])
+
+
+def test_a_wrong_number_or_key_of_samples_is_refused_by_name(workdir):
+    sample, key = load(workdir).sample, jax.random.key(0)
+    for num in (0, -1, 2.5):
+        with pytest.raises(ValueError, match=f"num must be .* at least 1, got {num}"):
+            sample(key, num)
+    with pytest.raises(ValueError, match="key must be a typed key"):
+        sample(0, 4)

@@ -31,8 +31,8 @@ def players_section(**others) -> dict:
     """Returns a config's section `players` with some options changed."""
     return {
         "num_energy_updates": 5,  # updates of the energy for one of the base
-        "num_extra_updates": 100,  # more of the energy, at the first two steps and at
-        "extra_every": 500,  # multiples of so many steps; 0 for none
+        "num_extra_updates": 100,  # more of the energy at steps 0, 1 and `extra_every`
+        "extra_every": 500,  # steps, and at their multiples; 0 for none
         "redescends": False,  # gradients of the energy: 2 g / (1 + g^2), as released
         **others,
     }

@@ -73,8 +73,7 @@ def two_modes() -> dict[str, Any]:
         "evaluation": {
             "sampler": {
                 "num_steps_per_level": 100,  # moves; paper: T
-                # Of the variance of the noised data; 0 for NCSNv2's Technique 4.
-                "relative_step_size": 0.05,
+                "relative_step_size": 0.05,  # of a scale's square; 0 for Technique 4
             },
             "num_samples": 8_000,  # chains
             "bound": 10.0,  # densities are shown on [-bound, bound]^2

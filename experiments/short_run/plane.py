@@ -114,7 +114,8 @@ def toy_convergent() -> dict[str, Any]:
     config = toy_nonconvergent()
     # The step and the temperature of the density itself; chains that persist, except
     # for a few that start anew. What the samples match, exp(-E) must match too.
-    config["sampler"] |= {"step_size": 0.0078125, "temperature": 1.0}  # e = 0.125
+    # The paper's step e = 0.125 is the square root of twice this one.
+    config["sampler"] |= {"step_size": 0.0078125, "temperature": 1.0}
     config["start"] |= {
         "name": "replay",
         "capacity": 8_192,  # chains in the memory, on all devices together

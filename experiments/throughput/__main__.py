@@ -79,7 +79,7 @@ def get_config(preset: str = "default") -> ConfigDict:
         "num_chains": (64, 1_000, 10_000, 100_000),  # of energies of vectors
         "num_image_chains": (64,),  # of convolutions and the latent space
         "contenders": (*process.OURS, *peers.PEERS),
-        "most_chains_of_all": 10_000,  # with more, only ours, the plain scan and one
+        "most_chains_of_all": 10_000,  # with more, a few of the contenders
         "seconds": 0.3,  # that a plain scan takes for one run, about
         "num_rounds": 7,
         "num_image_rounds": 5,

@@ -98,8 +98,8 @@ def make_preset(objective: str, table: str) -> dict[str, Any]:
             "every": 10,  # updates
             "patience": 200,  # updates; 0 for no end
             "num_examples": 1_000,  # training rows that the weights are then fitted to
-            # With one draw, draws are what the last ridge is fitted to.
-            "num_draws": 1 if objective == "score_matching" else 10,  # for each row
+            "num_draws": 1 if objective == "score_matching" else 10,  # for each row;
+            # with one draw, the last ridge is fitted to draws
         },
         "ema_decay": 0.0,  # of the parameters; the best are evaluated
         # The best parameters are in every checkpoint.

@@ -2,8 +2,8 @@
 
 python tests/mutate.py --num=100 --seed=0 --most_files=4
 
-A copy of the checkout is changed. Tried are the test files that name what the module
-defines, those that name it most first.
+A copy of the checkout is changed. Tried are the test files that name most of what the
+module defines.
 """
 
 import argparse
@@ -50,14 +50,14 @@ def changes(tree):
 
 def files_of_tests(path, source, most):
     """Returns the test files that name most of what a module defines."""
-    names = re.findall(r"^(?:def|class) ([A-Za-z]\w*)", source, re.M) or ["$"]
+    names = [path.stem, *re.findall(r"^(?:def|class) (\w+)", source, re.M)]
     pattern = re.compile(r"\b(" + "|".join(names) + r")\b")
     found = {}
     for file in ROOT.glob(f"tests/{path.parts[0]}/**/test_*.py"):
         bonus = 1000 * (file.name == f"test_{path.name}")
         found[file] = len(pattern.findall(file.read_text())) + bonus
-    best = sorted((f for f in found if found[f]), key=found.get, reverse=True)
-    return [str(f.relative_to(ROOT)) for f in best[:most]]
+    best = sorted((f for f in found if found[f]), key=found.get, reverse=True)[:most]
+    return [str(f.relative_to(ROOT)) for f in best] or [f"tests/{path.parent}"]
 
 
 def is_caught(path, text, files):
@@ -70,9 +70,8 @@ def is_caught(path, text, files):
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *files]
         command += ["-p", "no:cacheprovider"]
         environment = dict(os.environ, PYTHONPATH=folder)
-        return subprocess.run(
-            command, cwd=folder, env=environment, stdout=subprocess.DEVNULL
-        ).returncode
+        options = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL}
+        return subprocess.run(command, **options).returncode != 0
 
 
 def main():
@@ -82,17 +81,16 @@ def main():
     parser.add_argument("--most_files", type=int, default=4)
     args = parser.parse_args()
     draw, places, num_caught = random.Random(args.seed), [], 0
-    for folder in ("ebmjax", "experiments/run"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            num = len(list(changes(ast.parse(path.read_text()))))
-            places += [(path.relative_to(ROOT), i) for i in range(num)]
+    for path in [*ROOT.glob("ebmjax/**/*.py"), *ROOT.glob("experiments/run/*.py")]:
+        num = len(list(changes(ast.parse(path.read_text()))))
+        places += [(path.relative_to(ROOT), i) for i in range(num)]
+    places.sort()
     for path, index in draw.sample(places, min(args.num, len(places))):
         tree = ast.parse(source := (ROOT / path).read_text())
         node, field, new, what = list(changes(tree))[index]
         setattr(node, field, new)
         files = files_of_tests(path, source, args.most_files)
-        caught = bool(is_caught(path, ast.unparse(tree), files))
-        num_caught += caught
+        num_caught += (caught := is_caught(path, ast.unparse(tree), files))
         seen = "caught" if caught else "SURVIVED"
         print(f"{seen} {path}:{node.lineno} {what} by {files}", flush=True)
     print(f"{num_caught} of {args.num} caught")

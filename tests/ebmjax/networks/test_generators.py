@@ -272,6 +272,11 @@ def test_after_many_renewals_every_matrix_has_the_largest_singular_value_one(nam
         (lambda: networks.convnet_energy((10, 8, 1)), "multiples of 8"),
         (lambda: networks.strided_energy((8, 8)), "must be .height"),
         (lambda: networks.strided_energy((8, 8, 1), widths=()), "widths must be"),
+        (lambda: networks.strided_energy((8, 8, 1), widths=(8, 0)), "widths must be"),
+        (  # a multiple of twice the number of blocks, and not of its power of two
+            lambda: networks.sngan_resnet_base((12, 12, 1), latent_dim=2, num_blocks=3),
+            "multiples of 8",
+        ),
         (
             lambda: networks.strided_generator((8, 8, 1), latent_dim=0),
             "latent_dim must be",

@@ -77,6 +77,8 @@ def test_a_preset_and_options_reach_the_run(command, tmp_path):
         (["--workdir=x", "--seeds=2"], "need --sweep"),
         (["--workdir=x", "--sweep", "--evaluate_only"], "cannot be combined"),
         (["--workdir=x", "--distributed=a,b"], "--distributed must be"),
+        (["--workdir=x", "--distributed=a,1"], "--distributed must be"),
+        (["--workdir=x", "--distributed=a,1,b"], "--distributed must be"),
         (["--workdir=x", "--over=data.std"], "'option=value,value'"),
         (["--workdir=x", "--evaluate_only"], "holds no run to evaluate"),
         (["--workdir=x", "--config.data.batch_size=12"], "multiple of the 8 devices"),

@@ -128,7 +128,6 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
     num_devices, ema_decay = jax.device_count(), config.ema_decay or None
     keys = make_keys(config.seed)
     experiment = build(config, keys)
-    guard_data(workdir, experiment.data_digest)
     state = training.init_state(
         experiment.players,
         experiment.params,
@@ -146,7 +145,7 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
             workdir.mkdir(exist_ok=True, parents=True)
             stack.enter_context(training_alone(workdir))
             guard_config(config, workdir)  # another start may have been first
-            guard_data(workdir, experiment.data_digest)
+        guard_data(workdir, experiment.data_digest)
         return _run_built(
             experiment,
             config,

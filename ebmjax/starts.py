@@ -41,6 +41,8 @@ def _forget(memory: Any, slots: Any, x: Array) -> Any:
 def noise(draw_noise: DrawNoise) -> Start:
     """Returns a start at fresh noise for every chain, as in short-run learning.
 
+    See https://arxiv.org/abs/1904.09770.
+
     Args:
       draw_noise: `draw_noise(key, shape) -> x`, for instance `jax.random.normal`; it is
         called with the batch's shape `[n, *event]`.
@@ -62,12 +64,14 @@ def noise(draw_noise: DrawNoise) -> Start:
 def data() -> Start:
     """Returns a start at the batch itself, data noise included, as in CD-k.
 
+    See https://doi.org/10.1162/089976602760128018.
+
     Returns:
       A `Start` without a memory.
 
     Source:
       Hinton (2002), "Training products of experts by minimizing contrastive
-      divergence", Neural Computation 14.
+      divergence", Neural Computation 14, https://doi.org/10.1162/089976602760128018.
     """
     return Start(
         init=lambda key: (),
@@ -84,6 +88,9 @@ def replay(
     reinit_prob: float,
 ) -> Start:
     """Returns a start from a replay buffer, as in persistent CD (PCD).
+
+    See https://doi.org/10.1145/1390156.1390290 (PCD) and
+    https://arxiv.org/abs/1903.08689.
 
     The memory is an array `[capacity, *event]`, one on every device, which is filled
     with noise at first. Each draw takes distinct slots uniformly. With `reinit_prob`, a
@@ -107,9 +114,9 @@ def replay(
 
     Source:
       Tieleman (2008), "Training restricted Boltzmann machines using approximations to
-      the likelihood gradient", ICML. The buffer: Du & Mordatch (2019), "Implicit
-      generation and modeling with energy-based models",
-      https://arxiv.org/abs/1903.08689.
+      the likelihood gradient", ICML, https://doi.org/10.1145/1390156.1390290. The
+      buffer: Du & Mordatch (2019), "Implicit generation and modeling with energy-based
+      models", https://arxiv.org/abs/1903.08689.
     """
     check_count("capacity", capacity, 1)
     if not 0 <= reinit_prob <= 1:

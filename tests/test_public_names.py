@@ -149,6 +149,77 @@ def test_what_is_public_has_a_docstring_of_its_own(module, name):
     assert not returns or ":" not in returns[1], f"{name} returns: {returns[1]}"
 
 
+LINK = re.compile(r"https://[^\s,;]*[^\s,;.]")
+
+METHODS = {
+    "AIS": "metrics.annealed_importance_sampling",
+    "BDMC": "metrics.reverse_annealed_importance_sampling",
+    "CD-k": "objectives.contrastive_divergence",
+    "CNCE": "objectives.conditional_noise_contrastive",
+    "DSM": "objectives.denoising_score_matching",
+    "ESS": "metrics.effective_sample_size",
+    "FCE": "objectives.flow_contrastive.energy_objective",
+    "FD-SSM": "objectives.finite_difference_score_matching",
+    "FID": "metrics.frechet_distance",
+    "HMC": "samplers.hmc",
+    "IMH": "samplers.independence",
+    "ISM": "objectives.score_matching",
+    "KALE": "objectives.generalized.energy_objective",
+    "KID": "metrics.maximum_mean_discrepancy",
+    "KSD": "metrics.kernel_stein_discrepancy",
+    "LSD": "objectives.learned_stein.critic_objective",
+    "MALA": "samplers.mala",
+    "MEG": "objectives.max_entropy.generator_objective",
+    "MMD": "metrics.maximum_mean_discrepancy",
+    "MPF": "objectives.minimum_probability_flow",
+    "MVL": "objectives.minimum_velocity",
+    "NCE": "objectives.noise_contrastive",
+    "NUTS": "samplers.adapt",
+    "PC": "samplers.sample_diffusion",
+    "PCD": "starts.replay",
+    "PT": "samplers.replica_exchange",
+    "RAISE": "metrics.reverse_annealed_importance_sampling",
+    "RM": "objectives.ratio_matching",
+    "SCE": "objectives.self_contrastive",
+    "SSM": "objectives.sliced_score_matching",
+    "TRE": "objectives.telescoping",
+    "UCD": "objectives.unbiased_contrastive_divergence",
+    "ULA": "samplers.langevin",
+    "VERA": "objectives.entropy_gradient.generator_objective",
+    "f-EBM": "objectives.f_contrastive.energy_objective",
+}
+
+
+def first_lines(document):
+    """The summary of a docstring, and two lines of the paragraph after it."""
+    return "\n".join(document.splitlines()[:4])
+
+
+@pytest.mark.parametrize("acronym", METHODS)
+def test_a_method_is_found_by_its_acronym_in_the_first_lines(acronym):
+    found = ebmjax
+    for name in METHODS[acronym].split("."):
+        importlib.import_module(f"ebmjax.{METHODS[acronym].partition('.')[0]}")
+        found = getattr(found, name)
+    words = re.findall(r"[\w-]+", first_lines(inspect.getdoc(found)))
+    assert acronym in words, f"{METHODS[acronym]} does not say {acronym} at first"
+
+
+@pytest.mark.parametrize("module, name", [(name, None) for name in MODULES] + NAMES)
+def test_what_has_a_source_links_it_in_the_first_lines(module, name):
+    """The link follows the summary, and is one of those of the section `Source`."""
+    found = importlib.import_module(module)
+    if name is not None:
+        found = inspect.unwrap(getattr(found, name))
+    document, _, source = (inspect.getdoc(found) or "").partition("\nSource:\n")
+    known = LINK.findall(source)
+    if not source or (isinstance(found, types.ModuleType) and not known):
+        return
+    links = LINK.findall(first_lines(document))
+    assert links, f"{module} {name or ''} has no link in its first lines"
+    assert set(links) <= set(known), f"{links} are not all among {known}"
+
+
 def fields(found):
     """The fields of a NamedTuple or of a Flax module, in their order."""
     if hasattr(found, "_fields"):

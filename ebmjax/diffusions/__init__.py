@@ -1,5 +1,7 @@
 """Diffusions from data to noise (VE, VP and sub-VP SDEs), and noise ladders (NCSN).
 
+See https://arxiv.org/abs/2011.13456.
+
 A diffusion takes an example at time 0 to noise at time 1. All diffusions here are
 linear in `x`, so the law at any time, given the example, is a normal one in closed
 form: `x_t ~ N(mean_scale(t) x_0, std(t)^2)`. With the score of the noised data at every

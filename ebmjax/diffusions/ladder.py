@@ -1,5 +1,7 @@
 """Noise ladders of annealed Langevin dynamics (NCSN), and the step on a level.
 
+See https://arxiv.org/abs/2006.09011.
+
 Source:
   Song & Ermon (2020), "Improved techniques for training score-based generative models"
   (NCSNv2), https://arxiv.org/abs/2006.09011.
@@ -23,6 +25,8 @@ _BLOCK = 1_000  # rows whose distances are held at once
 
 def largest_distance(x: np.ndarray) -> float:
     """Returns the largest distance between two examples (NCSNv2, Technique 1).
+
+    See https://arxiv.org/abs/2006.09011.
 
     The distance is Euclidean. A noise of that scale joins all examples, so that chains
     can go from any one to any other. It is the largest scale of a ladder. All pairs are
@@ -67,6 +71,8 @@ def largest_distance(x: np.ndarray) -> float:
 def noise_overlap(ratio: float, num_dims: int) -> float:
     """Returns the overlap of neighbouring noise scales (NCSNv2, Technique 2).
 
+    See https://arxiv.org/abs/2006.09011.
+
     Noise of scale `s` in many dimensions lies within 3 standard deviations,
     `s / sqrt(2)` each, of the radius `sqrt(num_dims) s`. The overlap is the probability
     that noise of scale `ratio * s` lies there, with its radius also approximated as
@@ -102,6 +108,8 @@ def noise_ladder(
     num_scales: int | None = None,
 ) -> np.ndarray:
     """Returns a geometric ladder of noise scales (NCSNv2, Technique 2).
+
+    See https://arxiv.org/abs/2006.09011.
 
     The largest scale comes first. Give `num_scales`, or `num_dims` to get as many
     scales as have the overlap. In fewer than five dimensions any two scales have an
@@ -154,6 +162,8 @@ def noise_ladder(
 
 def relative_step_size(ratio: float, num_steps_per_level: int) -> float:
     """Returns the step size of annealed Langevin dynamics (NCSNv2, Technique 4).
+
+    See https://arxiv.org/abs/2006.09011.
 
     The step size is relative to the square of the level's noise scale. For data at one
     point, the chain of a level is linear and its variance is known. The noise comes

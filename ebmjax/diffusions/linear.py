@@ -56,6 +56,8 @@ def _check_rising(first: str, low: float, second: str, high: float) -> None:
 def variance_exploding(*, noise_min: float, noise_max: float) -> Diffusion:
     """Returns the variance-exploding diffusion (VE SDE), the limit of a noise ladder.
 
+    See https://arxiv.org/abs/2011.13456.
+
     Noise is added at a geometrically increasing scale,
     `std(t) = noise_min (noise_max / noise_min)^t`, and the example is not scaled. At
     time 0 there is already noise of `noise_min`. A diffusion that begins at the data
@@ -95,6 +97,8 @@ def variance_exploding(*, noise_min: float, noise_max: float) -> Diffusion:
 def variance_preserving(*, rate_min: float = 0.1, rate_max: float = 20.0) -> Diffusion:
     """Returns the variance-preserving diffusion (VP SDE), the limit of DDPM.
 
+    See https://arxiv.org/abs/2011.13456 and https://arxiv.org/abs/2006.11239 (DDPM).
+
     Decay and noise balance, so that data of variance 1 keep their variance:
     `dx = -b(t) x / 2 dt + sqrt(b(t)) dW` with `b` increasing linearly from `rate_min`
     to `rate_max`.
@@ -132,6 +136,8 @@ def sub_variance_preserving(
     *, rate_min: float = 0.1, rate_max: float = 20.0
 ) -> Diffusion:
     """Returns the sub-variance-preserving diffusion (sub-VP SDE).
+
+    See https://arxiv.org/abs/2011.13456.
 
     It has the decay of `variance_preserving` and less noise, so its variances are
     smaller: `std(t) = 1 - mean_scale(t)^2`, of which the other diffusion has the square

@@ -201,6 +201,8 @@ def latent_energy(
 ) -> EnergyFn:
     """Returns the energy of a generator's latent, as in GEBM.
 
+    See https://arxiv.org/abs/2003.05033.
+
     The energy is `z -> |z|^2 / 2 + energy_fn(generator_fn(z)) / temperature`. With the
     standard normal prior of the latent included, this is the posterior of a generalised
     energy-based model. The temperature divides the energy and not the prior. The

@@ -15,6 +15,8 @@ __all__ = ["effective_sample_size", "potential_scale_reduction"]
 def effective_sample_size(draws: Array) -> Array:
     """Returns the effective sample size (ESS) of chains for the estimate of a mean.
 
+    See https://doi.org/10.1214/ss/1177011137 and https://arxiv.org/abs/1903.08008.
+
     It is the number of independent draws whose mean is as exact as the mean of these:
     `total / tau` with `tau = 1 + 2 * sum_t autocorrelation(t)`. For an AR(1) process
     with coefficient `r` it is `total * (1 - r) / (1 + r)`: a third of the draws for
@@ -52,16 +54,19 @@ def effective_sample_size(draws: Array) -> Array:
       ValueError: If the draws have another shape or type.
 
     Source:
-      Geyer (1992), "Practical Markov chain Monte Carlo", Statistical Science 7.
-      Combined over chains as in Vehtari, Gelman, Simpson, Carpenter & Burkner (2021),
-      "Rank-normalization, folding, and localization: an improved R-hat for assessing
-      convergence of MCMC", section 3.2, https://arxiv.org/abs/1903.08008.
+      Geyer (1992), "Practical Markov chain Monte Carlo", Statistical Science 7,
+      https://doi.org/10.1214/ss/1177011137. Combined over chains as in Vehtari, Gelman,
+      Simpson, Carpenter & Burkner (2021), "Rank-normalization, folding, and
+      localization: an improved R-hat for assessing convergence of MCMC", section 3.2,
+      https://arxiv.org/abs/1903.08008.
     """
     return _over_coordinates(_effective_sample_size, draws)
 
 
 def potential_scale_reduction(draws: Array) -> Array:
     """Returns the rank-normalised split R-hat, which tests whether chains agree.
+
+    See https://arxiv.org/abs/1903.08008.
 
     It is the root of the variance of all draws over the variance within a chain, which
     is near 1 if chains agree. The source requires less than 1.01. Two long chains, one

@@ -22,6 +22,8 @@ def frechet_distance(
 ) -> float:
     """Returns the Frechet distance of two sets of features, such as FID.
 
+    See https://arxiv.org/abs/1706.08500.
+
     It is the squared 2-Wasserstein distance of the normal distributions fitted to the
     two sets (`frechet_distance_from_moments`), with each set's mean and unbiased
     covariance. It is called FID only if the features are those of one certain Inception
@@ -74,6 +76,9 @@ def frechet_distance_from_moments(
 ) -> float:
     """Returns the squared 2-Wasserstein distance of two normal distributions (FID).
 
+    See https://doi.org/10.1016/0047-259X(82)90077-X and
+    https://arxiv.org/abs/1706.08500 (FID).
+
     The distance is `|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))`. In one
     dimension this is `(m_a - m_b)^2 + (s_a - s_b)^2` with standard deviations `s`;
     between `N(0, I)` and `N(0, 4 I)` it is `d`. It is the square of a metric, not a
@@ -95,7 +100,8 @@ def frechet_distance_from_moments(
 
     Source:
       Dowson & Landau (1982), "The Frechet distance between multivariate normal
-      distributions", Journal of Multivariate Analysis 12. FID: Heusel et al. (2017),
+      distributions", Journal of Multivariate Analysis 12,
+      https://doi.org/10.1016/0047-259X(82)90077-X. FID: Heusel et al. (2017),
       https://arxiv.org/abs/1706.08500.
     """
     mean_a, cov_a, mean_b, cov_b = (
@@ -184,6 +190,8 @@ def inception_score(
 ) -> tuple[float, float]:
     """Returns the Inception score (IS), as mean and deviation over parts of the set.
 
+    See https://arxiv.org/abs/1606.03498.
+
     The score is the exponential of the mutual information of example and class: the
     mean divergence of an example's class probabilities from their mean over the
     examples. It is high if a classifier is sure of each example and the classes vary,
@@ -239,6 +247,9 @@ def maximum_mean_discrepancy(
 ) -> float:
     """Returns the squared maximum mean discrepancy (MMD) of two sets, without bias.
 
+    See https://www.jmlr.org/papers/v13/gretton12a.html and
+    https://arxiv.org/abs/1801.01401 (KID).
+
     The estimate is the mean kernel of pairs of different examples within each set,
     summed over both sets, minus twice the mean kernel between the sets. It is 0 on
     average for two sets of one law, so it can be negative. Unlike `frechet_distance`,
@@ -267,8 +278,9 @@ def maximum_mean_discrepancy(
 
     Source:
       Gretton, Borgwardt, Rasch, Scholkopf & Smola (2012), "A kernel two-sample test",
-      Journal of Machine Learning Research 13. KID: Binkowski, Sutherland, Arbel &
-      Gretton (2018), "Demystifying MMD GANs", https://arxiv.org/abs/1801.01401.
+      Journal of Machine Learning Research 13,
+      https://www.jmlr.org/papers/v13/gretton12a.html. KID: Binkowski, Sutherland, Arbel
+      & Gretton (2018), "Demystifying MMD GANs", https://arxiv.org/abs/1801.01401.
     """
     if kernel not in ("polynomial", "gaussian"):
         raise ValueError(f"kernel must be 'polynomial' or 'gaussian', got {kernel!r}")

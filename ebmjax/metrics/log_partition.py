@@ -17,7 +17,7 @@ from ebmjax.checks import (
     check_path,
     scalar_energy,
 )
-from ebmjax.samplers.chains import as_pytree
+from ebmjax.samplers.closures import as_pytree
 from ebmjax.samplers.layout import (
     Layout,
     chain_keys,
@@ -77,6 +77,8 @@ def annealed_importance_sampling(
 ) -> Annealed:
     """Runs annealed importance sampling (AIS) from a reference to an energy.
 
+    See https://arxiv.org/abs/physics/9803008.
+
     Draws of the reference, whose density is known, are weighted and moved through the
     energies `(1 - f) * reference + f * energy`. The mean weight is an unbiased estimate
     of the partition function. Its logarithm is too small on average, and much too small
@@ -129,6 +131,9 @@ def reverse_annealed_importance_sampling(
     num_steps: int = 1,
 ) -> Annealed:
     """Runs annealed importance sampling (AIS) in reverse, from an energy's draws.
+
+    See https://arxiv.org/abs/1412.8566 (RAISE) and https://arxiv.org/abs/1606.02275
+    (BDMC).
 
     With exact draws, the mean of the inverse weight is the inverse partition function.
     Together with the forward run, this brackets the log partition function

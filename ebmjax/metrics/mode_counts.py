@@ -12,6 +12,8 @@ def modes(
 ) -> dict[str, float | int]:
     """Returns the number of modes found, and how far their shares are from uniform.
 
+    See https://arxiv.org/abs/1611.02163 and https://arxiv.org/abs/1901.08508.
+
     The labels come from a classifier, for example of the digits that are stacked in an
     image, read as one number. Its errors create modes: a generator of 500 of 1,000
     triples shows 653 with a classifier that is wrong on one digit in 200. The robust

@@ -25,6 +25,8 @@ def probability_flow_log_prob(
 ) -> tuple[Array, Flowed]:
     """Returns log densities under the probability flow ODE from the prior, in nats.
 
+    See https://arxiv.org/abs/2011.13456.
+
     The density is that of the law to which the flow takes the prior at time `start`. It
     is the data's density only as far as the score is the data's. It differs from the
     density of the diffusion that is reversed randomly, and it is not a bound on that

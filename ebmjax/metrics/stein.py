@@ -58,6 +58,8 @@ def stein_kernel(
 ) -> Array:
     """Returns the Stein kernel (of KSD) of every pair of examples, `[n, n]`.
 
+    See https://arxiv.org/abs/1602.03253.
+
     The kernel is `s . s' k + s . grad' k + s' . grad k + trace of grad grad' k`, with
     scores `s` and a radial kernel `k`. Under the law that has these scores, its mean
     over either example is 0.
@@ -233,6 +235,8 @@ def kernel_stein_discrepancy(
 ) -> Array:
     """Returns the squared kernelised Stein discrepancy (KSD) from an energy's law.
 
+    See https://arxiv.org/abs/1602.03253 and https://arxiv.org/abs/1602.02964.
+
     It is the mean over pairs of `stein_kernel`, which is 0 for draws of the law
     `exp(-E) / Z`, whose `Z` is not needed. It costs one gradient for each example, and
     memory of the squared number of examples. It is nearly insensitive to the weights of
@@ -299,6 +303,8 @@ def kernel_stein_test(
     num_bootstrap: int = 1000,
 ) -> SteinTest:
     """Tests by KSD and the wild bootstrap whether draws have an energy's law.
+
+    See https://arxiv.org/abs/1602.02964.
 
     The draws must be independent. The statistic is `n` times the V-statistic. Under the
     law, and for many examples, its distribution is that of the same sum with random

@@ -1,16 +1,17 @@
-"""Forms in which a convolution, its transpose and their tangents are computed.
+"""Forms in which a convolution and its two transposes are computed on a CPU.
 
-`ebmjax.networks.convolutions` chooses among them and says why they exist.
+A convolution is linear in its images and in its kernel. Its transpose in the images
+takes maps to images, and its transpose in the kernel takes images and maps to a kernel.
+`ebmjax.networks.convolutions` says why the forms exist.
 """
 
-import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from ebmjax.types import Array
 
@@ -18,9 +19,13 @@ __all__: list[str] = []
 
 CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
 
+FEW_CHANNELS, FEW_PLACES, MOST_ELEMENTS = 16, 16, 2**20
+"""A convolution of at most `FEW_CHANNELS` channels, or to a map of at most `FEW_PLACES`
+pixels, is a matrix product, unless the windows of an example have more than
+`MOST_ELEMENTS` elements together."""
+
 Sizes = Sequence[int]
 Pads = Sequence[tuple[int, int]]
-Tangents = tuple[Array | SymbolicZero, Array | SymbolicZero]
 
 
 class Options(NamedTuple):
@@ -49,7 +54,10 @@ def transpose(
     linear: Callable[[Array], Array], shape: tuple[int, ...], y: Array
 ) -> Array:
     """Returns the transpose, at `y`, of a linear function of arrays of that shape."""
-    (x,) = jax.linear_transpose(linear, jax.ShapeDtypeStruct(shape, y.dtype))(y)
+    # Only the type of this array is used. It varies over the axes of `jax.shard_map` as
+    # `y` does: of one that did not, the transpose would be summed over devices.
+    like = lax.full_like(y, 0, shape=shape)
+    (x,) = jax.linear_transpose(linear, like)(y)
     image: Array = x
     return image
 
@@ -68,6 +76,8 @@ def canonical(x: Array, kernel: Array, options: Options) -> Array:
 
 def pad(x: Array, padding: Pads) -> Array:
     """Pads images with zeros, or cuts pixels off where a padding is negative."""
+    if not any(map(any, padding)):
+        return x
     config = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
     return lax.pad(x, jnp.zeros((), x.dtype), config)
 
@@ -83,14 +93,13 @@ def unpad(x: Array, padding: Pads) -> Array:
 def as_product(x: Array, kernel: Array, options: Options) -> Array:
     """Returns the convolution as one product of all windows and the kernel.
 
-    The windows are laid out in rows. JAX differentiates it to products that are as
-    fast, in loops and out of them.
+    The windows are laid out in rows.
     """
     strides, padding, precision = options
     size = map_size(x.shape, kernel.shape, options)
     x = pad(x, padding)
-    # One axis after the other: what transposes this twice adds up as many arrays as a
-    # window has rows and columns, and not as many as it has places.
+    # One axis after the other, which copies as many arrays as a window has rows and
+    # columns, and not as many as it has places.
     for axis in (2, 1):
         taps, out, stride = kernel.shape[axis - 1], size[axis - 1], strides[axis - 1]
         ends = [tap + (out - 1) * stride + 1 for tap in range(taps)]
@@ -106,7 +115,7 @@ def as_product(x: Array, kernel: Array, options: Options) -> Array:
 
 
 def images_as_product(y: Array, kernel: Array, options: Options, shape: Sizes) -> Array:
-    """Returns the transpose of `as_product`, in a form whose own transpose is that."""
+    """Returns the transpose of `as_product` in the images, as one product."""
     strides, padding, precision = options
     kernel_shape = kernel.shape
     kernel = kernel.reshape(-1, kernel_shape[3])
@@ -128,115 +137,7 @@ def images_as_product(y: Array, kernel: Array, options: Options, shape: Sizes) -
 # --- as convolutions of the kind that is fast
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
-def channels_last(x: Array, kernel: Array, options: Options) -> Array:
-    """Returns the convolution, with tangents in the order of axes that is fast."""
-    return canonical(x, kernel, options)
-
-
-# The tangents are written as the convolutions whose transposes, which reverse mode runs
-# in their place, are in the order that is fast. A `custom_vjp` would do the same, but
-# could not be differentiated forwards, and under `grad(vmap(...))` would make and then
-# add up a gradient of the kernel for every example.
-@functools.partial(channels_last.defjvp, symbolic_zeros=True)
-def tangents(
-    options: Options, primals: tuple[Array, Array], tangents: Tangents
-) -> tuple[Array, Array]:
-    """Returns the convolution and its tangent."""
-    x, kernel = primals
-    x_dot, kernel_dot = tangents
-    y = channels_last(x, kernel, options)
-    size = y.shape[1:3]
-    y_dot = jnp.zeros_like(y)
-    if not isinstance(x_dot, SymbolicZero):
-        y_dot += tangent_in_x(x_dot, kernel, options, size)
-    if not isinstance(kernel_dot, SymbolicZero):
-        y_dot += tangent_in_kernel(x, kernel_dot, options, size)
-    return y, y_dot
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2, 3))
-def images_of(
-    y: Array, kernel: Array, options: Options, image_size: tuple[int, ...]
-) -> Array:
-    """Returns the transposed convolution as the transpose of `tangent_in_x`."""
-
-    def forward(x: Array) -> Array:
-        return tangent_in_x(x, kernel, options, y.shape[1:3])
-
-    return transpose(forward, (y.shape[0], *image_size, kernel.shape[2]), y)
-
-
-@functools.partial(images_of.defjvp, symbolic_zeros=True)
-def tangents_of_images(
-    options: Options,
-    image_size: tuple[int, ...],
-    primals: tuple[Array, Array],
-    tangents: Tangents,
-) -> tuple[Array, Array]:
-    """Returns the transposed convolution and its tangent."""
-    y, kernel = primals
-    y_dot, kernel_dot = tangents
-    x = images_of(y, kernel, options, image_size)
-    size = [length + sum(pads) for length, pads in zip(image_size, options.padding)]
-    x_dot = jnp.zeros((x.shape[0], *size, x.shape[3]), x.dtype)
-    if not isinstance(y_dot, SymbolicZero):
-        x_dot += tangent_in_map(y_dot, kernel, options, size)
-    if not isinstance(kernel_dot, SymbolicZero):
-        x_dot += tangent_in_kernel_of_map(y, kernel_dot, options, size)
-    return x, unpad(x_dot, options.padding)
-
-
-def tangent_in_map(y: Array, kernel: Array, options: Options, size: Sizes) -> Array:
-    """Returns the transposed convolution in a form whose transpose is the convolution.
-
-    It is a convolution of `y`, with zeros between its pixels, to padded images of a
-    size.
-    """
-    pads = [
-        (k - 1, length - 1 - (out - 1) * stride)
-        for length, k, stride, out in zip(
-            size, kernel.shape, options.strides, y.shape[1:3]
-        )
-    ]
-    return lax.conv_general_dilated(
-        y,
-        jnp.flip(kernel, (0, 1)),
-        (1, 1),
-        pads,
-        lhs_dilation=options.strides,
-        dimension_numbers=("NHWC", "HWOI", "NHWC"),
-        precision=options.precision,
-    )
-
-
-def tangent_in_kernel_of_map(
-    y: Array, kernel: Array, options: Options, size: Sizes
-) -> Array:
-    """Returns the same in a form whose transpose in the kernel has fast axes.
-
-    That transpose convolves images `[channels, height, width, n]` with a kernel
-    `[height, width, n, features]`, which is `y`.
-    """
-    pads = [
-        ((out - 1) * stride, length - k)
-        for length, k, stride, out in zip(
-            size, kernel.shape, options.strides, y.shape[1:3]
-        )
-    ]
-    x = lax.conv_general_dilated(
-        kernel.transpose(2, 0, 1, 3),
-        jnp.flip(y, (1, 2)).transpose(1, 2, 0, 3),
-        (1, 1),
-        pads,
-        rhs_dilation=options.strides,
-        dimension_numbers=("NHWC", "HWOI", "NHWC"),
-        precision=options.precision,
-    )
-    return x.transpose(3, 1, 2, 0)
-
-
-def tangent_in_x(x: Array, kernel: Array, options: Options, out_size: Sizes) -> Array:
+def as_blocks(x: Array, kernel: Array, options: Options) -> Array:
     """Returns the convolution as one of stride 1 of blocks of `strides` pixels.
 
     Its transpose is one convolution of stride 1 from features to blocks, and a
@@ -246,6 +147,7 @@ def tangent_in_x(x: Array, kernel: Array, options: Options, out_size: Sizes) -> 
     """
     num, *size, channels = x.shape
     *window, _, features = kernel.shape
+    out_size = map_size(x.shape, kernel.shape, options)
     rows, columns = options.strides
     taps = [-(-k // stride) for k, stride in zip(window, options.strides)]
     # No fewer places than taps: XLA is slow, here or in the transpose, where the window
@@ -297,27 +199,68 @@ def tangent_in_x(x: Array, kernel: Array, options: Options, out_size: Sizes) -> 
     return y[:, : out_size[0], : out_size[1]]
 
 
-def tangent_in_kernel(
-    x: Array, kernel: Array, options: Options, out_size: Sizes
-) -> Array:
-    """Returns the convolution, in a form whose transpose has canonical axes.
+def kernel_of(x: Array, y: Array, options: Options, window: Sizes) -> Array:
+    """Returns the transpose in the kernel, as a convolution with canonical axes.
 
-    That transpose convolves images `[channels, height, width, n]` with a kernel
-    `[height, width, n, features]`, which is the cotangent.
+    It convolves images `[channels, height, width, n]` with a kernel
+    `[height, width, n, features]`, which is `y`.
     """
-    pixels = [
-        (low, (out - 1) * stride + k - low - length, 0)
+    pads = [
+        (low, (out - 1) * stride + k - low - length)
         for (low, _), out, stride, k, length in zip(
-            options.padding, out_size, options.strides, kernel.shape, x.shape[1:]
+            options.padding, y.shape[1:3], options.strides, window, x.shape[1:3]
         )
     ]
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *pixels, (0, 0, 0)))
-    y = lax.conv_general_dilated(
+    # Rows that no window reaches are cut off. Zeros are left to the convolution: an
+    # image that is padded while it is transposed is copied twice as slowly.
+    x = pad(x, [(0, min(high, 0)) for _, high in pads])
+    kernel = lax.conv_general_dilated(
         x.transpose(3, 1, 2, 0),
-        kernel.transpose(2, 0, 1, 3),
-        options.strides,
-        "VALID",
-        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        y.transpose(1, 2, 0, 3),
+        (1, 1),
+        [(low, max(high, 0)) for low, high in pads],
+        rhs_dilation=options.strides,
+        dimension_numbers=CHANNELS_LAST,
         precision=options.precision,
     )
-    return y.transpose(2, 0, 1, 3)
+    return kernel.transpose(1, 2, 0, 3)
+
+
+# --- the form that is chosen
+
+
+def is_product(image_shape: Sizes, kernel_shape: Sizes, options: Options) -> bool:
+    """Returns whether a matrix product is the faster form of maps and of images."""
+    # XLA's convolution takes a hundred times as long where the window is wider than the
+    # image, whose map is small then, and is slow where a gradient has few channels.
+    size = map_size(image_shape, kernel_shape, options)
+    wide = any(k > n for k, n in zip(kernel_shape, image_shape[1:3]))
+    few = image_shape[3] <= FEW_CHANNELS or math.prod(size) <= FEW_PLACES
+    elements = math.prod(size) * math.prod(kernel_shape[:3])
+    return wide or (few and elements <= MOST_ELEMENTS)
+
+
+def fast_maps(x: Array, kernel: Array, options: Options) -> Array:
+    """Returns the convolution in the form that is fast."""
+    form = as_product if is_product(x.shape, kernel.shape, options) else canonical
+    return form(x, kernel, options)
+
+
+def fast_images(
+    y: Array, kernel: Array, options: Options, image_size: tuple[int, ...]
+) -> Array:
+    """Returns the transpose in the images in the form that is fast."""
+    shape = (y.shape[0], *image_size, kernel.shape[2])
+    if is_product(shape, kernel.shape, options):
+        return images_as_product(y, kernel, options, shape)
+    return transpose(lambda x: as_blocks(x, kernel, options), shape, y)
+
+
+def fast_kernel(x: Array, y: Array, options: Options, window: tuple[int, ...]) -> Array:
+    """Returns the transpose in the kernel in the form that is fast."""
+    shape = (*window, x.shape[3], y.shape[3])
+    # A map of one pixel makes a dense layer of the convolution.
+    wide = any(k > n for k, n in zip(window, x.shape[1:3]))
+    if wide or math.prod(y.shape[1:3]) == 1:
+        return transpose(lambda kernel: as_product(x, kernel, options), shape, y)
+    return kernel_of(x, y, options, window)

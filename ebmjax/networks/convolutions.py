@@ -1,4 +1,4 @@
-"""Convolutions whose gradients are fast in a loop on a CPU.
+"""Convolutions whose derivatives are fast on a CPU, in loops and out of them.
 
 A sampler differentiates its energy in the input inside a `lax.scan`, and a scan over
 updates differentiates it in the kernel. XLA's CPU compiler has a fast path for
@@ -8,7 +8,6 @@ the compiler rewrites them. In a loop it does not, and they take 2 to 100 times 
 Small maps, and images of few channels, are faster as matrix products.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,26 +17,18 @@ from jax import lax
 from ebmjax.networks.convolution_forms import (
     CHANNELS_LAST,
     Options,
-    Sizes,
-    as_product,
     canonical,
-    channels_last,
-    images_as_product,
-    images_of,
     map_size,
     pad,
     transpose,
+    unpad,
 )
+from ebmjax.networks.convolution_primitives import images, maps
 from ebmjax.types import Array
 
 __all__ = ["convolution", "transposed_convolution"]
 
 Numbers = lax.ConvDimensionNumbers | tuple[str, str, str] | None
-
-FEW_CHANNELS, FEW_PLACES, MOST_ELEMENTS = 16, 16, 2**20
-"""On a CPU, a convolution of at most `FEW_CHANNELS` channels, or to a map of at most
-`FEW_PLACES` pixels, is a matrix product, unless the windows of an example have more
-than `MOST_ELEMENTS` elements together."""
 
 
 def convolution(
@@ -54,10 +45,11 @@ def convolution(
 
     Use it as `nn.Conv(conv_general_dilated=convolution)`. Values, and derivatives of
     every order and in every mode, are those of `lax` up to rounding. Only the form of
-    the computation differs, and only on a CPU, for two-dimensional convolutions with
-    channels last, no dilation and no groups. All other convolutions are passed to
-    `lax`. If the form is a convolution, second derivatives are right but not fast,
-    because `lax` writes them.
+    the computation differs, and only in programs for a CPU, for two-dimensional
+    convolutions with channels last, no dilation and no groups, on no mesh with explicit
+    axes. All other convolutions are passed to `lax`. Derivatives of every order are
+    fast, except those by which `jax.vmap` maps images and kernels together, as for the
+    gradients in the kernel of every example, which `lax` writes.
 
     Args:
       x: Images, `[n, height, width, channels]`.
@@ -79,10 +71,9 @@ def convolution(
         and numbers == lax.conv_dimension_numbers(*shapes, CHANNELS_LAST)
         and all(name in ones for name in rest)
         and all(value in (None, 1, (1, 1)) for value in rest.values())
+        and not is_explicit(x, kernel)
     )
-    # Decided when traced, by the process's default device. Where that is not where the
-    # program runs, it runs the other spelling of the same derivatives.
-    if not is_plain or jax.default_backend() != "cpu":
+    if not is_plain:
         return lax.conv_general_dilated(
             x,
             kernel,
@@ -104,8 +95,7 @@ def convolution(
     x = pad(x, [(min(low, 0), min(high, 0)) for low, high in padding])
     padding = tuple((max(low, 0), max(high, 0)) for low, high in padding)
     options = Options(strides, padding, precision)
-    form = as_product if is_product(x.shape, kernel.shape, options) else channels_last
-    return form(x, kernel, options)
+    return maps(x, kernel, options)
 
 
 def transposed_convolution(
@@ -122,7 +112,7 @@ def transposed_convolution(
     This is PyTorch's transposed convolution, with its kernel and padding; `image_size`
     takes the place of `output_padding`. On a CPU it is a matrix product, or a
     convolution of stride 1, followed by a rearrangement of channels to pixels, which is
-    fast in loops, and so are its first derivatives. It inverts nothing, and it is not
+    fast in loops, and so are its derivatives. It inverts nothing, and it is not
     `jax.lax.conv_transpose`, whose kernel is reversed and has its channels in the other
     order.
 
@@ -149,19 +139,15 @@ def transposed_convolution(
             f"a convolution of images of size {tuple(image_size)} has size"
             f" {size}, got {y.shape[1:3]}"
         )
-    if jax.default_backend() != "cpu":
+    if is_explicit(y, kernel):
         return transpose(lambda x: canonical(x, kernel, options), shape, y)
-    if is_product(shape, kernel.shape, options):
-        return images_as_product(y, kernel, options, shape)
-    return images_of(y, kernel, options, tuple(image_size))
+    # The pixels that a negative padding cuts off are zeros of the transpose.
+    cut = [(min(low, 0), min(high, 0)) for low, high in pads]
+    size = tuple(length + sum(ends) for length, ends in zip(image_size, cut))
+    pads = tuple((max(low, 0), max(high, 0)) for low, high in pads)
+    return unpad(images(y, kernel, options._replace(padding=pads), size), cut)
 
 
-def is_product(image_shape: Sizes, kernel_shape: Sizes, options: Options) -> bool:
-    """Returns whether a matrix product is the faster form."""
-    # XLA's convolution takes a hundred times as long where the window is wider than the
-    # image, whose map is small then, and is slow where a gradient has few channels.
-    size = map_size(image_shape, kernel_shape, options)
-    wide = any(k > n for k, n in zip(kernel_shape, image_shape[1:3]))
-    few = image_shape[3] <= FEW_CHANNELS or math.prod(size) <= FEW_PLACES
-    elements = math.prod(size) * math.prod(kernel_shape[:3])
-    return wide or (few and elements <= MOST_ELEMENTS)
+def is_explicit(*arrays: Array) -> bool:
+    """Returns whether a type says how an array is sharded, which `lax` propagates."""
+    return any(any(jax.typeof(x).sharding.spec) for x in arrays)

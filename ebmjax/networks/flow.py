@@ -70,6 +70,8 @@ def real_nvp(
 ) -> Flow:
     """Returns a Real NVP flow, with affine couplings of elements of even and odd index.
 
+    See https://arxiv.org/abs/1605.08803.
+
     The couplings alternate between the two halves. The latent passes through the
     couplings and then through an affine map `mean + lower z`, with `lower` triangular
     and of positive diagonal. Parameters are
@@ -147,6 +149,9 @@ def masked_autoregressive(
     scale_bound: float = 2.0,
 ) -> Flow:
     """Returns a masked autoregressive flow (MAF) with networks masked as in MADE.
+
+    See https://arxiv.org/abs/1705.07057 (MAF) and https://arxiv.org/abs/1502.03509
+    (MADE).
 
     Each layer is an affine map of every element, whose shift and scale are functions of
     the elements before it, computed by one masked network. Between two layers the order

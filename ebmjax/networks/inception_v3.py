@@ -213,6 +213,8 @@ def inception(
 ) -> Network:
     """Returns Inception v3: features of an image for FID, and logits for a score.
 
+    See https://arxiv.org/abs/1512.00567 and https://arxiv.org/abs/1706.08500.
+
     Images have values in [-1, 1] and the network's own size. Resize them by
     `jax.image.resize(x, (299, 299, 3), "bilinear", antialias=False)`.
 

@@ -1,5 +1,7 @@
 """Generators of images, energies and statistics networks of MEG, of two kinds.
 
+See https://arxiv.org/abs/1901.08508.
+
 "Strided" networks are 5x5 convolutions of stride 2, for the small grey images of MNIST
 and stacks of them. "Convnet" networks alternate 3x3 convolutions with 4x4 ones of
 stride 2, for CIFAR-10 and CelebA. A generator passes through the maps of its energy in
@@ -164,6 +166,8 @@ def strided_generator(
 ) -> Network:
     """Returns a MEG generator of transposed 5x5 convolutions that double the sides.
 
+    See https://arxiv.org/abs/1901.08508.
+
     A dense layer makes the smallest map. Then every width has batch normalisation, a
     ReLU and a transposed convolution; the last of these makes the image, in [-1, 1] by
     a tanh. Sides are those of the energy's maps: 28 from 14, 7, 4 and 2. Kernels start
@@ -203,6 +207,8 @@ def strided_energy(
 ) -> Network:
     """Returns a MEG energy of 5x5 convolutions of stride 2, as in `strided_generator`.
 
+    See https://arxiv.org/abs/1901.08508.
+
     Args:
       image_shape: `(height, width, channels)`.
       widths: Channels of the maps, each half as wide as the one before.
@@ -232,6 +238,8 @@ def strided_statistics(
     negative_slope: float = 0.2,
 ) -> Network:
     """Returns a MEG statistics network with the trunk of `strided_energy`.
+
+    See https://arxiv.org/abs/1901.08508.
 
     Args:
       image_shape: `(height, width, channels)`.
@@ -264,6 +272,8 @@ def convnet_generator(
     is_normal: bool = True,
 ) -> Network:
     """Returns a MEG generator of transposed 4x4 convolutions, and a 3x3 one at the end.
+
+    See https://arxiv.org/abs/1901.08508.
 
     A dense layer makes the smallest map. Every width except the last has a transposed
     convolution that doubles the sides, batch normalisation and a ReLU. A 3x3
@@ -304,6 +314,8 @@ def convnet_energy(
 ) -> Network:
     """Returns a MEG energy of 3x3 convolutions, with 4x4 ones of stride 2 between them.
 
+    See https://arxiv.org/abs/1901.08508.
+
     It has the shape of the plain network of SNGAN (https://arxiv.org/abs/1802.05957),
     without spectral normalisation.
 
@@ -339,6 +351,8 @@ def convnet_statistics(
     is_normal: bool = True,
 ) -> Network:
     """Returns a MEG statistics network with the trunk of `convnet_energy`.
+
+    See https://arxiv.org/abs/1901.08508.
 
     Args:
       image_shape: `(height, width, channels)`, as in `convnet_generator`.

@@ -119,6 +119,8 @@ def resnet_energy(
 ) -> Network:
     """Returns the residual (ResNet) energy of Du & Mordatch (IGEBM), a sum over pixels.
 
+    See https://arxiv.org/abs/1903.08689.
+
     The network is a 3x3 convolution; for each width, `num_blocks` residual blocks and a
     mean over 2x2 pixels; an activation, the sum over the remaining pixels, and a linear
     function. The second convolution of every block starts from zeros. Because of the
@@ -175,6 +177,9 @@ def wide_resnet_energy(
     negative_slope: float = 0.2,
 ) -> Network:
     """Returns the wide residual network (WRN) of JEM with one output, not normalised.
+
+    See https://arxiv.org/abs/1605.07146 (WRN) and https://arxiv.org/abs/1912.03263
+    (JEM).
 
     The network is a 3x3 convolution to 16 channels; three stages of `(depth - 4) / 6`
     residual blocks with 16, 32 and 64 times `widen_factor` channels, the second and

@@ -92,6 +92,8 @@ def noise_mlp(
 ) -> Network:
     """Returns a noise-conditional score network (NCSN) of dense layers, for vectors.
 
+    See https://arxiv.org/abs/2006.09011.
+
     Args:
       event_shape: Shape of one example, of any rank, which is flattened.
       widths: Widths of the hidden layers, first to last.
@@ -232,6 +234,8 @@ def unet(
     is_energy: bool = False,
 ) -> Network:
     """Returns a U-Net score network, conditioned on the noise scale (as in NCSN).
+
+    See https://arxiv.org/abs/1505.04597 and https://arxiv.org/abs/1907.05600 (NCSN).
 
     The network is a 3x3 convolution; for each width `num_blocks` residual blocks, with
     a mean over 2x2 pixels between two widths; and then the way back, by repeated pixels

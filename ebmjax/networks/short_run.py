@@ -45,6 +45,8 @@ def short_run_energy(
 ) -> Network:
     """Returns the energy network of short-run MCMC, convolutions without normalisation.
 
+    See https://arxiv.org/abs/1904.09770.
+
     The network is a 3x3 convolution to `width` channels; then, while the map is larger
     than 4x4, 4x4 convolutions of stride 2 that double the channels, up to `8 * width`;
     then a convolution that spans the map and gives the energy. With leaky ReLUs the

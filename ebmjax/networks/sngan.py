@@ -1,5 +1,7 @@
 """Bases and energies of generalised energy-based models (GEBM) on images, as in SNGAN.
 
+See https://arxiv.org/abs/1802.05957 and https://arxiv.org/abs/2003.05033.
+
 Bases have batch normalisation. Energies divide every matrix by its largest singular
 value, with one power-iteration step for every renewal of their state ("spectral"), and
 never have batch normalisation. All weights start from Xavier's uniform law.
@@ -202,6 +204,8 @@ def sngan_base(
 ) -> Network:
     """Returns the plain base of SNGAN, transposed convolutions from a 4x4 map up.
 
+    See https://arxiv.org/abs/1802.05957.
+
     Args:
       image_shape: `(height, width, channels)`, with sides that are multiples of
         `2 ** (len(widths) - 1)`. Values of the draws are in [-1, 1], by a tanh.
@@ -232,6 +236,8 @@ def sngan_energy(
     negative_slope: float = 0.1,
 ) -> Network:
     """Returns the plain energy of SNGAN, spectrally normalised convolutions.
+
+    See https://arxiv.org/abs/1802.05957.
 
     Args:
       image_shape: `(height, width, channels)`, as in `sngan_base`.
@@ -264,6 +270,8 @@ def sngan_resnet_base(
 ) -> Network:
     """Returns the residual (ResNet) base of SNGAN, whose blocks double the sides.
 
+    See https://arxiv.org/abs/1802.05957.
+
     The sides are doubled by repeating pixels.
 
     Args:
@@ -293,6 +301,8 @@ def sngan_resnet_energy(
 ) -> Network:
     """Returns the residual (ResNet) energy of SNGAN, all of it spectrally normalised.
 
+    See https://arxiv.org/abs/1802.05957.
+
     Args:
       image_shape: `(height, width, channels)`, with sides that are multiples of 4.
       width: Channels of all blocks.
@@ -319,6 +329,8 @@ def dcgan_base(
 ) -> Network:
     """Returns the DCGAN base, transposed 4x4 convolutions after a dense layer.
 
+    See https://arxiv.org/abs/1511.06434.
+
     Args:
       image_shape: `(height, width, channels)`, with sides that are multiples of
         `2 ** len(widths)`.
@@ -344,6 +356,8 @@ def dcgan_energy(
     image_shape: tuple[int, int, int], *, widths: Sequence[int] = (64, 128, 256)
 ) -> Network:
     """Returns the DCGAN energy, spectrally normalised 4x4 convolutions of stride 2.
+
+    See https://arxiv.org/abs/1511.06434.
 
     Args:
       image_shape: `(height, width, channels)`, as in `dcgan_base`.

@@ -19,7 +19,9 @@ __all__ = ["minimum_probability_flow", "ratio_matching"]
 def ratio_matching(
     energy: Energy | Network, *, values: tuple[float, float] = (0.0, 1.0)
 ) -> Objective:
-    """Returns the ratio matching objective of Hyvarinen (2007) for binary data.
+    """Returns the ratio matching (RM) objective of Hyvarinen (2007) for binary data.
+
+    See https://doi.org/10.1016/j.csda.2006.09.003.
 
     The loss is `sum_i (1 - p(x_i | the others))^2`, the squared distance of every
     element's conditional probability from 1, where `p(x_i | the others) = 1 / (1 +
@@ -40,7 +42,7 @@ def ratio_matching(
 
     Source:
       Hyvarinen (2007), "Some extensions of score matching", Computational Statistics &
-      Data Analysis 51.
+      Data Analysis 51, https://doi.org/10.1016/j.csda.2006.09.003.
     """
     flips = energies_of_flips(energy, values)
 
@@ -56,6 +58,8 @@ def minimum_probability_flow(
     energy: Energy | Network, *, values: tuple[float, float] = (0.0, 1.0)
 ) -> Objective:
     """Returns the minimum probability flow (MPF) objective for binary data.
+
+    See https://arxiv.org/abs/0906.4779.
 
     The loss is `sum_i exp((E(x) - E(x with i flipped)) / 2)`. This is the rate at which
     dynamics of single flips, with the model as their equilibrium, would leave an

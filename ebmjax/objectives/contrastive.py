@@ -67,6 +67,10 @@ def contrastive_divergence(
 ) -> Objective:
     """Returns contrastive divergence: CD-k, persistent CD (PCD) or short-run learning.
 
+    See https://doi.org/10.1162/089976602760128018 (CD-k),
+    https://doi.org/10.1145/1390156.1390290 (PCD) and https://arxiv.org/abs/1904.09770
+    (short-run learning).
+
     If the negatives are draws of the model, its gradient is that of the negative log
     likelihood. The loss is `mean E(batch + data_noise) - mean E(negatives)`. Negatives
     are the ends of chains of `num_steps` moves and are fixed: no gradient flows through
@@ -119,8 +123,9 @@ def contrastive_divergence(
 
     Source:
       CD-k: Hinton (2002), "Training products of experts by minimizing contrastive
-      divergence", Neural Computation 14. PCD: Tieleman (2008), "Training restricted
-      Boltzmann machines using approximations to the likelihood gradient", ICML.
+      divergence", Neural Computation 14, https://doi.org/10.1162/089976602760128018.
+      PCD: Tieleman (2008), "Training restricted Boltzmann machines using approximations
+      to the likelihood gradient", ICML, https://doi.org/10.1145/1390156.1390290.
       Short-run learning: Nijkamp, Hill, Zhu & Wu (2019), "Learning non-convergent
       non-persistent short-run MCMC toward energy-based model", algorithm 1,
       https://arxiv.org/abs/1904.09770. The last two options: Du, Li, Tenenbaum &

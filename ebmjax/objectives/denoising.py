@@ -51,6 +51,8 @@ def denoising_score_matching(
 ) -> Objective:
     """Returns denoising score matching (DSM) with one noise scale.
 
+    See https://doi.org/10.1162/NECO_a_00142.
+
     The loss is `|score(x + noise_scale n) + n / noise_scale|^2 / 2` with `n` standard
     normal. Its mean is implicit score matching on the noised data plus
     `d / (2 noise_scale^2)`. The variance of this form grows as `noise_scale^-4`. Two
@@ -84,10 +86,10 @@ def denoising_score_matching(
 
     Source:
       Vincent (2011), "A connection between score matching and denoising autoencoders",
-      Neural Computation 23. The control variate: Wang, Cheng, Li, Zhu & Zhang (2020),
-      "A Wasserstein minimum velocity approach to learning unnormalized models",
-      https://arxiv.org/abs/2002.07501, as cited by Song & Kingma (2021),
-      https://arxiv.org/abs/2101.03288.
+      Neural Computation 23, https://doi.org/10.1162/NECO_a_00142. The control variate:
+      Wang, Cheng, Li, Zhu & Zhang (2020), "A Wasserstein minimum velocity approach to
+      learning unnormalized models", https://arxiv.org/abs/2002.07501, as cited by Song
+      & Kingma (2021), https://arxiv.org/abs/2101.03288.
     """
     noise_scale = check_number("noise_scale", noise_scale, positive=True)
     check_choice("variance_reduction", variance_reduction, VARIANCE_REDUCTIONS)
@@ -121,6 +123,8 @@ def multi_scale_denoising_score_matching(
     weighting: Callable[[Array], Array] | None = None,
 ) -> Objective:
     """Returns denoising score matching (DSM) with many noise scales, as in NCSN.
+
+    See https://arxiv.org/abs/1907.05600.
 
     The loss is `weighting(s) |score(x + s n, s) + n / s|^2 / 2`, with one network for
     all scales. The scale `s` of an example is drawn uniformly among those given.
@@ -179,6 +183,8 @@ def diffusion_score_matching(
     time_min: float = 1e-5,
 ) -> Objective:
     """Returns denoising score matching (DSM) at all times of a diffusion (VE, VP, ...).
+
+    See https://arxiv.org/abs/2011.13456.
 
     One network serves all times. Let `x_t = mean_scale(t) x + std(t) n`, with a time
     drawn for every example, uniform from `time_min` to 1. The loss depends on the

@@ -1,5 +1,7 @@
 """Variational entropy-regularized adversarial training of an energy (VERA).
 
+See https://arxiv.org/abs/2010.04230.
+
 The bound is `log Z >= mean over the generator of -E, plus the generator's entropy`, as
 with a flow in `variational`. A generator, here `x = generator(latent) + noise_scale n`
 with standard normal latent and n, has no density in closed form. The gradient of its
@@ -56,6 +58,8 @@ def generator_objective(
     widening: float = 1.0,
 ) -> Objective:
     """Returns the generator's loss in VERA, which lowers its divergence from the model.
+
+    See https://arxiv.org/abs/2010.04230.
 
     The loss is `mean of E(x) + entropy_weight score . x` over draws, with the energy
     and the score fixed. Its gradient is that of the mean energy minus the weighted
@@ -121,6 +125,8 @@ def energy_objective(
 ) -> Objective:
     """Returns the energy's loss in VERA, of data against the generator's fixed draws.
 
+    See https://arxiv.org/abs/2010.04230.
+
     The loss is `mean E(data) - mean E(draws) + score_penalty mean |score(data)|^2 / 2`.
     Its value does not measure progress.
 
@@ -166,6 +172,8 @@ def posterior_objective(
     generator: Generator, *, latent_dim: int, noise_scale: float
 ) -> Objective:
     """Returns the importance proposal's loss in VERA, which bounds the entropy.
+
+    See https://arxiv.org/abs/2010.04230.
 
     The loss is an upper bound of the generator's entropy, minus the evidence lower
     bound at the generator's own draws, which are fixed. The proposal is
@@ -218,6 +226,8 @@ def generator_score(
     generator: Generator, *, noise_scale: float, num_importance: int
 ) -> Callable[[Params, Key, Array, Array], Array]:
     """Returns VERA's estimator of the score of a generator's law at one of its draws.
+
+    See https://arxiv.org/abs/2010.04230.
 
     The estimate is `-(x - generator(z)) / noise_scale^2`, averaged over z from
     `N(latent, exp(2 posterior))` with self-normalised weights of the true posterior

@@ -1,5 +1,7 @@
 """Training by any f-divergence (f-EBM): an energy with a critic of density ratios.
 
+See https://arxiv.org/abs/2003.03463.
+
 The game is `min over the energy, max over the critic, of mean A(u) over data - mean
 B(u) over the model`, with `u = H + E` the sum of the critic's value and the energy. The
 best critic has `u = log(data / model)`, at which the value is the f-divergence of the
@@ -81,6 +83,8 @@ def critic_objective(
 ) -> Objective:
     """Returns the critic's loss in f-EBM, which is minus the bound on the divergence.
 
+    See https://arxiv.org/abs/2003.03463.
+
     Args:
       energy: `energy(params, x)` of one example, or a `Network`, with the parameters
         `params["energy"]`; fixed.
@@ -123,6 +127,8 @@ def energy_objective(
     ratio_clip: float | None = 5.0,
 ) -> Objective:
     """Returns the energy's loss in f-EBM, whose gradient is that of the bound.
+
+    See https://arxiv.org/abs/2003.03463.
 
     The draws depend on the energy, and the derivative of their law enters as a
     covariance. The gradient of the mean of `B` over the model is the mean of `B`'s

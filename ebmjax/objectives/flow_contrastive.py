@@ -1,5 +1,7 @@
 """Flow contrastive estimation (FCE): NCE whose noise is a flow that is also trained.
 
+See https://arxiv.org/abs/1912.00589.
+
 There are two players. The energy distinguishes data from the flow's draws. The flow,
 whose density is known, makes that harder. When both have learned, the energy, the flow
 and the data are one law, and the two losses are `2 log 2` and `-2 log 2`. Flows are
@@ -30,6 +32,8 @@ Flow = tuple[Callable[[Params, Key], Array], Callable[[Params, Array], Array]]
 def energy_objective(energy: Energy | Network, flow: Flow) -> Objective:
     """Returns the energy's loss in FCE, NCE with the fixed flow as the noise.
 
+    See https://arxiv.org/abs/1912.00589.
+
     Args:
       energy: `energy(params, x)` of one example, or a `Network`; its parameters are
         `params["energy"]`, and the estimate of its log partition function is
@@ -49,6 +53,8 @@ def energy_objective(energy: Energy | Network, flow: Flow) -> Objective:
 
 def flow_objective(energy: Energy | Network, flow: Flow) -> Objective:
     """Returns the flow's loss in FCE, minus the energy's loss with the energy fixed.
+
+    See https://arxiv.org/abs/1912.00589.
 
     The gradient flows through the flow's draws, and through its density at draws and
     data. Where the energy is the best one, the loss is twice the Jensen-Shannon

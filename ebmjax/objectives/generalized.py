@@ -1,5 +1,7 @@
 """Generalised energy-based models (GEBM): a base that draws, an energy that reweights.
 
+See https://arxiv.org/abs/2003.05033.
+
 The model is `exp(-E(x) - A)` times the base's law, with `A` the log partition function
 under the base. The base determines the support, which may be thin, and the energy the
 weights. The energy maximises the generalised likelihood `-mean E(data) - A`, whose
@@ -68,13 +70,17 @@ def energy_objective(
     transforms_log_partition: bool = True,
     energy_floor: float | None = None,
 ) -> Objective:
-    """Returns the energy's loss in a GEBM, minus a bound of the generalised likelihood.
+    """Returns the energy's loss in a GEBM, which is minus KALE by default.
+
+    See https://arxiv.org/abs/2003.05033.
+
+    KALE is the KL approximate lower-bound estimate. The loss is minus a bound of the
+    generalised likelihood:
 
     - "kale" gives `mean (E + c) over data + mean exp(-(E + c)) over the base - 1`. The
       constant `c = params["log_partition"]` is learned; at its best value it is the
       logarithm of the mean of `exp(-E)` under the base. The estimate is unbiased in
-      batches, and `c` remembers earlier batches. The value is minus KALE, the KL
-      approximate lower-bound estimate.
+      batches, and `c` remembers earlier batches. The value is minus KALE.
     - "donsker_varadhan" gives `mean E over data + log mean exp(-E) over the base`, of
       the batch; it is biased in small batches. `log_partition` is not used.
 
@@ -192,6 +198,8 @@ def base_objective(
     energy_floor: float | None = None,
 ) -> Objective:
     """Returns the base's loss in a GEBM, the generalised likelihood of a fixed energy.
+
+    See https://arxiv.org/abs/2003.05033.
 
     The loss is `-(mean E over data + log mean exp(-E) over draws)`. Its gradient is
     that of the draws' energies, weighted by `softmax(-E)`; a GAN's generator weights

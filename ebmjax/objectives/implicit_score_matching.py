@@ -49,6 +49,8 @@ def score_matching(
 ) -> Objective:
     """Returns implicit score matching (ISM) with the exact trace.
 
+    See https://www.jmlr.org/papers/v6/hyvarinen05a.html.
+
     The loss is `|score|^2 / 2 + divergence of the score`; for an energy it is
     `|grad E|^2 / 2 - laplacian E`. Texts that print a plus before the Laplacian of an
     energy have the wrong sign. The cost is one Hessian-vector product for every
@@ -68,7 +70,8 @@ def score_matching(
 
     Source:
       Hyvarinen (2005), "Estimation of non-normalized statistical models by score
-      matching", Journal of Machine Learning Research 6.
+      matching", Journal of Machine Learning Research 6,
+      https://www.jmlr.org/papers/v6/hyvarinen05a.html.
     """
     score = score_of(energy, score_network)
 
@@ -89,6 +92,8 @@ def sliced_score_matching(
     variance_reduced: bool = True,
 ) -> Objective:
     """Returns sliced score matching (SSM), score matching along random directions.
+
+    See https://arxiv.org/abs/1905.07088.
 
     The loss is `|score|^2 / 2 + v . jacobian v` over directions with `mean v v^T = 1`,
     which is score matching with Hutchinson's estimate of the trace. It takes one
@@ -158,6 +163,8 @@ def finite_difference_score_matching(
 ) -> Objective:
     """Returns finite-difference sliced score matching (FD-SSM), to order `step^2`.
 
+    See https://arxiv.org/abs/2007.03317.
+
     It needs no second derivatives. It takes three energies, or two scores, for each
     example: at `x` and at `x +- v` with `v` uniform on the sphere of radius
     `step sqrt(d)`. Its limit for small steps is sliced score matching on the sphere
@@ -218,6 +225,8 @@ def non_negative_score_matching(
 ) -> Objective:
     """Returns score matching for data without negative elements (Hyvarinen 2007).
 
+    See https://doi.org/10.1016/j.csda.2006.09.003.
+
     The loss is `sum_i 2 x_i s_i + x_i^2 d_i s_i + x_i^2 s_i^2 / 2` for the score `s`,
     which is half of the mean of `sum_i x_i^2 (s_i - score of data_i)^2` minus a
     constant. Implicit score matching is wrong for such data: its partial integration
@@ -236,7 +245,7 @@ def non_negative_score_matching(
 
     Source:
       Hyvarinen (2007), "Some extensions of score matching", Computational Statistics &
-      Data Analysis 51.
+      Data Analysis 51, https://doi.org/10.1016/j.csda.2006.09.003.
     """
     score = score_of(energy, score_network)
 

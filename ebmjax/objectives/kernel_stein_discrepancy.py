@@ -23,6 +23,8 @@ def kernel_stein(
 ) -> Objective:
     """Returns the squared kernelised Stein discrepancy (KSD) of a batch as a loss.
 
+    See https://arxiv.org/abs/1602.03253.
+
     The loss is the mean over pairs of examples of `s . s' k + s . grad' k + s' . grad k
     + trace of grad grad' k`, with the model's scores `s`. It is the squared norm of the
     difference of the model's score and the data's, smoothed by the kernel. No

@@ -1,5 +1,7 @@
 """The learned Stein discrepancy (LSD), with a critic as a second player.
 
+See https://arxiv.org/abs/2002.05616.
+
 It needs no second derivatives of the energy in the data. The Stein term of a critic
 `f`, a network `(params, x) -> [*event]`, is the mean over data of
 `score . f + divergence of f`, which is 0 for every critic if the model is the data's
@@ -43,6 +45,8 @@ def critic_objective(
 ) -> Objective:
     """Returns the critic's loss in LSD, minus the Stein term plus `l2_weight |f|^2`.
 
+    See https://arxiv.org/abs/2002.05616.
+
     Args:
       energy: `energy(params, x)` of one example, or a `Network`, with the parameters
         `params["energy"]`; fixed.
@@ -79,6 +83,8 @@ def energy_objective(
     energy: Energy | Network, critic: Critic, *, num_projections: int | None = 1
 ) -> Objective:
     """Returns the energy's loss in LSD, the Stein term of the critic, which is fixed.
+
+    See https://arxiv.org/abs/2002.05616.
 
     Only `score . f` depends on the energy; the divergence is included so that the value
     is the discrepancy.

@@ -1,5 +1,7 @@
 """Maximum entropy generators (MEG): an energy, and a generator that is kept diverse.
 
+See https://arxiv.org/abs/1901.08508.
+
 The energy learns from data against the generator's draws. The generator lowers their
 energy and raises an estimate of their entropy. Without noise on the generator's output,
 the entropy is, up to a constant, the mutual information of draw and latent. A third
@@ -69,6 +71,8 @@ def energy_objective(
     prior: bool = True,
 ) -> Objective:
     """Returns the energy's loss in MEG, of data against the generator's draws.
+
+    See https://arxiv.org/abs/1901.08508.
 
     The loss is `mean E(data) - mean E(draws) + score_penalty * mean |score|^2`. The
     penalty is centred on zero and has no factor of a half: data should lie where the
@@ -192,6 +196,8 @@ def generator_objective(
     marginal: str = "permutation",
 ) -> Objective:
     """Returns the loss in MEG of the generator and its statistics network.
+
+    See https://arxiv.org/abs/1901.08508.
 
     The loss is the energy minus the information,
     `mean E(draws) - information_weight * information`, with the information of draws

@@ -13,6 +13,8 @@ __all__ = ["minimum_velocity"]
 def minimum_velocity(energy: Energy | Network, *, step_size: float) -> Objective:
     """Returns minimum velocity learning (MVL), score matching by one Langevin move.
 
+    See https://arxiv.org/abs/2002.07501.
+
     The loss is `(E(x) - E(y) + grad E(x) . noise) / step_size` with
     `y = x - step_size / 2 grad E(x) + noise` and `noise = sqrt(2 step_size) n`. It
     equals implicit score matching to order `step_size`. The last term has mean 0 and

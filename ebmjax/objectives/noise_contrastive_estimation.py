@@ -22,7 +22,37 @@ __all__ = [
 ]
 
 NoiseDistribution = tuple[Callable[[Key], Array], Callable[[Array], Array]]
-"""`(sample: key -> x, log_prob: x -> [])` of one example."""
+"""Distribution with exact draws and a known density: a tuple `(sample, log_prob)`.
+
+Both are functions of one example, and the objectives map them over batches:
+
+- `sample(key) -> x` makes an independent draw `[*event]` from a typed key. It has the
+  shape and the floating-point type of a data example.
+- `log_prob(x) -> []` is the log density of an example `[*event]`, in nats, with its
+  normalising constant. It must be finite wherever there are data.
+
+Parameters are bound and fixed; those of a flow with `functools.partial`. A standard
+normal is an example. The following model equals it, so no classifier can distinguish
+the two, and the loss is `2 log 2` for any batch:
+
+    import jax
+    import jax.numpy as jnp
+    from ebmjax import energies, objectives
+
+    noise_distribution = (
+        lambda key: jax.random.normal(key, (2,)),
+        lambda x: jax.scipy.stats.norm.logpdf(x).sum(),
+    )
+    objective = objectives.noise_contrastive(
+        energies.gaussian, noise_distribution=noise_distribution
+    )
+    params = {
+        "energy": {"mean": 0.0, "precision": 1.0},
+        "log_partition": jnp.log(2 * jnp.pi),
+    }
+    batch, key = jnp.ones((8, 2)), jax.random.key(0)
+    loss, aux = objective.loss(params, key, batch, objective.init(key))
+"""
 
 
 def noise_contrastive(
@@ -32,6 +62,8 @@ def noise_contrastive(
     num_noise: int = 1,
 ) -> Objective:
     """Returns noise contrastive estimation (NCE), which classifies data against noise.
+
+    See https://www.jmlr.org/papers/v13/gutmann12a.html.
 
     The loss is `softplus(-h(data)) + sum over the noise of softplus(h(noise))` with the
     log odds `h(x) = -E(x) - log_partition - log_prob(x) - log num_noise`. The log
@@ -60,7 +92,7 @@ def noise_contrastive(
     Source:
       Gutmann & Hyvarinen (2012), "Noise-contrastive estimation of unnormalized
       statistical models, with applications to natural image statistics", Journal of
-      Machine Learning Research 13.
+      Machine Learning Research 13, https://www.jmlr.org/papers/v13/gutmann12a.html.
     """
     check_count("num_noise", num_noise, 1)
     energy = scalar_function("energy", energy)
@@ -101,6 +133,8 @@ def self_contrastive(
     num_noise: int = 1,
 ) -> Objective:
     """Returns self-contrastive estimation (SCE), NCE with the model as the noise.
+
+    See https://arxiv.org/abs/1412.6515.
 
     The noise is drawn from the model and fixed, and so is its density. The log odds
     `-E(x) + E_fixed(x) - log num_noise` are constant in value, and their gradient is
@@ -148,6 +182,8 @@ def conditional_noise_contrastive(
     energy: Energy | Network, *, noise_scale: float
 ) -> Objective:
     """Returns conditional noise contrastive estimation (CNCE), with local noise.
+
+    See https://arxiv.org/abs/1806.03664.
 
     The noise is a neighbour of the data. The loss is
     `softplus(E(x) - E(x + noise_scale n))`, that of a classifier which decides which of

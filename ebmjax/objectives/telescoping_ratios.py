@@ -22,6 +22,8 @@ def telescoping(
 ) -> Objective:
     """Returns telescoping density-ratio estimation (TRE), from noise to data in steps.
 
+    See https://arxiv.org/abs/2006.12204.
+
     Every example makes a path `sqrt(1 - a^2) noise + a data` from its own noise,
     `a = 0`, over the waymarks to itself, `a = 1`. A bridge distinguishes the law of a
     waymark from the law of the one before it by logistic regression, as
@@ -107,6 +109,8 @@ def telescoping_energy(
     energy: ConditionalEnergy | Network, *, noise_distribution: NoiseDistribution
 ) -> Energy:
     """Returns the model that `telescoping` (TRE) learns, noise and all bridges.
+
+    See https://arxiv.org/abs/2006.12204.
 
     The energy is `-log_prob(x) + sum over bridges of energy(x) + log_partition`. Its
     own log partition function is 0 if the bridges are right.

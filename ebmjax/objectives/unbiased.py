@@ -34,6 +34,8 @@ def unbiased_contrastive_divergence(
 ) -> Objective:
     """Returns unbiased contrastive divergence (UCD), by coupled chains.
 
+    See https://openreview.net/forum?id=r1eyceSYPr and https://arxiv.org/abs/1708.03625.
+
     The loss is the energy of data minus the weighted energy of coupled chains. It
     differs from `contrastive_divergence` in its negatives. Each is a pair of chains
     that meet, which make Metropolis moves or, for binary data, Gibbs moves. The energy

@@ -1,5 +1,7 @@
 """Adversarial training with a flow, by a lower bound on the log partition function.
 
+See https://arxiv.org/abs/2010.04230.
+
 The bound is `log Z >= mean over the flow of -E, plus the flow's entropy`, with equality
 if the flow is the model. There are two players. The flow makes the bound tight. The
 energy raises the likelihood that the bound gives, which is an upper bound. A flow has
@@ -24,6 +26,8 @@ __all__ = ["energy_objective", "flow_objective"]
 
 def energy_objective(energy: Energy | Network, flow: Flow) -> Objective:
     """Returns the energy's loss: data against the flow's draws, which are fixed.
+
+    See https://arxiv.org/abs/2010.04230, for the bound.
 
     The loss is `mean E(data) - mean E(flow)`, whose gradient is that of contrastive
     divergence with the flow as the sampler. Its value does not measure progress.
@@ -58,6 +62,8 @@ def energy_objective(energy: Energy | Network, flow: Flow) -> Objective:
 
 def flow_objective(energy: Energy | Network, flow: Flow) -> Objective:
     """Returns the flow's loss, its divergence from the model up to a constant.
+
+    See https://arxiv.org/abs/2010.04230, for the bound.
 
     The loss is the mean of `E(y) + log_prob(y)` over the flow's draws,
     `KL(flow, model) - log Z`. The gradient flows through the draws and the density. The

@@ -17,7 +17,7 @@ from ebmjax.checks import (
     scalar_energy,
     warn_of_chain_axis,
 )
-from ebmjax.samplers.chains import as_pytree
+from ebmjax.samplers.closures import as_pytree
 from ebmjax.samplers.layout import Layout, chain_keys, lay_out, over_devices, pad_chains
 from ebmjax.samplers.recompilation import watched_jit
 from ebmjax.samplers.sampler import Sampler
@@ -72,12 +72,14 @@ def adapt(
 ) -> Adapted:
     """Finds a step size, and optionally a diagonal mass, for a Metropolis sampler.
 
+    See https://arxiv.org/abs/1111.4246 (NUTS).
+
     The step size follows dual averaging of the acceptance rate, as in NUTS (Hoffman &
-    Gelman, https://arxiv.org/abs/1111.4246). The rate is pooled over all chains on all
-    devices, so the step size settles in tens of moves where one chain needs hundreds.
-    With `adapt_mass`, the inverse mass becomes the variance of the position in each
-    direction, pooled in the same way, in three windows. Each window uses the mass of
-    the window before it, and the step size is found anew after every window.
+    Gelman). The rate is pooled over all chains on all devices, so the step size settles
+    in tens of moves where one chain needs hundreds. With `adapt_mass`, the inverse mass
+    becomes the variance of the position in each direction, pooled in the same way, in
+    three windows. Each window uses the mass of the window before it, and the step size
+    is found anew after every window.
 
     Moves made while something adapts are not draws from the target, so this function
     discards them. The returned sampler is fixed and leaves its law exactly invariant;

@@ -13,7 +13,8 @@ from ebmjax.checks import (
     scalar_energy,
     warn_of_chain_axis,
 )
-from ebmjax.samplers.chains import Segment, Walk, as_pytree, no_means
+from ebmjax.samplers.chains import Segment, Walk, no_means
+from ebmjax.samplers.closures import as_pytree
 from ebmjax.samplers.layout import (
     Layout,
     chain_keys,
@@ -38,6 +39,8 @@ def sample_annealed(
     num_steps_per_level: int,
 ) -> tuple[Any, Any]:
     """Runs many chains through a sequence of energies, as in annealed Langevin (NCSN).
+
+    See https://arxiv.org/abs/1907.05600.
 
     At each level in turn, the chains continue from where they are and make
     `num_steps_per_level` moves with that level's sampler and energy. Everything that a

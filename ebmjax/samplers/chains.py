@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ebmjax.checks import (
     check_array,
@@ -16,6 +15,7 @@ from ebmjax.checks import (
     scalar_energy,
     warn_of_chain_axis,
 )
+from ebmjax.samplers.closures import as_pytree
 from ebmjax.samplers.layout import (
     Layout,
     chain_keys,
@@ -36,6 +36,9 @@ def sample_chain(
 ) -> tuple[Any, Any]:
     """Runs one chain.
 
+    As in `sample_chains`, one program is compiled for each sampler, energy function,
+    number of moves and shape.
+
     Args:
       sampler: Sampler, as `langevin` and `mala` return it.
       energy_fn: Energy of one example.
@@ -45,9 +48,35 @@ def sample_chain(
 
     Returns:
       `(state, infos)`, the last state and the infos of all moves, `[num_steps]`.
-    """
 
+    Raises:
+      ValueError: If `num_steps` is negative, `x` is not floating-point, or the energy
+        is not a scalar.
+    """
+    check_count("num_steps", num_steps, 0)
     x = check_array("x", x)
+    energy_fn = as_pytree(energy_fn)
+    layout = lay_out(x[None], (energy_fn, key, x))
+    results: tuple[Any, Any] = _sample_chain(
+        energy_fn, key, x, sampler=sampler, num_steps=num_steps, layout=layout
+    )
+    return results
+
+
+@watched_jit(
+    "sample_chain",
+    ("sampler", "energy_fn"),
+    static_argnames=("sampler", "num_steps", "layout"),
+)
+def _sample_chain(
+    energy_fn: EnergyFn,
+    key: Key,
+    x: Array,
+    *,
+    sampler: Sampler,
+    num_steps: int,
+    layout: Layout,
+) -> tuple[Any, Any]:
     energy_fn = scalar_energy(energy_fn)
 
     def move(state: Any, step: Array) -> tuple[Any, Any]:
@@ -167,45 +196,6 @@ def sample_chains(
     if len(pieces) == 1:
         return states, pieces[0]
     return states, jax.tree.map(lambda *parts: jnp.concatenate(parts), *pieces)
-
-
-def as_pytree(energy_fn: Callable[..., Any]) -> jax.tree_util.Partial:
-    """Returns a function whose bound arrays are arguments of the compiled program.
-
-    All other bound arguments stay static.
-    """
-    if not isinstance(energy_fn, functools.partial):  # which tree_util.Partial is too
-        return jax.tree_util.Partial(energy_fn)
-    leaves, structure = jax.tree.flatten((energy_fn.args, energy_fn.keywords))
-    kinds = jax.Array | np.ndarray | np.floating
-    is_array = tuple(isinstance(leaf, kinds) for leaf in leaves)
-    others = tuple(leaf for leaf, found in zip(leaves, is_array) if not found)
-    types = tuple(type(leaf) for leaf in others)  # because 2 == 2.0
-    bound = _Bound(energy_fn.func, structure, is_array, others, types)
-    try:
-        hash(bound)
-    except TypeError:
-        return jax.tree_util.Partial(energy_fn)
-    arrays = [leaf for leaf, found in zip(leaves, is_array) if found]
-    return jax.tree_util.Partial(bound, *arrays)
-
-
-class _Bound(NamedTuple):
-    """Function with all of its bound arguments except the arrays; equal by value."""
-
-    function: Callable[..., Any]
-    structure: Any
-    is_array: tuple[bool, ...]
-    others: tuple[Any, ...]
-    types: tuple[type, ...]
-
-    def __call__(self, *arguments: Any) -> Any:
-        num_arrays = sum(self.is_array)
-        arrays, rest = iter(arguments[:num_arrays]), arguments[num_arrays:]
-        others = iter(self.others)
-        leaves = [next(arrays) if found else next(others) for found in self.is_array]
-        args, keywords = jax.tree.unflatten(self.structure, leaves)
-        return self.function(*args, *rest, **keywords)
 
 
 class Segment(NamedTuple):

@@ -61,6 +61,8 @@ def coupled_chains(
 ) -> CoupledChains:
     """Runs two random-walk Metropolis chains that each have the right law and meet.
 
+    See https://arxiv.org/abs/1708.03625.
+
     The leader makes one move alone. Then both chains move together: their proposals
     `N(position, step_size^2)` are equal as often as they can be, and one uniform number
     decides both acceptances. Once the chains are equal, they stay equal.
@@ -146,6 +148,8 @@ def coupled_gibbs_chains(
     values: tuple[float, float] = (0.0, 1.0),
 ) -> CoupledChains:
     """Runs two Gibbs chains of binary data that each have the right law and meet.
+
+    See https://arxiv.org/abs/1708.03625.
 
     A move draws every element in turn from its law given the other elements. Both
     chains use the same uniform number for an element, so that the two draws are equal
@@ -311,6 +315,8 @@ def unbiased_weights(
     meeting_time: Array, num_burn_in: int, num_steps: int, max_steps: int
 ) -> tuple[Array, Array]:
     """Returns weights with which the mean over a pair of chains has no bias.
+
+    See https://arxiv.org/abs/1708.03625.
 
     Let `k = num_burn_in` and `m = num_steps`. The weighted sum is the mean of the
     leader's positions k to m, plus, for every t from `k + 1` until the chains meet,

@@ -9,7 +9,7 @@ import numpy as np
 
 from ebmjax.checks import check_chains, check_count, check_number, shaped_score
 from ebmjax.diffusions import Diffusion
-from ebmjax.samplers.chains import as_pytree
+from ebmjax.samplers.closures import as_pytree
 from ebmjax.samplers.layout import Layout, chain_keys, lay_out, over_devices, pad_chains
 from ebmjax.samplers.normal import draw_normal
 from ebmjax.samplers.recompilation import watched_jit
@@ -97,8 +97,8 @@ def sample_diffusion(
 ) -> tuple[Array, DiffusionInfo]:
     """Runs a diffusion (VE, VP or sub-VP SDE) backwards, on all local devices.
 
-    This is the predictor-corrector (PC) sampler, which takes equal steps from time 1
-    on.
+    This is the predictor-corrector (PC) sampler of https://arxiv.org/abs/2011.13456,
+    which takes equal steps from time 1 on.
 
     At every time, the corrector comes first: moves of Langevin dynamics that leave the
     law of that time approximately unchanged. Then the predictor takes the chains to the

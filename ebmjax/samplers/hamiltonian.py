@@ -65,6 +65,9 @@ def hmc(
 ) -> Sampler:
     """Returns a sampler that runs Hamiltonian Monte Carlo (HMC) with the leapfrog rule.
 
+    See https://doi.org/10.1016/0370-2693(87)91197-X and
+    https://arxiv.org/abs/1206.1901.
+
     A move draws a momentum `p ~ N(0, temperature * mass)` and makes `num_leapfrog`
     times
 
@@ -113,7 +116,8 @@ def hmc(
     Source:
       Neal (2011), "MCMC using Hamiltonian dynamics", https://arxiv.org/abs/1206.1901,
       which also proposes random lengths against resonance. The method is from Duane,
-      Kennedy, Pendleton & Roweth (1987), "Hybrid Monte Carlo", Physics Letters B 195.
+      Kennedy, Pendleton & Roweth (1987), "Hybrid Monte Carlo", Physics Letters B 195,
+      https://doi.org/10.1016/0370-2693(87)91197-X.
     """
     step_size = check_number("step_size", step_size, positive=True)
     temperature = check_number("temperature", temperature, positive=True)

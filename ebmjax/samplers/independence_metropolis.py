@@ -51,6 +51,8 @@ def independence(
 ) -> Sampler:
     """Returns a sampler whose proposals come from one fixed distribution (IMH).
 
+    See https://doi.org/10.1214/aos/1176325750.
+
     This is independence Metropolis-Hastings (Tierney 1994, Annals of Statistics 22). A
     move draws `y` from the proposal, wherever the chain is, and accepts it with
     probability
@@ -79,8 +81,9 @@ def independence(
 
     Source:
       Tierney (1994), "Markov chains for exploring posterior distributions", Annals of
-      Statistics 22. For latents: Arbel, Zhou & Gretton (2021), "Generalized energy
-      based models", https://arxiv.org/abs/2003.05033.
+      Statistics 22, https://doi.org/10.1214/aos/1176325750. For latents: Arbel, Zhou &
+      Gretton (2021), "Generalized energy based models",
+      https://arxiv.org/abs/2003.05033.
     """
     temperature = check_number("temperature", temperature, positive=True)
     sample, log_prob = proposal

@@ -19,6 +19,8 @@ def chain_generator(
 ) -> Callable[[Key, Array], Array]:
     """Returns the map from a chain's initial to its final position (short-run MCMC).
 
+    See https://arxiv.org/abs/1904.09770.
+
     With the key fixed, `generate(key, z) -> x` is a deterministic function of `z`: a
     residual network of `num_steps` layers that share the energy's weights. It is a
     generator only with the number of steps with which it was trained.
@@ -76,6 +78,8 @@ def invert_chain(
     project: Callable[[Array], Array] = lambda z: z,
 ) -> tuple[Array, Array]:
     """Finds by gradient descent initial positions whose chains end at observations.
+
+    See https://arxiv.org/abs/1904.09770.
 
     The descent minimises `|observe(generate(key, z)) - target|^2` over `z` with the
     chain's noise fixed. With the identity for `observe` it reconstructs, with a mask it

@@ -39,6 +39,8 @@ class MALAInfo(NamedTuple):
 def mala(*, step_size: float | Array, temperature: float | Array = 1.0) -> Sampler:
     """Returns a sampler that runs the Metropolis-adjusted Langevin algorithm (MALA).
 
+    See https://doi.org/10.2307/3318418.
+
     A move proposes `y = x - step_size * grad E(x) + sqrt(2 * step_size * temperature) *
     n`, which is a move of `langevin`, and accepts it with probability
 
@@ -65,9 +67,10 @@ def mala(*, step_size: float | Array, temperature: float | Array = 1.0) -> Sampl
 
     Source:
       Roberts & Tweedie (1996), "Exponential convergence of Langevin distributions and
-      their discrete approximations", Bernoulli 2. The rate 0.574 is from Roberts &
-      Rosenthal (1998), "Optimal scaling of discrete approximations to Langevin
-      diffusions", Journal of the Royal Statistical Society B 60.
+      their discrete approximations", Bernoulli 2, https://doi.org/10.2307/3318418. The
+      rate 0.574 is from Roberts & Rosenthal (1998), "Optimal scaling of discrete
+      approximations to Langevin diffusions", Journal of the Royal Statistical Society B
+      60, https://doi.org/10.1111/1467-9868.00123.
     """
     step_size = check_number("step_size", step_size, positive=True)
     temperature = check_number("temperature", temperature, positive=True)

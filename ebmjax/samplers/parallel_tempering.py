@@ -58,6 +58,9 @@ def replica_exchange(
 ) -> Sampler:
     """Returns a sampler that runs replica exchange, or parallel tempering (PT).
 
+    See https://doi.org/10.1103/PhysRevLett.57.2607 and
+    https://arxiv.org/abs/1905.02939.
+
     Chains at several temperatures cross barriers that stop a single chain. Every level
     moves at its own temperature. Every `swap_every` moves, neighbours i and j swap
     their places with probability
@@ -95,8 +98,9 @@ def replica_exchange(
 
     Source:
       Swendsen & Wang (1986), "Replica Monte Carlo simulation of spin glasses", Physical
-      Review Letters 57. Syed et al. (2022), "Non-reversible parallel tempering",
-      https://arxiv.org/abs/1905.02939, for the alternation.
+      Review Letters 57, https://doi.org/10.1103/PhysRevLett.57.2607. Syed et al.
+      (2022), "Non-reversible parallel tempering", https://arxiv.org/abs/1905.02939, for
+      the alternation.
     """
     ladder = np.sort(np.asarray(temperatures, float).reshape(-1))
     if len(ladder) < 2 or not (ladder > 0).all() or not (np.diff(ladder) > 0).all():

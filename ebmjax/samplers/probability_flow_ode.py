@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from ebmjax.checks import check_chains, check_count, check_number, shaped_score
 from ebmjax.diffusions import Diffusion
-from ebmjax.samplers.chains import as_pytree
+from ebmjax.samplers.closures import as_pytree
 from ebmjax.types import Array, Key, TimedScoreFn
 
 __all__ = ["Flowed", "probability_flow"]
@@ -45,6 +45,8 @@ def probability_flow(
     max_steps: int = 4096,
 ) -> Flowed:
     """Moves examples along the probability flow ODE of a diffusion.
+
+    See https://arxiv.org/abs/2011.13456.
 
     The flow has the diffusion's marginals. The equation is
     `dx / dt = drift_rate x - diffusion_scale^2 score / 2`. It is solved by the

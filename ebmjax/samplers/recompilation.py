@@ -1,16 +1,17 @@
 """Warnings about functions that are compiled again, or that have changed since.
 
 `jax.jit` compiles a program for every function object that it is given, and reads what
-the function closes over at that moment alone. So a function that is made anew at every
-call is compiled at every call, and a function that is kept goes on with old values.
-Both happen silently: `watched_jit` warns of them.
+the function closes over, and the attributes of an object, at that moment alone. So a
+function that is made anew at every call is compiled at every call, and a function that
+is kept goes on with old values. Both happen silently: `watched_jit` warns of them.
 """
 
 import functools
 import inspect
+import types
 import warnings
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
@@ -20,6 +21,7 @@ from ebmjax.samplers.closures import (
     ARRAYS,
     NUMBERS,
     Contents,
+    Identity,
     code_of,
     is_equal,
     leaves_of,
@@ -46,7 +48,8 @@ def watched_jit(
     """Returns a decorator: `jax.jit` that warns of needless programs and of old values.
 
     Nothing is done at a call except to compare the values that a function closes over,
-    if it closes over any: this takes about a microsecond. Nothing is kept alive.
+    and the attributes of an object, if there are any: about a microsecond for each.
+    Nothing is kept alive.
 
     Args:
       caller: Name of the public function, for the messages.
@@ -78,9 +81,7 @@ def watched_jit(
                 bound = signature.bind(*args, **options).arguments
                 watched = {name: bound[name] for name in functions}
                 rest = {k: v for k, v in options.items() if k not in functions}
-                program.watch(
-                    watched, lambda: jitted.trace(*args, **options).jaxpr.consts
-                )
+                program.watch(watched, lambda: jitted.trace(*args, **options).jaxpr)
                 message = program.find_needless(caller, watched, (args, rest))
             else:
                 message = program.find_old_values(caller) if program.variables else None
@@ -104,7 +105,7 @@ class Program:
         self.functions: dict[str, Contents] = {}
         self.variables: list[Variable] = []
 
-    def watch(self, watched: dict[str, Any], constants: Callable[[], Any]) -> None:
+    def watch(self, watched: dict[str, Any], trace: Callable[[], Any]) -> None:
         """Remembers what the functions are, and the values that were compiled."""
         self.functions = {
             name: Contents(value, by_value=name not in BINDABLE)
@@ -117,7 +118,7 @@ class Program:
         ]
         if not found:
             return
-        compiled = {place_of(constant) for constant in constants()}
+        compiled = {place_of(constant) for constant in _constants(trace())}
 
         def is_compiled(leaf: Any, content: Any) -> bool:
             if not isinstance(leaf, ARRAYS):
@@ -126,7 +127,7 @@ class Program:
             is_copied = leaf is content and isinstance(leaf, np.ndarray)
             return is_copied or place_of(leaf) in compiled
 
-        for argument, function, name, index, content in found:
+        for argument, owner, name, index, content in found:
             kept = {
                 place: weakref.ref(leaf)
                 for place, leaf in enumerate(leaves_of(content))
@@ -134,8 +135,9 @@ class Program:
             }
             number = content if isinstance(content, NUMBERS) else None
             if kept or number is not None:
+                reference = Identity(owner).reference
                 self.variables.append(
-                    Variable(argument, weakref.ref(function), name, index, number, kept)
+                    Variable(argument, reference, name, index, number, kept)
                 )
 
     def find_needless(
@@ -194,11 +196,11 @@ class Program:
                 remedy = "Bind it instead, with functools.partial(energy, params)"
             else:
                 remedy = "Make the function anew after the change"
+            kind = "variables" if variable.is_of_function() else "attributes"
             return (
                 f"{caller} still uses the value that {variable.name!r} had when"
-                f" {variable.argument} ({_describe(variable.function())}) was compiled,"
-                " and not the present one: a function's variables are read once."
-                f" {remedy}."
+                f" {variable.argument} ({_describe(variable.owner())}) was compiled,"
+                f" and not the present one: {kind} are read once. {remedy}."
             )
         return None
 
@@ -217,38 +219,44 @@ _WARNED: set[Hashable] = set()
 
 
 class Variable(NamedTuple):
-    """A variable of a function whose value was compiled into a program.
+    """A variable of a function, or an attribute, that was compiled into a program.
 
     Attributes:
       argument: Name of the argument that is this function or that calls it.
-      function: A weak reference to the function that reads the variable.
-      name: Name of the variable.
-      cell: Place in the function's closure; None for a global variable.
+      owner: A weak reference to the function that reads the variable, or to the object
+        that has the attribute.
+      name: Name of the variable or the attribute.
+      cell: Place in the function's closure; None for a global variable or an attribute.
       number: Its value if it is a number, else None.
       arrays: Weak references to the arrays of its value, by their places among the
         leaves.
     """
 
     argument: str
-    function: weakref.ref[Any]
+    owner: Callable[[], Any]
     name: str
     cell: int | None
     number: Any
     arrays: dict[int, weakref.ref[Any]]
+
+    def is_of_function(self) -> bool:
+        return isinstance(self.owner(), types.FunctionType)
 
     def has_changed(self) -> bool:
         """Returns whether the value is another one now.
 
         Equal arrays that replace the former ones are remembered instead.
         """
-        function = self.function()
-        if function is None:
+        owner = self.owner()
+        if owner is None:
             return False
         try:
-            if self.cell is None:
-                content = function.__globals__[self.name]
+            if not self.is_of_function():
+                content = vars(owner)[self.name]
+            elif self.cell is None:
+                content = owner.__globals__[self.name]
             else:
-                content = function.__closure__[self.cell].cell_contents
+                content = owner.__closure__[self.cell].cell_contents
         except (KeyError, ValueError):  # deleted since
             return False
         if self.number is not None:
@@ -268,6 +276,15 @@ class Variable(NamedTuple):
         return False
 
 
+def _constants(jaxpr: Any) -> Iterator[Any]:
+    """Yields the constants of a traced program, and of the programs in it."""
+    yield from getattr(jaxpr, "consts", ())
+    for equation in jaxpr.eqns:
+        for part in jax.tree.leaves(equation.params):  # a function that is jitted, ...
+            if hasattr(part, "eqns"):
+                yield from _constants(part)
+
+
 def _shapes(rest: Any) -> Hashable:
     """Returns what a program depends on besides functions: shapes, types, options."""
     args, options = rest
@@ -278,8 +295,9 @@ def _shapes(rest: Any) -> Hashable:
 
 
 def _describe(value: Any) -> str:
-    """Returns a function's name, file and line, or a sampler's repr."""
+    """Returns a function's name, file and line, a sampler's repr, or a class's name."""
     code = code_of(value)
     if code is None:
-        return repr(value)
+        is_sampler = isinstance(value, tuple)
+        return repr(value) if is_sampler else f"of class {type(value).__qualname__}"
     return f"{code.co_qualname} at {code.co_filename}:{code.co_firstlineno}"

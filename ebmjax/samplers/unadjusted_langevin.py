@@ -70,6 +70,8 @@ def langevin(
 ) -> Sampler:
     """Returns a sampler that runs the unadjusted Langevin algorithm (ULA).
 
+    See https://doi.org/10.2307/3318418.
+
     A move is one gradient step with added noise, `x - step_size * grad E(x) + sqrt(2 *
     step_size * temperature) * n` with `n` standard normal. For small `step_size` the
     chain leaves `exp(-E / temperature)` invariant up to a bias of order `step_size`;
@@ -106,7 +108,7 @@ def langevin(
 
     Source:
       Roberts & Tweedie (1996), "Exponential convergence of Langevin distributions and
-      their discrete approximations", Bernoulli 2.
+      their discrete approximations", Bernoulli 2, https://doi.org/10.2307/3318418.
     """
     step_size = check_number("step_size", step_size, positive=True)
     temperature = check_number("temperature", temperature, positive=False)

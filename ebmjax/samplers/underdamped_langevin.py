@@ -50,6 +50,8 @@ def underdamped(
 ) -> Sampler:
     """Returns a sampler that runs underdamped Langevin dynamics by the ABOBA splitting.
 
+    See https://arxiv.org/abs/2003.05033 and https://arxiv.org/abs/1203.5428.
+
     The mass is one and the momentum is zero at the start. With
     `a = exp(-friction * step_size)`, a move is
 

@@ -56,6 +56,7 @@ def pmap_update(
     def update(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         axes.check(batch, _num_rows(state))
         result: tuple[TrainState, Metrics] = run(state, batch)
+        axes.remember(batch)
         return result
 
     vars(update)["lower"] = run.lower
@@ -102,8 +103,9 @@ def jit_update(
       `[size, *event]` if the players make one inner update together, that is, if there
       is one player with `num_updates=1`. Otherwise it is
       `[microbatches, size, *event]`, where `microbatches` is the sum of all
-      `num_updates`. The number of axes of an event is not known here, so an additional
-      axis is taken for a part of the event. The state comes from
+      `num_updates`. The number of axes of an event is not known at the first call, so
+      an additional axis is then taken for a part of the event. Later batches must have
+      as many axes as the first. The state comes from
       `init_state(players, params, key)`, and is donated: use the one that is returned.
       It is also a state of `pmap_update`, and vice versa.
 
@@ -138,6 +140,7 @@ def jit_update(
             )
         axes.check(batch, None)
         result: tuple[TrainState, Metrics] = run(state, batch)
+        axes.remember(batch)
         return result
 
     vars(update)["lower"] = run.lower
@@ -187,6 +190,7 @@ def shard_update(
             batch = jax.tree.map(functools.partial(put, mesh, partition(0)), batch)
         axes.check(batch, len(devices))
         result: tuple[TrainState, Metrics] = run(state, batch)
+        axes.remember(batch)
         return result
 
     vars(update)["lower"] = run.lower
@@ -214,6 +218,8 @@ class _BatchAxes:
       update: Name of the update, for the messages.
       leading: Names of the axes before `size`.
       num_microbatches: Length of the axis `microbatches`.
+      ranks: Numbers of axes of the arrays of the first batch of each tree structure. An
+        event's number is not known, and a loss that takes any would broadcast silently.
     """
 
     def __init__(
@@ -221,11 +227,13 @@ class _BatchAxes:
     ):
         self.update, self.leading = update, leading
         self.players, self.num_microbatches = list(players), count_updates(players)
+        self.ranks: dict[Any, list[int]] = {}
 
     def check(self, batch: Any, num_devices: int | None) -> None:
-        """Raises unless every array of the batch has these axes."""
+        """Raises unless all arrays have these axes, and as many as they had before."""
         sizes = {"devices": num_devices, "microbatches": self.num_microbatches}
-        for leaf in jax.tree.leaves(batch):
+        leaves, structure = jax.tree.flatten(batch)
+        for leaf in leaves:
             shape = np.shape(leaf)
             size = shape[len(self.leading) : len(self.leading) + 1]
             if size in ((), (0,)) or any(  # too few axes, or no examples
@@ -233,6 +241,17 @@ class _BatchAxes:
                 for axis, length in zip(self.leading, shape)
             ):
                 self._refuse(shape, sizes)
+        for leaf, rank in zip(leaves, self.ranks.get(structure, ())):
+            if np.ndim(leaf) != rank:
+                raise ValueError(
+                    f"{self.update}: batch must have {rank} axes as at the first call,"
+                    f" got shape {np.shape(leaf)}"
+                )
+
+    def remember(self, batch: Any) -> None:
+        """Remembers the numbers of axes of a batch that an update has taken."""
+        leaves, structure = jax.tree.flatten(batch)
+        self.ranks.setdefault(structure, [np.ndim(leaf) for leaf in leaves])
 
     def _refuse(self, shape: tuple[int, ...], sizes: dict[str, int | None]) -> NoReturn:
         axes = ", ".join((*self.leading, "size", "*event"))

@@ -136,7 +136,7 @@ def derivatives(convolution, x, kernel, v, w):
 def spelling(request, monkeypatch):
     """So few channels and pixels would all be matrix products."""
     if request.param == "as a convolution":
-        module = sys.modules["ebmjax.networks.convolutions"]
+        module = sys.modules["ebmjax.networks.convolution_forms"]
         monkeypatch.setattr(module, "FEW_CHANNELS", 0)
         monkeypatch.setattr(module, "FEW_PLACES", 0)
 
@@ -172,49 +172,117 @@ def test_convolution_has_every_derivative_of_lax(name):
             )
 
 
-def test_in_a_loop_gradients_are_of_the_kind_that_is_fast_on_a_cpu():
+def energy_of_two(params, batch):
+    """A convolution and a transposed one, of images of 12 x 12."""
+    first, second = params
+    h = our_convolution(batch, first, (2, 2), "SAME")
+    pads = ((1, 1), (1, 1))
+    h = networks.transposed_convolution(jnp.sin(h), second, (2, 2), pads, (12, 12))
+    return jnp.sum(jnp.sin(h))
+
+
+def squared_gradient(params, batch):
+    return jnp.sum(jax.grad(energy_of_two, 1)(params, batch) ** 2)
+
+
+def two_kernels(channels):
+    kernels = images(2, (4, 4, channels, channels))
+    return (kernels[0], kernels[1]), images(3, (12, 12, channels))
+
+
+@pytest.mark.parametrize(
+    "function, num_convolutions",
+    [(energy_of_two, {16: 2, 17: 6}), (squared_gradient, {16: 4, 17: 12})],
+    ids=["an energy", "a squared gradient"],
+)
+def test_in_a_loop_gradients_are_of_the_kind_that_is_fast_on_a_cpu(
+    function, num_convolutions
+):
     """Otherwise a scan of gradients takes two to a hundred times as long.
 
     XLA prints the order of axes as `dim_labels`: batch b, features f, input and output
-    channels i and o. Only this order, without reversal, is on the fast path.
+    channels i and o. Only this order, without reversal, is on the fast path. The energy
+    has two operations, its gradient in images four, and a gradient in both operands of
+    each takes two more for each. Of 16 channels only those are convolutions that give a
+    kernel; of 17 all are.
     """
-
-    def energy(params, batch):
-        first, second = params
-        h = our_convolution(batch, first, (2, 2), "SAME")
-        return jnp.sum(jnp.sin(transposed(jnp.sin(h), second, (2, 2), 12)))
-
-    def transposed(y, kernel, strides, size):
-        pads = ((1, 1), (1, 1))
-        return networks.transposed_convolution(y, kernel, strides, pads, (size, size))
 
     @jax.jit
     def run(params, batch):
         def step(carry, _):
-            gradient = jax.grad(energy, (0, 1))(*carry)
+            gradient = jax.grad(function, (0, 1))(*carry)
             return jax.tree.map(lambda a, b: a - 0.1 * b, carry, gradient), None
 
         return jax.lax.scan(step, (params, batch), length=3)[0]
 
-    def convolutions(channels):
-        kernels = images(2, (4, 4, channels, channels))
-        batch = images(3, (12, 12, channels))
-        program = run.lower((kernels[0], kernels[1]), batch).compile().as_text()
+    for channels, expected in num_convolutions.items():
+        program = run.lower(*two_kernels(channels)).compile().as_text()
         lines = program.splitlines()
         assert sum(" while(" in line for line in lines) == 1
-        return [line for line in lines if " convolution(" in line]
+        found = [line for line in lines if " convolution(" in line]
+        assert len(found) == expected
+        for line in found:
+            assert "dim_labels=b01f_01io->b01f" in line
+            assert "rhs_reversal" not in line
 
-    assert convolutions(16) == []
-    found = convolutions(17)
-    assert len(found) == 6  # each forward, its gradient in the image, in the kernel
-    for line in found:
-        assert "dim_labels=b01f_01io->b01f" in line
-        assert "rhs_reversal" not in line
+
+def test_the_form_is_chosen_by_the_platform_of_the_program():
+    """Compiled here for another platform, it has the six convolutions that `lax` has,
+    and none of the gathers, products and copies of the forms for a CPU."""
+    gradient = jax.jit(jax.grad(energy_of_two, (0, 1))).trace(*two_kernels(3))
+
+    def count(platform, operation):
+        text = gradient.lower(lowering_platforms=(platform,)).as_text()
+        return text.count(f"stablehlo.{operation}")
+
+    for platform in ("cuda", "rocm", "tpu"):
+        assert count(platform, "convolution") == 6
+        assert count(platform, "dot_general") == count(platform, "concatenate") == 0
+    assert count("cpu", "convolution") == 2
+    assert count("cpu", "dot_general") == 4
+
+
+def test_on_a_mesh_convolutions_are_those_of_one_device():
+    """With the check of what varies over devices, the gradient in a kernel is the sum
+    of those of the devices' examples. With an explicit axis, `lax` propagates it."""
+    kinds = jax.sharding.AxisType
+    plain, typed = (
+        jax.make_mesh((2,), ("d",), (kind,)) for kind in (kinds.Auto, kinds.Explicit)
+    )
+    specs = (jax.P(), jax.P("d"))
+
+    def energy(params, batch):
+        return jnp.sum(jnp.sin(our_convolution(batch, params[0], (2, 2), "SAME")))
+
+    def on_two(gradient, params, batch):
+        mapped = jax.shard_map(gradient, mesh=plain, in_specs=specs, out_specs=specs)
+        return jax.jit(mapped)(params, batch)
+
+    def explicit(gradient, params, batch):
+        with jax.set_mesh(typed):
+            sharded = jax.device_put(batch, jax.P("d"))
+            (found,) = jax.jit(gradient)(params, sharded)
+            assert jax.typeof(found).sharding.spec[0] == "d"
+            return (found,)
+
+    params, batch = two_kernels(17)
+    batch = jnp.concatenate([batch, batch[:1]])
+    for function, arguments, run in (
+        (energy_of_two, (0, 1), on_two),
+        (squared_gradient, (0, 1), on_two),
+        (energy, (1,), explicit),
+    ):
+        gradient = jax.grad(function, arguments)
+        found, expected = run(gradient, params, batch), gradient(params, batch)
+        for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+            # Sums of at most 4 * 17 * 36 terms in another order, as above.
+            atol = 7e-5 * np.max(np.abs(want))
+            np.testing.assert_allclose(got, want, rtol=0.0, atol=atol)
 
 
 def test_large_images_are_no_products_and_empty_maps_are_lax_s():
     """25 windows of 256 x 256 x 16 elements would be 105 MB an example."""
-    module = sys.modules["ebmjax.networks.convolutions"]
+    module = sys.modules["ebmjax.networks.convolution_forms"]
     five, three = (
         module.Options((1, 1), ((pad, pad), (pad, pad)), None) for pad in (2, 1)
     )

@@ -1,7 +1,9 @@
 """Noise contrastive estimation and flips: optima, efficiencies, limits in numbers."""
 
+import inspect
 import itertools
 import math
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,18 @@ def float64():
 
 def quadratic(a, x):
     return 0.5 * a * x**2
+
+
+def test_the_example_of_a_noise_distribution_runs_and_has_the_value_it_says():
+    module = inspect.getmodule(objectives.noise_contrastive)
+    _, _, text = inspect.getsource(module).partition("\nNoiseDistribution = ")
+    _, first, rest = text.split('"""')[1].partition("    import jax\n")
+    found = {}
+    exec(textwrap.dedent(first + rest), found)
+    np.testing.assert_allclose(found["loss"], 2 * math.log(2), rtol=1e-6)
+    sample, log_prob = found["noise_distribution"]
+    assert sample(found["key"]).shape == found["batch"].shape[1:]
+    np.testing.assert_allclose(log_prob(jnp.zeros(2)), -2 * HALF_LOG, rtol=1e-6)
 
 
 def pair_losses(make, params, data, noise):

@@ -1,6 +1,7 @@
 """Samplers: their laws are wrong, or exact, by exactly what theory says."""
 
 import contextlib
+import dataclasses
 import functools
 import gc
 import warnings
@@ -937,6 +938,143 @@ def test_all_that_a_kept_function_reads_is_looked_at(monkeypatch):
         _sample(bound)
     with warns_once("'reference' had when collect", "Make the function anew"):
         _sample(collect=collect)
+
+
+class Quadratic:
+    """An energy with parameters of its own, called as it is or by a method."""
+
+    def __init__(self):
+        self.scale, self.power, self.weights = jnp.ones(3), 2, {"w": jnp.ones(3)}
+        self.history, self.epoch, self.num_traces = np.ones(3), 0, 0
+
+    @property
+    def exponent(self):
+        return self.power
+
+    def __call__(self, x):
+        self.num_traces += 1  # its own: a trace changes it
+        return jnp.sum(self.scale * self.weights["w"] * jnp.abs(x) ** self._of())
+
+    def _of(self):
+        return self.exponent
+
+    def energy(self, x):
+        return self(x)
+
+    def collect(self, state, info):
+        return state.position - self.scale
+
+
+class Bound(Quadratic):
+    def __call__(self, params, x):
+        return super().__call__(params * x)
+
+
+@dataclasses.dataclass  # which has no hash, as it has __eq__
+class Fields:
+    scale: jax.Array
+    power: int = 2
+
+    def __call__(self, x):
+        return jnp.sum(self.scale * jnp.abs(x) ** self.power)
+
+
+USES = {
+    "object": (Quadratic(), lambda model: model),
+    "method": (Quadratic(), lambda model: model.energy),
+    "lambda": (Quadratic(), lambda model: lambda x: model(x)),
+    "lambda of a method": (Quadratic(), lambda model: lambda x: model.energy(x)),
+    "partial": (Bound(), lambda model: partial(model, jnp.ones(3))),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_kept_object_whose_attributes_have_changed_is_named(use):
+    model, function_of = USES[use]
+    kept = function_of(model)
+    # A method is another object every time, but equal.
+    energy_fn = (lambda: model.energy) if use == "method" else (lambda: kept)
+    before = _sample(energy_fn())
+    model.epoch, model.history = 1, np.zeros(3)  # which the energy does not read
+    model.scale, model.cache = jnp.ones(3), jnp.ones(3)  # an equal one, and a new one
+    with warns_of_nothing():
+        _sample(energy_fn())
+    old = "still uses the value that '{}' had when energy_fn (of class "
+    bind = "functools.partial(energy, params)"
+    model.scale = 5 * jnp.ones(3)
+    with warns_once(old.format("scale"), "attributes are read once", bind):
+        after = _sample(energy_fn())
+    # It is as the warning says.
+    np.testing.assert_array_equal(before.position, after.position)
+    with warns_of_nothing():  # it is said once
+        _sample(energy_fn())
+        # Another shape is compiled with the present values...
+        fresh = _sample(energy_fn(), num_chains=5)
+        assert (fresh.position[:4] != after.position).all()
+    model.weights["w"] = 2 * model.weights["w"]
+    with warns_once(old.format("weights")):  # ... which are old by now
+        _sample(energy_fn(), num_chains=5)
+    model.power = 4
+    with warns_once(old.format("power")):
+        _sample(energy_fn(), num_chains=5)
+
+
+def test_an_object_is_looked_at_in_whatever_way_it_reaches_the_program():
+    """Also one that has no hash, one in a jitted function, and that of `collect`."""
+    fields, model, other = Fields(jnp.ones(3)), Quadratic(), Quadratic()
+    energy_fns = (fields, partial(fields), jax.jit(model.energy))
+    with warns_of_nothing():
+        for energy_fn in 2 * energy_fns:
+            _sample(energy_fn)
+        _sample(collect=other.collect)
+    fields.scale, model.scale, other.scale = 2 * fields.scale, 2 * SCALE, 2 * SCALE
+    for energy_fn in energy_fns:
+        with warns_once("'scale' had when energy_fn (of class"):
+            _sample(energy_fn)
+    with warns_once("'scale' had when collect", "Make the function anew"):
+        _sample(collect=other.collect)
+
+
+def test_objects_are_not_kept_alive():
+    model = Quadratic()
+    _sample(model)
+    _sample(USES["lambda of a method"][1](model))
+    reference = weakref.ref(model)
+    del model
+    jax.clear_caches()  # jax.jit keeps its static arguments
+    gc.collect()
+    assert reference() is None
+
+
+def test_one_chain_is_compiled_once_and_watched_as_many_are():
+    num_traces = 0
+
+    def energy(params, x):
+        nonlocal num_traces
+        num_traces += 1
+        return quadratic(params, x)
+
+    def sample(energy_fn):
+        return samplers.sample_chain(LANGEVIN, energy_fn, KEY, jnp.ones(3), 2)[0]
+
+    with warns_of_nothing():
+        first = sample(partial(energy, jnp.ones(3)))
+        num_first, second = num_traces, sample(partial(energy, 2 * jnp.ones(3)))
+        assert num_traces == num_first
+        assert (second.position != first.position).all()
+    params = SCALE
+    with warns_once("sample_chain compiled", "energy_fn was made anew", "Define it"):
+        for _ in range(3):
+            params = params + 1
+            sample(lambda x: quadratic(params, x))  # noqa: B023
+    kept = lambda x: quadratic(params, x)  # noqa: E731
+    sample(kept)
+    params = params + 1
+    with warns_once("sample_chain still uses the value that 'params' had"):
+        sample(kept)
+    with warns_of_nothing():  # where it is traced, the caller's jit decides
+        for scale in (1.0, 2.0, 3.0):
+            jax.jit(lambda params: sample(lambda x: quadratic(params, x)))(scale)
 
 
 def test_values_that_are_not_compiled_or_are_equal_raise_no_alarm():

@@ -658,6 +658,42 @@ def test_one_update_takes_one_batch_without_axes_before_it():
 
 
 @pytest.mark.parametrize("name, num_devices", [("pmap", 2), ("shard", 2), ("jit", 1)])
+def test_a_batch_of_another_rank_than_the_first_is_refused(name, num_devices):
+    """This loss takes events of any rank, and says nothing itself but to scalars."""
+
+    def loss(params, key, batch):
+        x, y = batch["x"], batch["y"]
+        assert x.ndim > 1, "an error of the network"
+        return (0.5 * (params["energy"]["w"] - x) ** 2).mean() + 0 * y.mean(), {}
+
+    lead = (5,) if name == "jit" else (num_devices, 1, 5)
+    num_axes = len(lead) + 1
+
+    def batch(*event):
+        return {"x": jnp.ones((*lead, *event)), "y": jnp.ones(lead)}
+
+    players = one_player(loss)
+    update = updates(players, num_devices)[name]
+    state = training.init_state(players, w(0.0), jax.random.key(0), num_devices)
+    with pytest.raises(AssertionError, match="of the network"):
+        update(state, batch())  # which is not remembered, because it failed
+    for size in (3, 4):  # the event's shape may change, as that of a growing image
+        state, _ = update(state, batch(size))
+    for event in ((), (3, 1)):
+        with pytest.raises(ValueError) as caught:
+            update(state, batch(*event))
+        assert str(caught.value) == (
+            f"{name}_update: batch must have {num_axes} axes as at the first call,"
+            f" got shape {(*lead, *event)}"
+        )
+    # Another tree is another batch.
+    with pytest.raises(TypeError):
+        update(state, jnp.ones((*lead, 3, 1)))
+    state, _ = update(state, batch(3))
+    assert int(state.step) == 3
+
+
+@pytest.mark.parametrize("name, num_devices", [("pmap", 2), ("shard", 2), ("jit", 1)])
 def test_every_update_is_traced_once_and_donates_its_state(name, num_devices):
     num_traces = []
 

@@ -62,7 +62,7 @@ def load_images(name: str, **section) -> Images:
 def image_section(name: str, **others) -> dict:
     """A config's section `data` for `load_section`, of images that are not embedded."""
     return {
-        "name": name,
+        "name": name,  # of the data set, such as "fashion_mnist"
         "batch_size": 64,  # of all devices
         "num_examples": 0,  # first images trained on; 0 for all
         "data_dir": "",  # prepared data; "" for TFDS's default folder

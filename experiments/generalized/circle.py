@@ -52,7 +52,7 @@ from experiments.run.workdir import save_arrays
 
 def make_default() -> dict:
     config = {
-        "seed": 0,
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": {
             "batch_size": 256,  # of all devices
             "concentration": 2.0,  # of von Mises's law; 0 for a uniform one

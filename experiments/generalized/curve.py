@@ -50,7 +50,7 @@ NUM_PIECES = 1_000  # of the line from -1 to 1, on which the ridge's weights are
 
 def make_default() -> dict:
     config = {
-        "seed": 0,
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": {"batch_size": 256},  # of all devices
         "network": {
             "widths": (64, 64, 64),  # hidden layers, of every network

@@ -24,6 +24,7 @@ Other than published: pictures have uniform noise within each level, CelebA's ar
 import functools
 import math
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ from experiments.run.workdir import format_table, save_arrays, write_atomically
 def make_digits() -> dict:
     """Returns the problem's default: a narrow network at a high rate, for a CPU."""
     config = {
-        "seed": 0,
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": {
             "name": "digits",
             "batch_size": 64,  # of all devices
@@ -147,7 +148,11 @@ PRESETS = {
     "fashion_mnist": lambda: make_paper_scale("fashion_mnist"),
     "cifar10": lambda: make_paper_scale("cifar10"),
     "cifar10_resnet": lambda: make_paper_scale(
-        "cifar10", {"name": "sngan_resnet", "width": 128}
+        "cifar10",
+        network={
+            "name": "sngan_resnet",
+            "width": 128,  # channels of every block
+        },
     ),
     "celeb_a": lambda: make_paper_scale("celeb_a"),
     "lsun": lambda: make_paper_scale("lsun"),
@@ -162,13 +167,17 @@ def get_config(preset: str = "digits") -> ConfigDict:
 
 def _pair(base, energy):
     """Returns the constructor of a base and an energy with the same widths."""
-    return lambda shape, latent_dim, *, widths: (
-        base(shape, latent_dim=latent_dim, widths=widths),
-        energy(shape, widths=widths),
-    )
+
+    def make(shape, latent_dim, *, widths: Sequence[int]):
+        return (
+            base(shape, latent_dim=latent_dim, widths=widths),
+            energy(shape, widths=widths),
+        )
+
+    return make
 
 
-def _resnet(shape, latent_dim, *, width, num_blocks=3):
+def _resnet(shape, latent_dim, *, width: int, num_blocks: int = 3):
     return (
         networks.sngan_resnet_base(
             shape, latent_dim=latent_dim, width=width, num_blocks=num_blocks
@@ -184,11 +193,15 @@ NETWORKS = {
     "strided": _pair(networks.strided_generator, networks.strided_energy),
 }
 
+CHOICES = {"network": NETWORKS}
+
 
 def make_networks(config, image_shape) -> dict[str, Network]:
     """Returns the base and the energy, neither of them with parameters."""
     shape = tuple(image_shape)
-    base, energy = construct(config.network, NETWORKS, shape, config.latent_dim)
+    base, energy = construct(
+        "network", config.network, NETWORKS, shape, config.latent_dim
+    )
     return {"base": base, "energy": energy}
 
 

@@ -63,9 +63,9 @@ from experiments.run.workdir import format_table, save_arrays
 def make_small(name: str) -> dict:
     """Returns the problem's default: the published split, without noise added."""
     config = {
-        "seed": 0,
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": {
-            "name": name,
+            "name": name,  # of the table, such as "red_wine" or "hepmass"
             "data_dir": "",  # the folder with the file as published
             "batch_size": 100,  # of all devices
             "split_seed": 1,  # of the order of the rows
@@ -74,7 +74,7 @@ def make_small(name: str) -> dict:
         },
         "network": {
             "name": "real_nvp",  # or "masked_autoregressive"; base and energy
-            "num_layers": 5,
+            "num_layers": 5,  # coupling or autoregressive layers
             "widths": (100, 100),  # hidden layers in each of them
             "has_offset": True,  # s of E = -log q + s: for c to have something to learn
         },
@@ -147,12 +147,14 @@ FLOWS = {
     "masked_autoregressive": networks.masked_autoregressive,
 }
 
+CHOICES = {"network": FLOWS}
+
 
 def make_flow(config, dim: int) -> Flow:
     """Returns the flow of base and energy, without parameters."""
     section = config.network.to_dict()
     del section["has_offset"]
-    return construct(section, FLOWS, (dim,))
+    return construct("network", section, FLOWS, (dim,))
 
 
 def make_energy(config, flow: Flow):

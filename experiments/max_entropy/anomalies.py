@@ -71,9 +71,9 @@ KDD_EPOCH = 775
 def make_kdd99() -> dict:
     """Returns the problem's default."""
     return {
-        "seed": 0,
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": {
-            "name": "kdd99",
+            "name": "kdd99",  # or "mnist_anomaly", "tabular", with their own options
             "batch_size": 256,  # of all devices
             "data_dir": "",  # with kddcup.data_10_percent.gz; "" for scikit-learn's
             "download": True,  # whether scikit-learn may fetch it
@@ -81,7 +81,7 @@ def make_kdd99() -> dict:
             "split_seed": 42,  # of training and test rows
         },
         "networks": {
-            "name": "mlp",
+            "name": "mlp",  # or "strided" for images, with its own options
             "generator_widths": (64, 128),  # hidden layers
             "energy_widths": (256, 128, 128),  # hidden layers, also of the statistics
             "negative_slope": 0.2,  # of the leaky ReLUs
@@ -239,7 +239,7 @@ SOURCES = {
 def build(config: ConfigDict, keys: Keys) -> Experiment:
     """Builds the experiment of a config."""
     section = {k: v for k, v in config.data.items() if k != "batch_size"}
-    source = construct(section, SOURCES)
+    source = construct("data", section, SOURCES)
     data = source.data
     facts = {"event_shape": list(data.train.shape[1:]), "columns": list(data.columns)}
     if data.scaling is not None:

@@ -33,6 +33,7 @@ from experiments.judge import plots
 from experiments.judge.inception import Inception
 from experiments.judge.judge import make_judge
 from experiments.max_entropy.model import (
+    FAMILIES,
     bind_networks,
     draw_and_move,
     load_networks,
@@ -54,7 +55,7 @@ from experiments.run.workdir import record_table
 def make_cifar10() -> dict:
     """Returns the problem's default, the paper's training of images."""
     return {
-        "seed": 0,
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": image_section("cifar10"),
         "networks": {
             "name": "convnet",  # or "strided", which has no `is_normal`
@@ -111,6 +112,8 @@ def make_digits() -> dict:
 
 
 PRESETS = {"digits": make_digits, "cifar10": make_cifar10, "celeb_a": make_celeb_a}
+
+CHOICES = {"networks": FAMILIES}
 
 
 def get_config(preset: str = "digits") -> ConfigDict:

@@ -37,20 +37,26 @@ class Networks(NamedTuple):
 
 
 def make_mlps(
-    event_shape, latent_dim, *, generator_widths, energy_widths, **options
+    event_shape,
+    latent_dim,
+    *,
+    generator_widths: Sequence[int],
+    energy_widths: Sequence[int],
+    negative_slope: float = 0.2,
 ) -> Networks:
+    options = {"widths": energy_widths, "negative_slope": negative_slope}
     return Networks(
         networks.mlp(
             (latent_dim,), event_shape, widths=generator_widths, activation="relu"
         ),
-        networks.mlp_energy(event_shape, widths=energy_widths, **options),
-        networks.mlp_statistics(
-            event_shape, latent_dim=latent_dim, widths=energy_widths, **options
-        ),
+        networks.mlp_energy(event_shape, **options),
+        networks.mlp_statistics(event_shape, latent_dim=latent_dim, **options),
     )
 
 
-def make_strided(event_shape, latent_dim, *, widths, hidden_width) -> Networks:
+def make_strided(
+    event_shape, latent_dim, *, widths: Sequence[int], hidden_width: int
+) -> Networks:
     return Networks(
         networks.strided_generator(event_shape, latent_dim=latent_dim, widths=widths),
         networks.strided_energy(event_shape, widths=widths),
@@ -64,7 +70,12 @@ def make_strided(event_shape, latent_dim, *, widths, hidden_width) -> Networks:
 
 
 def make_convnets(
-    event_shape, latent_dim, *, widths, hidden_width, is_normal
+    event_shape,
+    latent_dim,
+    *,
+    widths: Sequence[int],
+    hidden_width: int,
+    is_normal: bool,
 ) -> Networks:
     options = {"widths": widths, "is_normal": is_normal}
     return Networks(
@@ -81,7 +92,9 @@ FAMILIES = {"mlp": make_mlps, "strided": make_strided, "convnet": make_convnets}
 
 def make_networks(config, event_shape: tuple[int, ...]) -> Networks:
     """Returns the networks of the config's section `networks`."""
-    return construct(config.networks, FAMILIES, event_shape, config.latent_dim)
+    return construct(
+        "networks", config.networks, FAMILIES, event_shape, config.latent_dim
+    )
 
 
 def bind_networks(

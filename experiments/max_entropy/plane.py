@@ -62,12 +62,14 @@ TARGETS = {
     "swiss_roll": targets.swiss_roll,
 }
 
+CHOICES = {"data": TARGETS}
+
 
 def make_toy() -> dict:
     """Returns the problem's default: narrower networks than the paper's, which train
     at a higher rate in place of its 100,000 updates, for minutes."""
     config = {
-        "seed": 0,
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": {
             "name": "twenty_five_gaussians",  # or another of TARGETS, with its options
             "spacing": 1 / math.sqrt(2.0),  # x, of neighbouring means
@@ -75,7 +77,7 @@ def make_toy() -> dict:
             "batch_size": 256,  # of all devices
         },
         "networks": {
-            "name": "mlp",
+            "name": "mlp",  # dense layers, of every network
             "generator_widths": (128, 128, 128),  # hidden layers; paper: 512
             "energy_widths": (128, 128, 128),  # and those of the statistics; paper: 512
             "negative_slope": 0.2,  # of the leaky ReLUs
@@ -138,7 +140,7 @@ def get_config(preset: str = "toy") -> ConfigDict:
 def build(config: ConfigDict, keys: Keys) -> Experiment:
     """Builds the experiment of a config."""
     section = {k: v for k, v in config.data.items() if k != "batch_size"}
-    target = construct(section, TARGETS)
+    target = construct("data", section, TARGETS)
     nets = make_networks(config, (2,))
     return make_experiment(
         config,

@@ -29,7 +29,7 @@ from experiments.run.sweep import Cell
 def objective_section(**others) -> dict:
     """Returns a config's section `objective` with some options changed."""
     return {
-        "name": "max_entropy",
+        "name": "max_entropy",  # or "wgan_gp", "gan", with their own options
         "score_penalty": 0.1,  # of the squared norm, without a half; paper: lambda
         "penalty_on": "data",  # or "data_and_model"
         "reduction": "sum",  # or "channel_mean", the released code's for images
@@ -89,11 +89,12 @@ def image_training() -> dict:
     }
 
 
-WGAN_GP = {
-    "gradient_penalty": 10.0,  # weight of (|grad E| - 1)^2 between data and draws
+BASELINES = {
+    "wgan_gp": {
+        "gradient_penalty": 10.0,  # weight of (|grad E| - 1)^2 between data and draws
+    },
+    "gan": {},
 }
-
-BASELINES = {"wgan_gp": WGAN_GP, "gan": {}}
 """Method -> its options beside its name."""
 
 
@@ -202,7 +203,12 @@ METHODS = {"max_entropy": make_max_entropy, "wgan_gp": make_wgan_gp, "gan": make
 def make_players(config, nets: Networks) -> dict[str, training.Player]:
     """Returns the players in the order in which they move."""
     generator_objective, energy_objective = construct(
-        config.objective, METHODS, nets, config.latent_dim, make_chains(config.sampler)
+        "objective",
+        config.objective,
+        METHODS,
+        nets,
+        config.latent_dim,
+        make_chains(config.sampler),
     )
     is_baseline = config.objective.name in BASELINES
     trains = ("generator",) if is_baseline else ("generator", "statistics")

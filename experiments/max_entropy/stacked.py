@@ -63,10 +63,10 @@ def make_stacked(num_digits: int = 3) -> dict:
     }
     del data["num_examples"], data["size"]
     return {
-        "seed": 0,
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": data,
         "networks": {
-            "name": "strided",
+            "name": "strided",  # or "convnet", with its own options
             "widths": (64, 128, 256, 512),  # channels of the energy's maps
             "hidden_width": 512,  # of the statistics network
         },

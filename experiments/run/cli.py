@@ -5,7 +5,9 @@ r"""The command line of a problem.
         --config.sampler.step_size=1.0 --config.train.num_steps=200000
 
 `--config` names a preset of the problem, or a file with a `get_config` of its own
-(`file.py` or `file.py:preset`). `--config.<option>=<value>` changes one option.
+(`file.py` or `file.py:preset`). `--config.<option>=<value>` changes one option. Where
+the name of a section is changed to one of the problem's `CHOICES`, the section has the
+options of that one from there on: see `config.with_options`.
 """
 
 import difflib
@@ -16,7 +18,7 @@ import pathlib
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,7 +26,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
-from experiments.run.config import with_options
+from experiments.run.config import CHOICES, with_options
 from experiments.run.errors import (
     CheckpointError,
     hide_tracebacks_of_threads,
@@ -47,17 +49,19 @@ class Command(NamedTuple):
       get_config: `get_config(preset) -> ConfigDict`, the problem's or that of a file.
       preset: Name of the preset; the empty string for the default one.
       given: Dotted path -> text, from `--config.<option>=<text>`.
+      choices: Section -> name -> constructor, those of every problem and its own.
     """
 
     values: flags.FlagValues
     get_config: Callable[..., ConfigDict]
     preset: str
     given: dict[str, str]
+    choices: Mapping[str, Mapping[str, Callable]]
 
     def config(self) -> ConfigDict:
         """Returns the locked config, with the options given."""
         base = self.get_config(self.preset) if self.preset else self.get_config()
-        return with_options(base, self.given)
+        return with_options(base, self.given, self.choices)
 
 
 def main(
@@ -127,6 +131,7 @@ def main(
                 plan,
                 workdir,
                 given=command.given,
+                choices=command.choices,
                 num_seeds=values.seeds,
                 cells=values.cells,
                 preemption=preemption,
@@ -253,7 +258,8 @@ def _parse(values, arguments: Sequence[str], problem, file: pathlib.Path) -> Com
         get_config(name) if name else get_config()
     except ValueError as error:
         raise ValueError(f"{error}{hint(name, problem, file)}") from error
-    return Command(values, get_config, name, given)
+    choices = CHOICES | getattr(problem, "CHOICES", {})
+    return Command(values, get_config, name, given, choices)
 
 
 def _load_file(path: str) -> ModuleType:

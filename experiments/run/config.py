@@ -2,8 +2,11 @@
 
 import ast
 import difflib
+import inspect
 import math
-from collections.abc import Callable, Mapping
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -11,25 +14,78 @@ import optax
 from ml_collections import ConfigDict
 
 from ebmjax.checks import check_count
+from ebmjax.types import Array
 
 OPTIONAL = frozenset(["bandwidth", "final", "variance_reduction"])
 """Options for which None stands for a choice of its own."""
 
+OPTIMIZERS = {"adam": optax.adam, "adamw": optax.adamw, "sgd": optax.sgd}
 
-def construct(section: Mapping[str, Any], constructors: Mapping[str, Callable], *args):
+CHOICES = {"optimizer": OPTIMIZERS}
+"""Section -> name -> the constructor that the section's other keys go to, where the
+command line may choose another: those of every problem. A problem's own `CHOICES` has
+more of them."""
+
+EXAMPLES = {bool: False, int: 0, float: 0.0, str: "", tuple: ()}
+"""Type of an option -> a value of that type."""
+
+
+def construct(
+    path: str, section: Mapping[str, Any], constructors: Mapping[str, Callable], *args
+):
     """Calls the constructor that `section.name` names with the section's other keys.
+
+    Args:
+      path: Path of the section, for messages.
+      section: A config's section.
+      constructors: Name -> constructor.
+      *args: What the constructor is given by position.
 
     Raises:
       ValueError: If the name is unknown, or the section does not fit the constructor.
     """
     options = dict(section)
     name = options.pop("name")
-    if name not in constructors:
-        raise ValueError(f"name must be one of {sorted(constructors)}, got {name!r}")
+    check_name(f"{path}.name", name, constructors)
     try:
         return constructors[name](*args, **options)
     except TypeError as error:
-        raise ValueError(f"section {name!r} does not fit: {error}") from error
+        raise ValueError(f"{path}: {name!r} does not fit: {error}") from error
+
+
+def options_of(constructor: Callable) -> dict[str, inspect.Parameter]:
+    """Returns the parameters of a constructor that a section can give.
+
+    They are of a plain type: a number, text, a flag or a tuple. What has no default is
+    one of them if it is given by keyword alone, as the program gives the others.
+    """
+
+    def is_option(parameter):
+        if parameter.default is parameter.empty:
+            return parameter.kind is parameter.KEYWORD_ONLY
+        if parameter.default is None:
+            return not EXAMPLES.keys().isdisjoint(_types(parameter.annotation))
+        return isinstance(parameter.default, tuple(EXAMPLES))
+
+    parameters = inspect.signature(constructor).parameters
+    return {name: x for name, x in parameters.items() if is_option(x)}
+
+
+def _types(annotation: Any) -> list[Any]:
+    """Returns the types of an annotation, without None and arrays."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    members = typing.get_args(annotation) if is_union else (annotation,)
+    found = [typing.get_origin(member) or member for member in members]
+    found = [tuple if member is Sequence else member for member in found]
+    return [member for member in found if member not in (Array, types.NoneType)]
+
+
+def _example(parameter: inspect.Parameter) -> Any:
+    """Returns a value of a parameter's type; None if it has several, or none."""
+    if isinstance(parameter.default, tuple(EXAMPLES)):
+        return parameter.default
+    found = _types(parameter.annotation)
+    return EXAMPLES.get(found[0]) if len(found) == 1 else None
 
 
 def schedule(
@@ -117,10 +173,12 @@ def train_section(num_steps: int, **others) -> dict[str, Any]:
     }
 
 
-def make_optimizer(section: Mapping[str, Any]) -> optax.GradientTransformation:
-    """An optimizer from a config section.
+def make_optimizer(
+    section: Mapping[str, Any], path: str = "optimizer"
+) -> optax.GradientTransformation:
+    """An optimizer from a config section, whose path is for messages.
 
-    Keys: `name` ("adam" or "sgd"), `learning_rate` (a section of `schedule`),
+    Keys: `name` ("adam", "adamw" or "sgd"), `learning_rate` (a section of `schedule`),
     `gradient_clip` (largest global norm of the gradient; 0 for none), and what the
     optax constructor of that name takes.
     """
@@ -139,19 +197,24 @@ def make_optimizer(section: Mapping[str, Any]) -> optax.GradientTransformation:
     for name in ("b1", "b2"):
         if not 0 <= options.get(name, 0.0) < 1:
             raise ValueError(f"{name} must be from 0 to below 1, got {options[name]}")
-    optimizers = {"adam": optax.adam, "adamw": optax.adamw, "sgd": optax.sgd}
-    optimizer = construct(options, optimizers, rate)
+    optimizer = construct(path, options, OPTIMIZERS, rate)
     if clip > 0:
         optimizer = optax.chain(optax.clip_by_global_norm(clip), optimizer)
     return optimizer
 
 
+def nearest(name: str, known) -> str:
+    """Returns the end of a message on an unknown name: which of `known` is nearest."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def check_name(what: str, name: str, known) -> None:
     """Raises a ValueError, which names the nearest one, unless `name` is known."""
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"{what} must be one of {sorted(known)}, got {name!r}{hint}")
+        raise ValueError(
+            f"{what} must be one of {sorted(known)}, got {name!r}{nearest(name, known)}"
+        )
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -172,34 +235,100 @@ def check_counts(section: str, values: Mapping[str, Any], **least: int) -> None:
         check_count(f"{section}.{name}", values[name], count)
 
 
-def with_options(config: ConfigDict, given: Mapping[str, Any]) -> ConfigDict:
+def with_options(
+    config: ConfigDict,
+    given: Mapping[str, Any],
+    choices: Mapping[str, Mapping[str, Callable]] | None = None,
+) -> ConfigDict:
     """Returns a locked copy of a config with other values.
+
+    A section of `choices` also has the options that its constructor takes and the
+    config does not list. Where `given` names another constructor for it, its keys
+    become those of that one: keys that both take keep their values, keys that the other
+    alone took are dropped, and those that are new have the constructor's own defaults.
+    Keys that neither takes are the problem's and stay.
 
     Args:
       config: Any config.
       given: Dotted path -> value. Text is read as the type of the config's own value.
+      choices: Section -> name -> constructor, as in `CHOICES`; None for none.
 
     Raises:
-      ValueError: If the config has no such option, with the nearest one, or if the text
-        is not of the option's type.
+      ValueError: If the config has no such option, with the nearest one, if the text is
+        not of the option's type, or if a constructor is unknown or lacks an option.
     """
-    known = flat(config.to_dict())
+    sections, unlisted = _choose(config, given, choices or {})
+    known = flat(sections) | unlisted
     values = {}
     for path, value in given.items():
         if path not in known:
-            near = difflib.get_close_matches(path, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"the config has no option {path!r}{hint}")
+            raise _no_option(path, known, config, given)
         if isinstance(value, str):
             value = parse_option(path, value, known[path])
         values[path] = value
-    found = ConfigDict(config.to_dict())
+        if path in unlisted:
+            section, _, name = path.partition(".")
+            sections[section][name] = unlisted[path]
+    found = ConfigDict(sections)
     for path, value in values.items():
         try:
             found.update_from_flattened_dict({path: value})
         except TypeError:
             raise _refusal(path, value, known[path]) from None
     return found.lock()
+
+
+def known_options(
+    config: ConfigDict,
+    given: Mapping[str, Any],
+    choices: Mapping[str, Mapping[str, Callable]],
+) -> frozenset[str]:
+    """Returns the paths of `with_options`, where `given` names the constructors."""
+    sections, unlisted = _choose(config, given, choices)
+    return frozenset(flat(sections) | unlisted)
+
+
+def _choose(config, given, choices) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the sections of a config with the keys of the constructors that `given`
+    names, and what these take beside: dotted path -> a value of the option's type."""
+    sections, unlisted = config.to_dict(), {}
+    for section, constructors in choices.items():
+        options, path = sections.get(section), f"{section}.name"
+        if not isinstance(options, Mapping) or options.get("name") not in constructors:
+            continue  # the problem has no such section, or makes it in its own way
+        name = parse_option(path, str(given.get(path, options["name"])), "")
+        check_name(path, name, constructors)
+        taken = options_of(constructors[name])
+        if name != options["name"]:
+            for key in options_of(constructors[options["name"]]).keys() - taken.keys():
+                options.pop(key, None)
+            for key, parameter in taken.items():
+                if isinstance(parameter.default, tuple(EXAMPLES)):
+                    options.setdefault(key, parameter.default)
+            lacking = [
+                f"{section}.{key}"
+                for key, parameter in taken.items()
+                if parameter.default is parameter.empty
+                and not (key in options or f"{section}.{key}" in given)
+            ]
+            if lacking:
+                raise ValueError(f"{path} {name!r} needs {' and '.join(lacking)}")
+        unlisted |= {
+            f"{section}.{key}": _example(parameter)
+            for key, parameter in taken.items()
+            if key not in options
+        }
+    return sections, unlisted
+
+
+def _no_option(path: str, known, config: ConfigDict, given) -> ValueError:
+    """Returns the error for an option that is not known, or that was dropped."""
+    if path in flat(config.to_dict()):
+        chosen = f"{path.partition('.')[0]}.name"
+        return ValueError(f"{chosen} {given[chosen]!r} takes no option {path!r}")
+    near = difflib.get_close_matches(path, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"the config has no option {path!r}{hint}")
 
 
 def parse_option(path: str, text: str, current: Any) -> Any:

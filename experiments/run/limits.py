@@ -16,52 +16,58 @@ from experiments.run.config import OPTIONAL, flat
 
 # Whole numbers of at least 1, and of at least 0.
 COUNTS = frozenset(
-    """batch_size capacity chunk_size dim every hidden_width keep latent_dim
+    """batch_size capacity chunk_size depth dim every hidden_width keep latent_dim
     max_steps num_bins num_blocks num_chains num_critic_updates num_digits
     num_draws num_energy_updates num_flow_updates num_fractions
-    num_generator_updates num_hidden num_importance num_inducing num_inverted
-    num_layers num_leapfrog num_long num_long_run num_noise num_points
-    num_projections num_squares num_steps_per_level num_updates""".split()
+    num_generator_updates num_groups num_hidden num_image_rounds num_importance
+    num_inducing num_inverted num_layers num_leapfrog num_long num_long_run num_noise
+    num_points num_projections num_rounds num_squares num_steps_per_level
+    num_updates widen_factor""".split()
 )
 COUNTS_OR_ZERO = frozenset(
     """checkpoint_every classifier_steps decay_every decay_start decay_steps
-    eval_every extra_every log_every long_run_steps matrix_seed num_burn_in
-    num_corrections num_examples num_extra_updates num_inception num_inpainted
-    num_iterations num_joint_steps num_likelihoods num_probes num_samples
-    num_saved num_scales num_shown num_steps patience samples_a_mode seed size
-    split_seed tuple_seed warmup_steps""".split()
+    eval_every extra_every log_every long_run_steps matrix_seed most_chains
+    most_chains_of_all num_burn_in num_corrections num_examples
+    num_extra_updates num_inception num_inpainted num_iterations num_joint_steps
+    num_likelihoods num_probes num_samples num_saved num_scales num_shown num_steps
+    patience samples_a_mode seed size split_seed tuple_seed warmup_steps""".split()
 )
 # Numbers above 0, and of at least 0. The last two parts of a path go before
 # the last one, as a step of 0 stands for none in some objectives.
 POSITIVE = frozenset(
-    """bandwidth bound iteration_step radius sampler.step_size side signal_to_noise
-    smallest spacing start.scale std step temperature time_min tolerance
-    transport_step_size visible_step_size visible_temperature weight_scale
-    widening width""".split()
+    """bandwidth bound iteration_step radius sampler.step_size scale_bound seconds
+    side signal_to_noise smallest spacing start.scale std step temperature time_min
+    tolerance transport_step_size visible_step_size visible_temperature
+    weight_scale widening width""".split()
 )
 NOT_NEGATIVE = frozenset(
-    """abort_above concentration energy_penalty entropy_weight friction gradient_clip
-    gradient_penalty information_weight l2 l2_weight largest negative_slope
-    noise_max noise_min noise_scale rate_max rate_min relative_step_size scale
-    score_penalty step_size""".split()
+    """abort_above concentration energy_penalty entropy_weight eps eps_root
+    friction gradient_clip gradient_penalty information_weight l2 l2_weight
+    largest negative_slope noise_max noise_min noise_scale rate_max rate_min
+    relative_step_size scale score_penalty step_size weight_decay""".split()
 )
 # Numbers from 0 to below 1, and from 0 to 1.
-BELOW_ONE = frozenset("b1 b2 ema_decay".split())
+BELOW_ONE = frozenset("b1 b2 ema_decay momentum".split())
 FRACTIONS = frozenset("min_accuracy quantile reinit_prob".split())
 NUMBERS = POSITIVE | NOT_NEGATIVE | BELOW_ONE | FRACTIONS
-# Tuples of at least one positive number, and of at least one positive whole number.
+# Tuples of at least one positive number, of at least one positive whole number, and of
+# at least one name. A benchmark has a tuple of numbers of chains.
 POSITIVE_TUPLES = frozenset("noise_scales radii temperatures waymarks".split())
-COUNT_TUPLES = frozenset("chain_lengths energy_widths generator_widths widths".split())
+COUNT_TUPLES = frozenset(
+    """chain_lengths energy_widths generator_widths num_chains num_image_chains
+    widths""".split()
+)
+TEXT_TUPLES = frozenset("contenders samplers workloads".split())
 FLAGS = frozenset(
-    """download has_offset is_energy is_mirrored is_normal is_smooth last_step_gradient
-    leaks prior redescends saves_scores transforms_log_partition
-    variance_reduced""".split()
+    """download has_offset is_energy is_mirrored is_normal is_smooth
+    last_step_gradient leaks nesterov prior redescends saves_scores
+    transforms_log_partition variance_reduced""".split()
 )
 TEXTS = frozenset(
-    """activation best compute_dtype conditioning csv data_dir divergence estimator
-    first inception_weights jacobian kernel label_column law marginal name
-    penalty_on predictor projection reduction scaling score_csv statistic
-    variance_reduction weighting whiten""".split()
+    """activation best compute_dtype conditioning csv data_dir divergence
+    estimator first inception_weights jacobian kernel label_column law marginal
+    name normalization penalty_on predictor preset projection reduction scaling
+    score_csv statistic variance_reduction weighting whiten""".split()
 )
 LARGEST = 1e12  # of a number in magnitude: its square does not overflow float32
 LARGEST_RATE = 1e4  # of a schedule of learning rates: far above any that trains
@@ -85,7 +91,8 @@ def _check(path: str, value: Any) -> None:
         if not holds:
             raise ValueError(f"{path} {rule}, got {value!r}")
 
-    if names & COUNTS:
+    is_tuple = isinstance(value, tuple | list)
+    if names & COUNTS and not (is_tuple and names & COUNT_TUPLES):
         holds = _is_whole(value) and value >= 1
         demand(holds, "must be a whole number of at least 1")
     elif names & COUNTS_OR_ZERO:
@@ -108,6 +115,9 @@ def _check(path: str, value: Any) -> None:
     elif names & COUNT_TUPLES:
         holds = _all(value, lambda x: _is_whole(x) and x >= 1)
         demand(holds, "must be a tuple of one or more whole numbers above 0")
+    elif names & TEXT_TUPLES:
+        holds = _all(value, lambda x: isinstance(x, str))
+        demand(holds, "must be a tuple of one or more names")
     elif names & FLAGS:
         demand(isinstance(value, bool), "must be True or False")
     elif names & TEXTS:

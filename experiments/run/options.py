@@ -25,19 +25,28 @@ def list_options(config: ConfigDict, problem: ModuleType) -> list[str]:
     for path, comment in found.items():
         for full in _full_paths(path, sections):
             comments[full] = comment
-    lines = []
-    for path, value in flat(config.to_dict()).items():
+    options, lines = flat(config.to_dict()), []
+    for path, value in options.items():
         line = f"  {path}={value!r}"
-        if comment := _find(comments, path):
+        section, _, option = path.rpartition(".")
+        # Tables of names have options too: `{"adam": {"b1": 0.9}}`.
+        named = f"{options.get(f'{section}.name')}.{option}"
+        if comment := _find(comments, path) or _find(comments, named):
             line = f"{line:<44}  # {comment}"
         lines.append(line)
     return lines
 
 
 def _imported(module: ModuleType) -> list[ModuleType]:
-    """Returns the modules of `experiments` that a module's names come from."""
-    names = {getattr(x, "__module__", None) for x in vars(module).values()}
-    names |= {x.__name__ for x in vars(module).values() if isinstance(x, ModuleType)}
+    """Returns the modules of `experiments` that a module's names come from.
+
+    A table, such as that of the methods, comes from where the types of its lines do.
+    """
+    found = list(vars(module).values())
+    for table in [x for x in found if isinstance(x, dict)]:
+        found += table.values()
+    names = {getattr(x, "__module__", None) for x in found}
+    names |= {x.__name__ for x in found if isinstance(x, ModuleType)}
     return [
         sys.modules[name]
         for name in sorted(names - {None, module.__name__})
@@ -46,12 +55,19 @@ def _imported(module: ModuleType) -> list[ModuleType]:
 
 
 def _find(comments: dict[str, str], path: str) -> str:
-    """Returns the comment of `path`, or of its longest ending of two parts or more."""
+    """Returns the comment of `path`, or of its longest ending of two parts or more.
+
+    Failing that, the comment of a path that ends with `path`, as those in tables of
+    sections do.
+    """
     parts = path.split(".")
     for first in range(max(len(parts) - 1, 1)):
         if found := comments.get(".".join(parts[first:])):
             return found
-    return ""
+    if len(parts) == 1:
+        return ""
+    longer = (text for x, text in comments.items() if x.endswith(f".{path}"))
+    return next(longer, "")
 
 
 def _full_paths(path: str, sections: dict[str, set[str]], depth: int = 5) -> list[str]:
@@ -91,6 +107,8 @@ def _collect(
                 visit(node.value, f"{prefix}{target.id}.")
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             sections.setdefault(node.func.id, set()).add(prefix.rstrip("."))
+        elif isinstance(node, ast.keyword) and node.arg:  # `Sections(data={...})`
+            prefix += f"{node.arg}."
         if not isinstance(node, ast.Dict):
             for child in ast.iter_child_nodes(node):
                 visit(child, prefix)

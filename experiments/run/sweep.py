@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.run.config import flat, with_options
+from experiments.run.config import known_options, with_options
 from experiments.run.experiment import Experiment, Keys
 from experiments.run.loop import run
 from experiments.run.signals import Preemption
@@ -130,16 +130,24 @@ def over(plan: Sweep | None, preset: str, axes: Sequence[str]) -> Sweep:
       axes: `"option=value,value"` each; they are crossed. None gives one cell.
 
     Raises:
-      ValueError: If an axis has no option or no value.
+      ValueError: If an axis has no option or no value, or one of them twice.
     """
-    options = []
+    options = {}
     for axis in axes:
         option, _, values = axis.partition("=")
         if not option or not values:
             raise ValueError(f"--over must be 'option=value,value', got {axis!r}")
-        options.append([(option, value) for value in _split_values(values)])
+        if option in options:
+            raise ValueError(f"--over must have each option once, got {option!r} twice")
+        options[option] = [(option, value) for value in _split_values(values)]
+        for index, pair in enumerate(options[option]):
+            if pair in options[option][:index]:
+                raise ValueError(
+                    f"--over must have each value once, got {pair[1]!r} twice in"
+                    f" {axis!r}"
+                )
     cells = {}
-    for chosen in itertools.product(*options):
+    for chosen in itertools.product(*options.values()):
         name = ",".join(f"{option}={value}" for option, value in chosen)
         cells[name.replace("/", "_") or preset or "default"] = Cell(
             preset, dict(chosen)
@@ -164,6 +172,7 @@ def run_sweep(
     workdir: str | pathlib.Path,
     *,
     given: Mapping[str, Any] | None = None,
+    choices: Mapping[str, Mapping[str, Callable]] | None = None,
     num_seeds: int | None = None,
     cells: str = "*",
     preemption: Preemption | None = None,
@@ -183,6 +192,7 @@ def run_sweep(
         have one config.
       given: Options of the command line, dotted path -> value, for every cell that has
         them; a cell's own overrides win.
+      choices: As for `config.with_options`.
       num_seeds: Number of seeds, from `seed` on; the plan's own by default.
       cells: Pattern of the names of the cells that are run.
       preemption: As for `loop.run`.
@@ -196,7 +206,7 @@ def run_sweep(
     """
     workdir, given = pathlib.Path(workdir), dict(given or {})
     check_folder(workdir)
-    configs = _make_configs(get_config, plan, given, num_seeds, cells)
+    configs = _make_configs(get_config, plan, given, choices or {}, num_seeds, cells)
     # Cells of one config, as where the columns of a table cross, are one run.
     firsts: dict[str, str] = {}
     for name, config in configs.items():
@@ -230,7 +240,12 @@ def run_sweep(
 
 
 def _make_configs(
-    get_config, plan: Sweep, given: dict[str, Any], num_seeds: int | None, pattern: str
+    get_config,
+    plan: Sweep,
+    given: dict[str, Any],
+    choices: Mapping[str, Mapping[str, Callable]],
+    num_seeds: int | None,
+    pattern: str,
 ) -> dict[str, ConfigDict]:
     """Returns `<cell>,<seed>` -> config."""
     chosen = fnmatch.filter(plan.cells, pattern)
@@ -242,10 +257,10 @@ def _make_configs(
     for name in chosen:
         preset, overrides = plan.cells[name]
         base = get_config(preset) if preset else get_config()
-        known = flat(base.to_dict())
+        known = known_options(base, given | dict(overrides), choices)
         values = {k: v for k, v in given.items() if k in known}
         unused -= set(values)
-        cell = with_options(base, values | dict(overrides))
+        cell = with_options(base, values | dict(overrides), choices)
         if reason := plan.skip(cell):
             say(f"cell {name} is left out: {reason}")
             continue

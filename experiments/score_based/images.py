@@ -66,6 +66,7 @@ from experiments.run.workdir import record_table, save_arrays
 from experiments.score_based import measures
 from experiments.score_based.model import (
     DIFFUSIONS,
+    NETWORKS,
     Model,
     bind_model,
     draw_chunks,
@@ -76,6 +77,7 @@ from experiments.score_based.model import (
 )
 
 PROCESSES = (*DIFFUSIONS, "ladder")
+CHOICES = {"network": NETWORKS}
 
 
 def image_preset(
@@ -86,7 +88,7 @@ def image_preset(
     optimizer = adam_section(2e-4, b1=0.9, b2=0.999) | {"gradient_clip": 1.0}
     optimizer["learning_rate"]["warmup_steps"] = 5_000
     return {
-        "seed": 0,
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": image_section(name)
         | {
             "batch_size": 128,  # of all devices
@@ -122,12 +124,12 @@ def image_preset(
     }
 
 
-def process_sections(process: str) -> dict[str, Any]:
+def process_sections(name: str) -> dict[str, Any]:
     """Returns the sections of a process: itself, its objective and its sampler."""
-    if process == "ladder":
+    if name == "ladder":
         return {
             "process": {
-                "name": process,
+                "name": name,  # one of PROCESSES, with its own options
                 "largest": 0.0,  # x; 0 for the largest distance between examples
                 "smallest": 0.02,  # x; paper: 0.01 on [0, 1]
                 "num_scales": 0,  # 0 for as many as overlap by half
@@ -138,20 +140,20 @@ def process_sections(process: str) -> dict[str, Any]:
                 "relative_step_size": 0.0,  # of a scale's square; 0 for Technique 4
             },
         }
-    if process == "variance_exploding":
-        scales = {
-            "noise_min": 0.02,  # x; paper: 0.01 on [0, 1]
-            "noise_max": 0.0,  # x; 0 for the largest distance between examples
+    if name == "variance_exploding":
+        process = {
+            "noise_min": 0.02,  # x, least noise scale; paper: 0.01 on [0, 1]
+            "noise_max": 0.0,  # x, largest one; 0 for that between any two examples
         }
         time_min = 1e-5  # at which there is noise of `noise_min`
     else:
-        scales = {
-            "rate_min": 0.1,  # paper: beta_min
-            "rate_max": 20.0,  # paper: beta_max
+        process = {
+            "rate_min": 0.1,  # of noise, at time 0; paper: beta_min
+            "rate_max": 20.0,  # of noise, at time 1; paper: beta_max
         }
         time_min = 1e-3
     return {
-        "process": {"name": process, **scales},
+        "process": {"name": name, **process},
         "objective": {"weighting": "noise"},  # or "likelihood"
         "sampler": {
             "predictor": "reverse_diffusion",  # or "ancestral", "euler_maruyama"

@@ -94,7 +94,7 @@ def make_network(
 ) -> tuple[Network, str, ConditionalScore]:
     """Returns the network, the name of its parameters, and
     `score(params, x, noise_scale)`."""
-    network = construct(section, NETWORKS, event_shape)
+    network = construct("network", section, NETWORKS, event_shape)
     if section.is_energy:
         return network, "energy", energies.score(network.apply)
     return network, "score", network.apply
@@ -155,7 +155,7 @@ def make_diffusion(section: ConfigDict, largest_distance: float):
     options = dict(section)
     if options.get("noise_max") == 0:
         options["noise_max"] = largest_distance
-    return construct(options, DIFFUSIONS)
+    return construct("process", options, DIFFUSIONS)
 
 
 def draw_chunks(

@@ -53,10 +53,10 @@ def two_modes() -> dict[str, Any]:
         "decay_steps": 5_000,
     }
     return {
-        "seed": 0,
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": {"batch_size": 256},  # of all devices
         "network": {
-            "name": "mlp",
+            "name": "mlp",  # dense layers
             "widths": (128, 128, 128),  # of the hidden layers
             "activation": "softplus",  # or "swish", "elu"
             "conditioning": "embedding",  # or "division", NCSNv2's Technique 3

@@ -29,6 +29,9 @@ from experiments.run.experiment import Experiment, Keys, Trained
 from experiments.run.sweep import Cell, Sweep
 from experiments.short_run.inverse import make_evaluation
 from experiments.short_run.model import (
+    NETWORKS,
+    SAMPLERS,
+    STARTS,
     bind_model,
     draw_chunks,
     make_model,
@@ -45,9 +48,9 @@ def image_preset(name: str, **data) -> dict[str, Any]:
         "decay_start": 200_000,
         "decay_steps": 50_000,
     }
+    # data.batch_size is also the number of chains; paper: m.
     return {
-        "seed": 0,
-        # batch_size is also the number of chains; paper: m.
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": image_section(name, **{"num_examples": 40_000, **data}),
         "network": {
             "name": "short_run",  # or "resnet", "wide_resnet", "mlp"
@@ -172,6 +175,8 @@ PRESETS = {
     "celeb_a": lambda: celeb_a(64),
     "celeb_a_128": lambda: celeb_a(128),
 }
+
+CHOICES = {"network": NETWORKS, "sampler": SAMPLERS, "start": STARTS}
 
 
 def get_config(preset: str = "digits") -> ConfigDict:

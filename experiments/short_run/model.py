@@ -55,8 +55,8 @@ def make_model(config: ConfigDict, event_shape: tuple[int, ...]) -> Model:
       ValueError: If an option of these sections is not valid.
     """
     return Model(
-        network=construct(config.network, NETWORKS, event_shape),
-        sampler=construct(config.sampler, SAMPLERS),
+        network=construct("network", config.network, NETWORKS, event_shape),
+        sampler=construct("sampler", config.sampler, SAMPLERS),
         draw_noise=make_noise(config.start.law, config.start.scale),
         event_shape=event_shape,
     )
@@ -109,7 +109,7 @@ def make_players(config: ConfigDict, model: Model) -> dict[str, training.Player]
     objective = objectives.contrastive_divergence(
         model.network,
         sampler=model.sampler,
-        start=construct(start, STARTS, model),
+        start=construct("start", start, STARTS, model),
         data_noise_scale=schedule(**config.data_noise),
         **config.objective,
     )

@@ -39,6 +39,8 @@ from experiments.run.experiment import Experiment, Keys, Trained, evaluated_para
 from experiments.run.sweep import Cell, Sweep
 from experiments.run.workdir import save_arrays
 from experiments.short_run.model import (
+    SAMPLERS,
+    STARTS,
     Model,
     bind_model,
     make_model,
@@ -55,12 +57,14 @@ TARGETS = {
     "checkerboard": targets.checkerboard,
 }
 
+CHOICES = {"data": TARGETS, "sampler": SAMPLERS, "start": STARTS}
+
 
 def toy_nonconvergent() -> dict[str, Any]:
     optimizer = adam_section(1e-3, b1=0.9, b2=0.999)  # paper: eta
     optimizer["learning_rate"] |= {"final": 1e-4, "decay_steps": 5_000}
     return {
-        "seed": 0,
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": {
             "name": "eight_gaussians",  # another of TARGETS has options of its own
             "radius": 1.0,  # x, of the circle of the eight means
@@ -68,7 +72,7 @@ def toy_nonconvergent() -> dict[str, Any]:
             "batch_size": 256,  # of all devices; also the number of chains
         },
         "network": {
-            "name": "mlp",
+            "name": "mlp",  # dense layers
             "widths": (64, 64, 64),  # of the hidden layers
             "activation": "leaky_relu",  # or "swish", "softplus"
             "negative_slope": 0.05,  # of the leaky ReLUs
@@ -145,7 +149,7 @@ def get_config(preset: str = "toy_nonconvergent") -> ConfigDict:
 def build(config: ConfigDict, keys: Keys) -> Experiment:
     """Builds the experiment of a config."""
     section = {k: v for k, v in config.data.items() if k != "batch_size"}
-    target = construct(section, TARGETS)
+    target = construct("data", section, TARGETS)
     model = make_model(config, (2,))
     params, _ = model.network.init(keys.params)  # no network here has a mutable state
     return Experiment(

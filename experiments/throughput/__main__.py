@@ -9,7 +9,8 @@ contender (ours with the fast generator and with threefry, a plain `lax.scan`, a
 peers that are installed) has a process of its own with its best settings; the processes
 take turns, round after round, so that a busy moment of the machine falls on all alike.
 Figures are medians over the rounds; a ratio is taken within each round, to the plain
-scan, and is given with the lowest and the highest. Before anything is timed, every
+scan, and is given with the lowest and the highest. The sampler `underdamped`, which the
+plain scan does not have, has times and no ratios. Before anything is timed, every
 contender's draws must have the right mean and variance.
 
 Ours make every core a device: `sample_chains` divides the chains. Peers in JAX run on
@@ -24,11 +25,11 @@ chains the bare calls are mostly dispatch, and no floor. Memory is the growth of
 process's peak in a first run, compilation included.
 
 `throughput.jsonl` has one line a contender and cell, `table.md` the ratios, and
-`ratios.png` the bars. The preset `scaling` writes `scaling.jsonl` and `scaling.png`:
-time over chains and moves, memory over moves, one device against one for every core.
-The preset `largest` doubles the chains until the device's memory is full, and writes
-`largest.jsonl`; on a CPU, whose memory is the machine's, it wants
-`--config.most_chains`.
+`ratios.png` the bars, where there are ratios. The preset `scaling` writes
+`scaling.jsonl` and `scaling.png`: time over chains and moves, memory over moves, one
+device against one for every core. The preset `largest` doubles the chains until the
+device's memory is full, and writes `largest.jsonl`; on a CPU, whose memory is the
+machine's, it wants `--config.most_chains`.
 
 Peers besides BlackJAX and NumPyro (`requirements-dev.txt`) are installed by hand:
 `pip install torch torchebm ebmkit tfp-nightly`. A peer is a file of `peers/`; a sampler
@@ -51,6 +52,7 @@ from experiments.throughput.contest import (
     PLAIN,
     Contest,
     cells,
+    check_config,
     is_image,
     load,
     where,
@@ -62,6 +64,7 @@ from experiments.throughput.tables import (
     cell_name,
     compile_table,
     floors_table,
+    spread,
     table,
     write_lines,
 )
@@ -72,19 +75,19 @@ PRESETS = ("default", "small", "scaling", "largest")
 def get_config(preset: str = "default") -> ConfigDict:
     check_name("preset", preset, PRESETS)
     config = {
-        "seed": 0,
-        "preset": preset,
-        "workloads": WORKLOADS,
-        "samplers": ("langevin", "mala", "hmc"),
+        "seed": 0,  # written in every line; it changes no draw
+        "preset": preset,  # which of PRESETS is measured
+        "workloads": WORKLOADS,  # energies
+        "samplers": ("langevin", "mala", "hmc"),  # or "underdamped", of ours alone
         "num_chains": (64, 1_000, 10_000, 100_000),  # of energies of vectors
         "num_image_chains": (64,),  # of convolutions and the latent space
-        "contenders": (*process.OURS, *peers.PEERS),
+        "contenders": (*process.OURS, *peers.PEERS),  # who takes part, if installed
         "most_chains_of_all": 10_000,  # with more, a few of the contenders
         "seconds": 0.3,  # that a plain scan takes for one run, about
-        "num_rounds": 7,
-        "num_image_rounds": 5,
+        "num_rounds": 7,  # timed runs of a contender in a cell
+        "num_image_rounds": 5,  # the same for convolutions and the latent space
         "width": 32,  # of the short-run energies
-        "most_chains": 2**30 if preset == "largest" else 0,
+        "most_chains": 2**30 if preset == "largest" else 0,  # end of that search
     }
     if preset == "small":
         config |= {
@@ -102,9 +105,14 @@ def get_config(preset: str = "default") -> ConfigDict:
 
 
 def measure_all(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
-    """Measures everything; returns the rows."""
+    """Measures everything; returns the rows.
+
+    Raises:
+      ValueError: If an option cannot be measured, by its name, before anything starts.
+    """
     workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    check_config(config)
+    check_name("preset", config.preset, PRESETS)
     # Processes that share an accelerator must not take most of its memory each.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if config.preset == "scaling":
@@ -116,6 +124,7 @@ def measure_all(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
         raise ValueError(
             f"contenders must have {PLAIN!r}, the unit, got {list(config.contenders)}"
         )
+    workdir.mkdir(parents=True, exist_ok=True)
     rows = []
     with Contest(config.contenders) as contest:
         for cell in chosen:
@@ -132,9 +141,9 @@ def measure_all(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
             print(
                 f"{cell_name(cell._asdict())} chains:",
                 ", ".join(
-                    f"{name} {row['ratio']:.2f}"
+                    f"{name} {spread(row)}"
                     for name, row in list(by_cell(rows).values())[-1].items()
-                    if "ratio" in row
+                    if "seconds_per_move" in row
                 ),
                 f"({time.perf_counter() - begin:.0f} s)",
                 flush=True,
@@ -158,19 +167,21 @@ def measure_all(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
     if reasons:
         text += "\n## Did not take part\n\n" + "\n".join(sorted(reasons)) + "\n"
     write_atomically(workdir / "table.md", text)
-    plots.bars(
-        workdir / "ratios.png",
-        {
-            cell: {
-                name: (row["ratio"], row["ratio_low"], row["ratio_high"])
-                for name, row in contenders.items()
-                if "ratio" in row and name != PLAIN
-            }
-            for cell, contenders in by_cell(rows).items()
-            if any("ratio" in row for row in contenders.values())
-        },
-        x_label="time of a move over the plain scan's: less is faster",
-    )
+    ratios = {
+        cell: {
+            name: (row["ratio"], row["ratio_low"], row["ratio_high"])
+            for name, row in contenders.items()
+            if "ratio" in row and name != PLAIN
+        }
+        for cell, contenders in by_cell(rows).items()
+        if any("ratio" in row for row in contenders.values())
+    }
+    if any(ratios.values()):
+        plots.bars(
+            workdir / "ratios.png",
+            ratios,
+            x_label="time of a move over the plain scan's: less is faster",
+        )
     print(text)
     return rows
 

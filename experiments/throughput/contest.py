@@ -3,10 +3,12 @@
 import os
 import platform
 import statistics
+import sys
 
 from ml_collections import ConfigDict
 
 from experiments.run.config import check_name
+from experiments.run.limits import check_options
 from experiments.throughput import peers, process
 from experiments.throughput.process import Cell
 from experiments.throughput.samplers import SAMPLERS, WORKLOADS, gradients_per_move
@@ -33,18 +35,24 @@ def is_image(workload: str) -> bool:
     return workload.startswith("conv") or workload == "latent"
 
 
+def check_config(config: ConfigDict) -> None:
+    """Raises ValueError for the first option that cannot be measured, by its name."""
+    check_options(config.to_dict())
+    for option, known in (
+        ("workloads", WORKLOADS),
+        ("samplers", SAMPLERS),
+        ("contenders", (*process.OURS, *peers.PEERS)),
+    ):
+        for name in config[option]:
+            check_name(option, name, known)
+
+
 def cells(config: ConfigDict) -> list[Cell]:
     """Returns the cells that a config asks for.
 
     Raises:
-      ValueError: If a workload or a sampler is unknown, by name.
+      ValueError: If none of the samplers runs on the workloads.
     """
-    for name in config.workloads:
-        check_name("workloads", name, WORKLOADS)
-    for name in config.samplers:
-        check_name("samplers", name, SAMPLERS)
-    if not config.samplers or not config.workloads:
-        raise ValueError("workloads and samplers must not be empty")
     found = []
     for workload in config.workloads:
         chains = config.num_image_chains if is_image(workload) else config.num_chains
@@ -83,12 +91,19 @@ def make_cell(config: ConfigDict, workload: str, sampler: str, num_chains: int) 
     )
 
 
+def announce(text: str) -> None:
+    """Prints a line before a long silence, on the standard error.
+
+    `workdir.say` would ask JAX which process this is, and so take the accelerator from
+    the contenders, which have not yet begun.
+    """
+    print(text, file=sys.stderr, flush=True)
+
+
 class Contest:
     """The processes, started once, and what was checked of them."""
 
     def __init__(self, names):
-        for name in names:
-            check_name("contenders", name, (*process.OURS, *peers.PEERS))
         self.processes = {name: process.Process(name) for name in names}
         self.verified = {}
 
@@ -102,6 +117,7 @@ class Contest:
     def verify(self, name: str, sampler: str) -> dict:
         """Once a contender and sampler: `{}`, or why it does not take part."""
         if (name, sampler) not in self.verified:
+            announce(f"checking the draws of {name}, {sampler}")
             reply = self.processes[name].ask("verify", sampler=sampler)
             self.verified[name, sampler] = reply
         return self.verified[name, sampler]
@@ -109,8 +125,10 @@ class Contest:
     def rows(self, cell: Cell, names, num_rounds: int, measured: bool = True):
         """One row a contender, those that do not take part with the reason."""
         rows, running = {}, []
-        for name in names:
-            built = self.verify(name, cell.sampler)
+        what = f"{cell.workload}, {cell.sampler}, {cell.num_chains:,} chains"
+        verified = {name: self.verify(name, cell.sampler) for name in names}
+        announce(f"{what}: compiling")
+        for name, built in verified.items():
             if "skipped" not in built:
                 built = self.processes[name].ask("build", cell=cell)
             rows[name] = {"contender": name} | cell._asdict() | built
@@ -118,6 +136,7 @@ class Contest:
                 if not built["is_finite"]:
                     raise RuntimeError(f"{name}: draws of {cell} are not finite")
                 running.append(name)
+        announce(f"{what}: timing {num_rounds} rounds")
         seconds = {name: [] for name in running}
         for index in range(num_rounds):
             # Another order every round: who runs after whom falls on all alike.
@@ -125,6 +144,8 @@ class Contest:
             for name in running[turn:] + running[:turn]:
                 reply = self.processes[name].ask("run", seed=index + 1)
                 seconds[name].append(reply["seconds"])
+        if measured:
+            announce(f"{what}: measuring gradients, random numbers and sample sizes")
         for name in running:
             row, median = rows[name], statistics.median(seconds[name])
             move = median / cell.num_steps

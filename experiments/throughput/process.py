@@ -6,6 +6,7 @@ waits while the others run. Requests and replies are JSON, a line each, on its s
 input and output; all that libraries print goes to standard error.
 """
 
+import argparse
 import functools
 import gc
 import json
@@ -429,5 +430,13 @@ class Process:
         self.process.wait()
 
 
+def main() -> None:
+    from experiments.throughput import peers
+
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("name", choices=(*OURS, *peers.PEERS), help="of the contender")
+    serve(parser.parse_args().name)
+
+
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    main()

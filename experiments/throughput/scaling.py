@@ -5,6 +5,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from ebmjax.checks import check_count
 from experiments.judge import plots
 from experiments.run.workdir import format_table, write_atomically
 from experiments.throughput import process
@@ -17,9 +18,12 @@ from experiments.throughput.contest import (
 )
 from experiments.throughput.tables import cell_name, write_lines
 
+FEWEST_CHAINS = 64  # with which the search for the most begins
+
 
 def scaling(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
     """Time over chains and over moves, memory over moves, and devices, of ours."""
+    workdir.mkdir(parents=True, exist_ok=True)
     rows = []
 
     def measure(what, contest, name, cell):
@@ -102,11 +106,13 @@ def largest(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
             "most_chains must be given on a CPU, whose memory is the machine's:"
             " --config.most_chains=100_000"
         )
+    check_count("most_chains", config.most_chains, FEWEST_CHAINS)
+    workdir.mkdir(parents=True, exist_ok=True)
     rows = []
     for workload in config.workloads:
         # A process for each: its peak of memory is since it began.
         with Contest(["ebmjax"]) as contest:
-            num_chains, found = 64, None
+            num_chains, found = FEWEST_CHAINS, None
             while num_chains <= config.most_chains:
                 cell = make_cell(config, workload, "langevin", num_chains)
                 try:

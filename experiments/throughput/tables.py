@@ -27,11 +27,17 @@ def microseconds(row: dict) -> str:
 
 
 def spread(row: dict) -> str:
+    """Returns the ratio with the lowest and the highest.
+
+    Where the plain scan does not have the sampler, the microseconds of a move.
+    """
+    if "ratio" not in row:
+        return microseconds(row) + " µs" * ("seconds_per_move" in row)
     return f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f})"
 
 
 def table(rows: list[dict]) -> str:
-    """Ratios to the plain scan, medians with the lowest and the highest."""
+    """A line a cell, with the times of a move over the plain scan's."""
     names = dict.fromkeys(row["contender"] for row in rows)
     body = []
     for name, contenders in by_cell(rows).items():
@@ -40,8 +46,7 @@ def table(rows: list[dict]) -> str:
         for contender in names:
             row = contenders.get(contender, {})
             if contender != PLAIN:
-                # A sampler that the plain scan does not have has no ratio.
-                line[contender] = spread(row) if "ratio" in row else microseconds(row)
+                line[contender] = spread(row)
         body.append(line)
     return format_table(body)
 

@@ -19,7 +19,7 @@ class Method(NamedTuple):
       num_gradients: `num_gradients(options, dim)`: gradients of the energy for each
         example of a batch in one update. A value with its gradient in the parameters is
         one, a score one more, and differentiating a score doubles it.
-      options: Options of `make`, which are `objective.*` in the config.
+      objective: Options of `make`, the section `objective` of the config.
       num_updates: Number of training steps.
       overrides: Dotted path -> value of the config that differs from the common one.
       per_target: Target -> options that differ there.
@@ -30,7 +30,7 @@ class Method(NamedTuple):
     make: Callable[..., Setup]
     targets: tuple[str, ...]
     num_gradients: Callable[[Mapping[str, Any], int], float]
-    options: Mapping[str, Any] = {}
+    objective: Mapping[str, Any] = {}
     num_updates: int = 10_000
     overrides: Mapping[str, Any] = {}
     per_target: Mapping[str, Mapping[str, Any]] = {}
@@ -49,10 +49,14 @@ _CHAIN |= {"rbm_10": 0.3}
 
 STEPS = {target: {"step_size": step} for target, step in _CHAIN.items()}
 
-FLOW = {
-    "num_layers": 6,  # coupling layers of the flow
-    "width": 32,  # units of both hidden layers of the second network
-}
+
+def flow_section() -> dict[str, Any]:
+    """Returns the options of a flow in the section `objective`."""
+    return {
+        "num_layers": 6,  # coupling layers of the flow
+        "width": 32,  # units of each hidden layer of the flow, critic or generator
+    }
+
 
 SLOW_ENERGY = {
     # An opponent that lags behind lets the energy run away.
@@ -71,25 +75,25 @@ METHODS = {
         single_player(objectives.sliced_score_matching),
         DIFFERENTIABLE,
         lambda options, dim: 2 + 2 * options["num_projections"],
-        options={
+        objective={
             "num_projections": 1,  # directions for an example; paper: M
-            "projection": "rademacher",  # or "gaussian"
-            "variance_reduced": True,  # exact square of the score
+            "projection": "rademacher",  # law of the directions; or "gaussian"
+            "variance_reduced": True,  # whether the score's square is exact
         },
     ),
     "finite_difference_score_matching": Method(
         single_player(objectives.finite_difference_score_matching),
         DIFFERENTIABLE,
         lambda options, dim: 3,
-        options={"step": 0.05},  # x
+        objective={"step": 0.05},  # x; step of the finite differences
     ),
     "denoising_score_matching": Method(
         single_player(objectives.denoising_score_matching),
         (*PLANE, *HIGH),
         lambda options, dim: 4 if options["variance_reduction"] else 2,
-        options={
+        objective={
             "noise_scale": 0.03,  # standard deviation of the added noise, x
-            "variance_reduction": "antithetic",  # None for none
+            "variance_reduction": "antithetic",  # or "control_variate"; None for none
         },
         per_target={"checkerboard": {"noise_scale": 0.1}},
     ),
@@ -97,7 +101,9 @@ METHODS = {
         setups.multi_scale,
         PLANE,  # the exact models are no functions of a noise scale
         lambda options, dim: 2,
-        options={"noise_scales": (0.03, 0.08, 0.2, 0.5, 1.3)},  # x; paper: sigma_i
+        objective={
+            "noise_scales": (0.03, 0.08, 0.2, 0.5, 1.3),  # x; paper: sigma_i
+        },
         num_updates=30_000,
         energy=setups.least_scale_energy,
     ),
@@ -105,16 +111,16 @@ METHODS = {
         single_player(objectives.minimum_velocity),
         DIFFERENTIABLE,
         lambda options, dim: 3,
-        options={"step_size": 1e-4},
+        objective={"step_size": 1e-4},
     ),
     "kernel_stein": Method(
         single_player(objectives.kernel_stein),
         DIFFERENTIABLE,
         lambda options, dim: 2,
-        options={
-            "kernel": "rbf",  # or "imq"
+        objective={
+            "kernel": "rbf",  # Gaussian; or "imq", inverse multiquadric
             "bandwidth": 0.3,  # x; None for the median distance
-            "statistic": "u",  # or "v"
+            "statistic": "u",  # takes pairs of different examples; or "v", all pairs
         },
         per_target={name: {"bandwidth": None} for name in HIGH},
     ),
@@ -122,7 +128,7 @@ METHODS = {
         setups.learned_stein,
         DIFFERENTIABLE,
         lambda options, dim: 2 + options["num_critic_updates"],
-        options={
+        objective={
             "l2_weight": 0.1,  # penalty on the critic's square; paper: lambda
             "num_critic_updates": 5,  # updates of the critic a step
             "width": 64,
@@ -136,22 +142,22 @@ METHODS = {
         single_player(objectives.conditional_noise_contrastive),
         (*PLANE, *HIGH),
         lambda options, dim: 2,
-        options={"noise_scale": 0.3},
+        objective={"noise_scale": 0.3},
     ),
     "noise_contrastive": Method(
         setups.noise_contrastive,
         (*PLANE, *HIGH),
         lambda options, dim: 1 + options["num_noise"],
-        options={"num_noise": 4},  # noise examples for one of the data; paper: nu
+        objective={"num_noise": 4},  # noise examples for one of the data; paper: nu
     ),
     "noise_contrastive_flow": Method(
         setups.noise_contrastive_flow,
         (*PLANE, *HIGH),
         lambda options, dim: 1 + options["num_noise"],
-        options={
+        objective={
             "num_noise": 4,
             "num_updates": 3000,  # updates of the flow, before training
-            **FLOW,
+            **flow_section(),
         },
         per_target={name: {"num_layers": 2, "width": 64} for name in HIGH},
     ),
@@ -159,7 +165,7 @@ METHODS = {
         setups.flow_contrastive,
         (*PLANE, *HIGH),
         lambda options, dim: 4,
-        options=FLOW,
+        objective=flow_section(),
         num_updates=15_000,
         has_opponent=True,
         overrides={"opponent.learning_rate.start": 1e-3},
@@ -168,7 +174,7 @@ METHODS = {
         setups.telescoping,
         PLANE,  # the model is a sum of energies, which no exact model is
         lambda options, dim: 2 * len(options["waymarks"]),
-        options={"waymarks": (0.6, 0.9, 1.0)},  # share of the data; paper: alpha_k
+        objective={"waymarks": (0.6, 0.9, 1.0)},  # share of the data; paper: alpha_k
         num_updates=20_000,
         energy=setups.summed_energy,
     ),
@@ -176,14 +182,14 @@ METHODS = {
         setups.self_contrastive,
         HIGH,  # the model must have exact draws
         lambda options, dim: 1 + options["num_noise"],
-        options={"num_noise": 1},
+        objective={"num_noise": 1},
     ),
     "contrastive_divergence": Method(
         setups.contrastive_divergence,
         (*PLANE, *HIGH),
         lambda options, dim: 3 + options["num_steps"],
-        options={
-            "start": "data",  # or "noise", "replay"
+        objective={
+            "start": "data",  # where chains start; or "noise", "replay"
             "num_steps": 5,  # moves of a chain
             "step_size": 0.0,  # of a move, x^2 / energy; x for coupled chains
         },
@@ -193,7 +199,7 @@ METHODS = {
         setups.contrastive_divergence,
         (*PLANE, *HIGH),
         lambda options, dim: 3 + options["num_steps"],
-        options={
+        objective={
             "start": "replay",
             "num_steps": 20,
             "step_size": 0.0,
@@ -209,7 +215,7 @@ METHODS = {
         setups.contrastive_divergence,
         PLANE,  # elsewhere its chains end where those of the other methods do
         lambda options, dim: 3 + options["num_steps"],
-        options={
+        objective={
             "start": "noise",
             "num_steps": 50,
             "step_size": 0.0,
@@ -221,7 +227,7 @@ METHODS = {
         single_player(objectives.unbiased_contrastive_divergence, start=starts.data()),
         (*PLANE, "rbm_10"),  # in many dimensions the chains do not meet
         lambda options, dim: 2 + 2 * options["max_steps"],
-        options={
+        objective={
             "num_burn_in": 0,  # first position that counts; paper: k
             "num_steps": 10,
             "max_steps": 40,  # moves after which a pair of chains is cut off
@@ -240,9 +246,9 @@ METHODS = {
         setups.variational,
         (*PLANE, *HIGH),
         lambda options, dim: 2 + options["num_flow_updates"],
-        options={
+        objective={
             "num_flow_updates": 2,  # updates of the flow a step
-            **FLOW,
+            **flow_section(),
         },
         has_opponent=True,
         overrides=SLOW_ENERGY,
@@ -251,7 +257,7 @@ METHODS = {
         setups.entropy_gradient,
         (*PLANE, *HIGH),
         lambda options, dim: 2 + options["num_generator_updates"],
-        options={
+        objective={
             "noise_scale": 0.1,
             "num_generator_updates": 1,  # updates of the generator a step
             "num_importance": 20,  # importance samples of a score
@@ -269,7 +275,7 @@ METHODS = {
             (1 + options["num_critic_updates"])
             * (3 + options["num_steps"] if options["num_steps"] else 2)
         ),
-        options={
+        objective={
             "divergence": "js",  # or "kl", "pearson", ...: see f_contrastive
             "num_critic_updates": 1,
             "num_steps": 50,

@@ -30,7 +30,14 @@ from ml_collections import ConfigDict
 from ebmjax import targets
 from experiments.data import target_batches
 from experiments.run import cli
-from experiments.run.config import check_name, construct, make_optimizer, train_section
+from experiments.run.config import (
+    OPTIMIZERS,
+    check_name,
+    construct,
+    make_optimizer,
+    nearest,
+    train_section,
+)
 from experiments.run.experiment import Experiment, Keys, Trained, make_keys
 from experiments.run.sweep import Cell, Sweep
 from experiments.tutorial.distributions import Moments, measure_moments
@@ -42,14 +49,9 @@ from experiments.tutorial.table import COLUMNS, draw_densities, make_table
 from experiments.tutorial.targets import HIGH, TARGETS, make_target
 
 
-def default_config(method_name: str, target_name: str) -> dict[str, Any]:
-    """Returns what all methods have in common, with the sections of the target."""
-    method, target = METHODS[method_name], TARGETS[target_name]
-    # Matrices of unit size take larger steps than networks do.
-    rate, num_updates = 3e-3, method.num_updates
-    if target_name in HIGH:
-        rate, num_updates = 1e-2, max(num_updates, 15_000)
-    optimizer = {
+def optimizer_section(rate: float, num_updates: int) -> dict[str, Any]:
+    """Returns a config's section of an optimizer, whose rate falls to a thousandth."""
+    return {
         "name": "adam",  # or "adamw", "sgd"
         "b1": 0.9,  # decay of the mean of gradients
         "b2": 0.999,  # decay of the mean of squared gradients
@@ -57,42 +59,51 @@ def default_config(method_name: str, target_name: str) -> dict[str, Any]:
         "learning_rate": {
             "start": rate,  # before the decay
             "final": 1e-3 * rate,  # after the decay
-            "warmup_steps": 0,  # updates
+            "warmup_steps": 0,  # updates of a linear rise from 0
             "decay": "cosine",  # or "linear", "exponential"
-            "decay_start": 0,  # updates
-            "decay_steps": num_updates,  # updates
+            "decay_start": 0,  # updates before the decay
+            "decay_steps": num_updates,  # updates; 0 for a constant rate
         },
     }
-    return {
-        "seed": 0,
+
+
+def default_config(method_name: str, target_name: str) -> dict[str, Any]:
+    """Returns what all methods have in common, with the sections of the target."""
+    method, target = METHODS[method_name], TARGETS[target_name]
+    # Matrices of unit size take larger steps than networks do.
+    rate, num_updates = 3e-3, method.num_updates
+    if target_name in HIGH:
+        rate, num_updates = 1e-2, max(num_updates, 15_000)
+    config = {
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": {
             **target.data,
             "batch_size": 256,  # examples of an update, over all devices
         },
         "network": target.network,
         "objective": {
-            "name": method_name,
-            **method.options,
+            "name": method_name,  # one of METHODS, with its own options
+            **method.objective,
             **method.per_target.get(target_name, {}),
         },
-        "optimizer": optimizer,  # of the energy
+        "optimizer": optimizer_section(rate, num_updates),  # of the energy
         "ema_decay": 0.999,  # of the parameters that are evaluated; 0 for none
         "train": train_section(
             num_updates, log_every=1_000, checkpoint_every=0, keep=1, abort_above=1e7
         ),
         "evaluation": target.evaluation,
     }
+    if method.has_opponent:
+        turns = ("num_critic_updates", "num_flow_updates", "num_generator_updates")
+        num_turns = max(config["objective"].get(name, 1) for name in turns)
+        config["opponent"] = optimizer_section(rate, num_turns * num_updates)
+    return config
 
 
 def make_preset(method_name: str, target_name: str) -> dict[str, Any]:
     """Returns the config of a method on a target."""
     method = METHODS[method_name]
     config = ConfigDict(default_config(method_name, target_name))
-    if method.has_opponent:
-        config.opponent = config.optimizer.copy_and_resolve_references()
-        turns = ("num_critic_updates", "num_flow_updates", "num_generator_updates")
-        num_turns = [config.objective[name] for name in turns if name in method.options]
-        config.opponent.learning_rate.decay_steps *= max(num_turns, default=1)
     config.update_from_flattened_dict(method.overrides)
     if method.has_opponent and target_name in HIGH:
         config.optimizer.learning_rate.start = 3e-3
@@ -106,6 +117,7 @@ PRESETS = {
     if target in METHODS[method].targets
 }
 DEFAULT = "noise_contrastive,two_moons"
+CHOICES = {"opponent": OPTIMIZERS}
 
 
 def list_presets(preset: str) -> list[str]:
@@ -116,7 +128,10 @@ def list_presets(preset: str) -> list[str]:
     """
     method, comma, target = preset.partition(",")
     if not comma:
-        raise ValueError(f"preset must be 'method,target', got {preset!r}")
+        raise ValueError(
+            f"preset must be 'method,target', such as {DEFAULT!r}, got {preset!r}"
+            f"{nearest(preset, PRESETS)}"
+        )
     check_name("method", method, (*METHODS, "all"))
     check_name("target", target, (*TARGETS, "all"))
     found = [
@@ -148,20 +163,20 @@ def make_problem(
 ) -> Problem:
     """Returns the model and the data, which a method is set up on."""
     return Problem(
-        model=construct(config.network, MODELS, moments),
+        model=construct("network", config.network, MODELS, moments),
         data=target.sample,
         moments=moments,
         key=keys.params,
         network={k: v for k, v in config.network.items() if k != "name"},
         optimizer=lambda: make_optimizer(config.optimizer),
-        opponent=lambda: make_optimizer(config.opponent),
+        opponent=lambda: make_optimizer(config.opponent, "opponent"),
     )
 
 
 def make_energy(config: ConfigDict, problem: Problem):
     """Returns `energy(params, x)` of all parameters that the method trains."""
     energies = {name: method.energy for name, method in METHODS.items()}
-    return construct(config.objective, energies, problem)
+    return construct("objective", config.objective, energies, problem)
 
 
 def build(config: ConfigDict, keys: Keys) -> Experiment:
@@ -170,7 +185,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
     moments = measure_moments(target.sample, jax.random.fold_in(keys.params, 1))
     problem = make_problem(config, keys, target, moments)
     makes = {name: method.make for name, method in METHODS.items()}
-    setup = construct(config.objective, makes, problem)
+    setup = construct("objective", config.objective, makes, problem)
     num_microbatches = sum(player.num_updates for player in setup.players.values())
     return Experiment(
         players=setup.players,
@@ -179,6 +194,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
             keys.data, target, config.data.batch_size * num_microbatches
         ),
         evaluate=construct(
+            "evaluation",
             config.evaluation,
             EVALUATIONS,
             problem.model,

@@ -68,12 +68,12 @@ def _in_plane(data: dict[str, Any], bound: float, is_smooth: bool = True) -> Sec
     return Sections(
         data,
         network={
-            "name": "mlp",
+            "name": "mlp",  # or the family of a target in many dimensions
             "widths": (64, 64, 64),  # units of the hidden layers
-            "activation": "swish",
+            "activation": "swish",  # or "softplus", "leaky_relu" and others
         },
         evaluation={
-            "name": "plane",
+            "name": "plane",  # divergences on a grid; or "draws", by samples
             "bound": bound,  # x; the grid is [-bound, bound]^2, twice the data's width
             "num_points": 800,  # points of the grid along a side
             "is_smooth": is_smooth,  # False if the target has no score
@@ -81,7 +81,7 @@ def _in_plane(data: dict[str, Any], bound: float, is_smooth: bool = True) -> Sec
     )
 
 
-def _in_space(data: dict[str, Any], **network) -> Sections:
+def _in_space(data: dict[str, Any], network: Mapping[str, Any] = {}) -> Sections:
     return Sections(
         data,
         network={"name": data["name"], **network},
@@ -96,9 +96,9 @@ def _in_space(data: dict[str, Any], **network) -> Sections:
 TARGETS = {
     "eight_gaussians": _in_plane(
         data={
-            "name": "eight_gaussians",
+            "name": "eight_gaussians",  # one of CONSTRUCTORS, with its own options
+            "radius": 2.0,  # x; of the circle of the means
             # Neighbours are five standard deviations apart: the modes still overlap.
-            "radius": 2.0,  # x
             "std": 0.3,  # x; standard deviation of a mode or of a ring
         },
         bound=6.0,
@@ -106,17 +106,23 @@ TARGETS = {
     "rings": _in_plane(
         data={
             "name": "rings",
-            "radii": (1.0, 2.0, 3.0, 4.0),  # x
+            "radii": (1.0, 2.0, 3.0, 4.0),  # x; of the rings
             "std": 0.15,
         },
         bound=8.0,
     ),
-    "two_moons": _in_plane(data={"name": "two_moons", "noise_scale": 0.1}, bound=5.0),
+    "two_moons": _in_plane(
+        data={
+            "name": "two_moons",
+            "noise_scale": 0.1,  # x; standard deviation of the noise on the moons
+        },
+        bound=5.0,
+    ),
     "checkerboard": _in_plane(
         data={
             "name": "checkerboard",
             "num_squares": 4,  # squares along an edge of the board
-            "side": 2.0,  # x; of a square
+            "side": 2.0,  # x; edge of a square
         },
         bound=8.0,
         is_smooth=False,
@@ -131,7 +137,7 @@ TARGETS = {
             "weight_scale": 1.0,  # size of every weight, 1 / x
             "matrix_seed": 0,  # seed of the target's random matrices
         },
-        num_hidden=5,
+        network={"num_hidden": 5},  # binary units of the model
     ),
 }
 
@@ -139,4 +145,4 @@ TARGETS = {
 def make_target(section: Mapping[str, Any]) -> targets.Target:
     """Returns the target of a config's section `data`."""
     options = {key: value for key, value in section.items() if key != "batch_size"}
-    return construct(options, CONSTRUCTORS)
+    return construct("data", options, CONSTRUCTORS)

@@ -63,7 +63,7 @@ def make_loss(section: dict[str, Any] | ConfigDict) -> Loss:
     Its matrix and slope in the weights are derivatives of the library's own objective
     at weights of zero. They are exact, because the objective is quadratic in them.
     """
-    objective = construct(section, OBJECTIVES, energy)
+    objective = construct("objective", section, OBJECTIVES, energy)
     # Second derivatives in all weights need the objective of a score in which the
     # weights come last. Finite differences need no score: the energy will do.
     of_score = objective
@@ -73,7 +73,7 @@ def make_loss(section: dict[str, Any] | ConfigDict) -> Loss:
             return lambda **options: make(score_network=score, **options)
 
         makers = {name: on_score(make) for name, make in OBJECTIVES.items()}
-        of_score = construct(section, makers)
+        of_score = construct("objective", section, makers)
 
     @jax.jit
     def expand(params, key, batch):

@@ -33,6 +33,7 @@ from experiments.run.config import (
     check_counts,
     check_name,
     make_optimizer,
+    nearest,
     train_section,
 )
 from experiments.run.experiment import Experiment, Keys, Trained
@@ -55,10 +56,10 @@ from experiments.tutorial.deep_kernel.objective import (
 
 OPTIONS = {
     "denoising_score_matching": {
-        "noise_scale": 0.16,  # x; as published
+        "noise_scale": 0.16,  # x, of the noise on the rows; as published
     },
     "finite_difference_score_matching": {
-        "step": 0.1,  # x
+        "step": 0.1,  # x, of the finite differences
     },
 }
 """Options of the objectives that differ from the library's."""
@@ -71,9 +72,9 @@ def make_preset(objective: str, table: str) -> dict[str, Any]:
     has_wells = objective in ("score_matching", "sliced_score_matching")
     num_moves = 4_000 if has_wells and table == "parkinsons" else 500
     return {
-        "seed": 0,
+        "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": {
-            "name": table,
+            "name": table,  # "red_wine", "white_wine" or "parkinsons"
             "batch_size": 200,  # rows over all devices; half of them fit the weights
             "data_dir": "",  # folder with the file as published
             "split_seed": 2019,  # seed of the order of the rows; 2019 as published
@@ -86,7 +87,10 @@ def make_preset(objective: str, table: str) -> dict[str, Any]:
             "log_widths": (0.0, 0.5185, 1.0),  # log10 of the kernels' squared widths
             "log_ridge": -2.0,  # log10 of the initial ridge; paper: lambda
         },
-        "objective": {"name": objective, **OPTIONS.get(objective, {})},
+        "objective": {
+            "name": objective,  # one of OBJECTIVES, with its own options
+            **OPTIONS.get(objective, {}),
+        },
         "optimizer": {
             "name": "adam",  # or "adamw", "sgd"
             "gradient_clip": 100.0,  # largest norm; 0 for none
@@ -131,7 +135,10 @@ def list_presets(preset: str) -> list[str]:
     """
     objective, comma, table = preset.partition(",")
     if not comma:
-        raise ValueError(f"preset must be 'objective,table', got {preset!r}")
+        raise ValueError(
+            f"preset must be 'objective,table', such as {DEFAULT!r}, got {preset!r}"
+            f"{nearest(preset, PRESETS)}"
+        )
     check_name("objective", objective, (*OBJECTIVES, "all"))
     check_name("table", table, (*tabular.SMALL, "all"))
     return [

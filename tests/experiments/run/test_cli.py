@@ -6,22 +6,24 @@ import sys
 
 import pytest
 import small_experiment
+from ml_collections import ConfigDict
 from small_experiment import step_of
 
 from experiments.run import cli
 from experiments.run.config import parse_option, with_options
 from experiments.run.sweep import Cell, Sweep
+from experiments.short_run import plane
 
 
 @pytest.fixture
 def command(monkeypatch, capsys):
     """`command(*arguments) -> (status, out, err)` of the small experiment."""
 
-    def call(*arguments, sweep=None):
+    def call(*arguments, sweep=None, problem=small_experiment):
         monkeypatch.setattr(sys, "argv", ["small", *arguments])
         status = 0
         try:
-            cli.main(small_experiment.build, small_experiment.__file__, sweep)
+            cli.main(problem.build, problem.__file__, sweep)
         except SystemExit as stop:
             status = stop.code
         found = capsys.readouterr()
@@ -80,6 +82,18 @@ def test_a_preset_and_options_reach_the_run(command, tmp_path):
         (["--workdir=x", "--distributed=a,1"], "--distributed must be"),
         (["--workdir=x", "--distributed=a,1,b"], "--distributed must be"),
         (["--workdir=x", "--over=data.std"], "'option=value,value'"),
+        (
+            ["--workdir=x", "--over=data.std=1,1"],
+            "each value once, got 1 twice in 'data.std=1,1'",
+        ),
+        (
+            ["--workdir=x", "--over=seed=1,2,1.0"],
+            "got 1.0 twice in 'seed=1,2,1.0'",
+        ),
+        (
+            ["--workdir=x", "--over=seed=1", "--over=seed=2"],
+            "each option once, got 'seed' twice",
+        ),
         (["--workdir=x", "--evaluate_only"], "holds no run to evaluate"),
         (["--workdir=x", "--config.data.batch_size=12"], "multiple of the 8 devices"),
     ],
@@ -200,3 +214,150 @@ def test_options_are_set_on_a_copy():
     assert (config.data.std, config.train.num_steps) == (2.0, 40)
     with pytest.raises(ValueError, match="no option 'data.sdt'.*'data.std'"):
         with_options(config, {"data.sdt": 1.0})
+
+
+REPLAY = [
+    "--config.start.name=replay",
+    "--config.start.capacity=1e3",
+    "--config.start.reinit_prob=1",
+]
+
+
+def test_the_name_of_a_section_chooses_its_options(command):
+    """What both take is kept, what the other alone takes is gone, and the rest are the
+    defaults of the constructor or what is given, read as its type."""
+    status, out, _ = command(
+        "--config.data.name=rings",
+        "--config.data.radii=1,2.5",
+        "--config.optimizer.name=sgd",
+        "--config.optimizer.momentum=0.5",
+        *REPLAY,
+        "--print_config",
+        problem=plane,
+    )
+    expected = plane.get_config().to_dict()
+    rate = expected["optimizer"]["learning_rate"]
+    expected["data"] = {
+        "name": "rings",
+        "radii": (1, 2.5),
+        "std": 0.15,  # the preset's
+        "batch_size": 256,  # no constructor's, but the problem's
+    }
+    expected["optimizer"] = {
+        "name": "sgd",
+        "momentum": 0.5,
+        "nesterov": False,
+        "gradient_clip": 0.0,
+        "learning_rate": rate,
+    }
+    expected["start"] |= {"name": "replay", "capacity": 1000, "reinit_prob": 1.0}
+    assert not status and out == f"{ConfigDict(expected)}\n"
+    # Another preset has what the default one lacks, and goes back without it.
+    convergent = "--config=toy_convergent", "--print_config"
+    _, out, _ = command(*convergent, "--config.start.name=noise", problem=plane)
+    expected = plane.get_config("toy_convergent").to_dict()
+    expected["start"] = {"name": "noise", "law": "normal", "scale": 1.0}
+    assert out == f"{ConfigDict(expected)}\n"
+
+
+def test_a_constructor_s_options_are_known_without_being_listed(command):
+    _, out, _ = command(
+        "--config.sampler.name=langevin",  # the preset's own: nothing changes
+        "--config.sampler.gradient_clip=2",
+        "--config.optimizer.eps=1e-6",
+        "--print_config",
+        problem=plane,
+    )
+    expected = plane.get_config().to_dict()
+    expected["sampler"]["gradient_clip"] = 2.0
+    expected["optimizer"]["eps"] = 1e-6
+    assert out == f"{ConfigDict(expected)}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["optimizer.name=adamm"],
+            "optimizer.name must be one of ['adam', 'adamw', 'sgd'], got 'adamm'; did"
+            " you mean 'adam'?",
+        ),
+        (["optimizer.name=1"], "optimizer.name must be one of"),
+        (
+            ["optimizer.name=sgd", "optimizer.b1=0.5"],
+            "optimizer.name 'sgd' takes no option 'optimizer.b1'",
+        ),
+        (
+            ["optimizer.name=sgd", "optimizer.momentun=0.5"],
+            "has no option 'optimizer.momentun'; did you mean 'optimizer.momentum'?",
+        ),
+        (
+            ["start.name=replay"],
+            "start.name 'replay' needs start.capacity and start.reinit_prob",
+        ),
+        (
+            ["start.name=replay", "start.capacity=9"],
+            "start.name 'replay' needs start.reinit_prob",
+        ),
+        (
+            ["start.name=replay", "start.capacity=1.5", "start.reinit_prob=0"],
+            "start.capacity must be a whole number",
+        ),
+        (["data.name=rings", "data.radii=1"], "data.radii must be a tuple"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_one_line(arguments, message, command):
+    given = [f"--config.{text}" for text in arguments]
+    status, _, _ = command(*given, "--print_config", problem=plane)
+    assert isinstance(status, str) and message in status
+    assert len(status.splitlines()) == 1
+
+
+def test_the_limits_hold_for_the_options_of_a_choice(command, tmp_path):
+    given = "--config.optimizer.name=sgd", "--config.optimizer.momentum=1.0"
+    status, _, _ = command(f"--workdir={tmp_path}", *given, problem=plane)
+    assert status == "error: optimizer.momentum must be below 1, got 1.0"
+
+
+def test_a_run_of_a_choice_is_gone_on_with_by_the_same_command(
+    command, tmp_path, quick_compilation
+):
+    small = ("train.num_steps=1", "data.batch_size=8", "network.widths=(4,)")
+    small += ("objective.num_steps=1", "evaluation.num_samples=16")
+    small += ("evaluation.num_steps=1", "evaluation.long_run_steps=1")
+    small += ("evaluation.num_long_run=16", "start.capacity=16")
+    given = [*REPLAY, *(f"--config.{text}" for text in small)]
+    given += [f"--workdir={tmp_path}", "--config.data.name=rings"]
+    sgd = "--config.optimizer.name=sgd"
+    status, out, _ = command(*given, sgd, problem=plane)
+    assert not status and "density_kl" in out
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["start"]["capacity"] == 16 and config["data"]["std"] == 0.15
+    status, again, _ = command(*given, sgd, problem=plane)
+    assert not status and again == out
+    status, _, _ = command(*given, problem=plane)
+    assert "optimizer.name: 'sgd' -> 'adam'" in status
+    assert "optimizer.nesterov: False -> '(absent)'" in status
+
+
+def test_choices_are_swept_and_each_has_what_is_given_of_its_own(
+    command, tmp_path, monkeypatch
+):
+    found = {}
+
+    def record(build, config, folder, preemption):
+        found[folder.name] = config.optimizer.to_dict()
+        return {"x": 1.0}
+
+    monkeypatch.setattr("experiments.run.sweep.run", record)
+    given = "--config.optimizer.momentum=0.5", "--config.optimizer.b1=0.7"
+    over = "--over=optimizer.name=adam,sgd"
+    status, _, _ = command(f"--workdir={tmp_path}", over, *given, problem=plane)
+    assert not status
+    adam = plane.get_config().optimizer.to_dict() | {"b1": 0.7}
+    sgd = {k: adam[k] for k in ("gradient_clip", "learning_rate")}
+    sgd |= {"name": "sgd", "momentum": 0.5, "nesterov": False}
+    assert found == {"optimizer.name=adam,0": adam, "optimizer.name=sgd,0": sgd}
+    given = "--config.start.capacity=8"
+    status, _, _ = command(f"--workdir={tmp_path}", over, given, problem=plane)
+    assert status == "error: no cell of the sweep has the options ['start.capacity']"

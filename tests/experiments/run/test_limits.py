@@ -9,7 +9,7 @@ import fuzz_options
 import pytest
 
 from experiments.run import limits
-from experiments.run.config import flat
+from experiments.run.config import CHOICES, flat, options_of
 from experiments.run.limits import check_options
 
 REFUSED = {
@@ -24,9 +24,15 @@ REFUSED = {
     "infinite noise at the end": {"data_noise": {"final": math.inf}},
     "a rate that no training survives": {"learning_rate": {"start": 1e30}},
     "a decay of one": {"optimizer": {"b1": 1.0}},
+    "a momentum of one": {"optimizer": {"momentum": 1.0}},
+    "a negative decay of weights": {"optimizer": {"weight_decay": -1.0}},
     "a probability above one": {"start": {"reinit_prob": 1.5}},
     "no widths": {"network": {"widths": ()}},
     "lengths of text": {"evaluation": {"chain_lengths": ("x", "x")}},
+    "no numbers of chains": {"num_chains": ()},
+    "no chains among others": {"num_chains": (64, 0)},
+    "names that are numbers": {"samplers": ("mala", 3)},
+    "no names": {"samplers": ()},
     "a temperature of zero among others": {"sampler": {"temperatures": (1.0, 0.0)}},
     "text in place of a flag": {"data": {"download": "no"}},
     "a number in place of text": {"network": {"name": 3}},
@@ -57,18 +63,19 @@ def test_what_means_none_or_the_bounds_themselves_pass():
             "start": {"name": "replay", "reinit_prob": 1.0},
             "objective": {"start": "data", "bandwidth": None, "energy_floor": -5.0},
             "optimizer": {"learning_rate": {"start": 1e-3, "final": None}},
+            "num_chains": (1, 64),
+            "samplers": ("mala",),
             "mine": {"strength": -3.0, "anything": object()},
         }
     )
 
 
 def problems():
-    """Every module of a problem; the benchmark trains nothing."""
+    """Every module of a problem, and the benchmark."""
     root = pathlib.Path(limits.__file__).parents[2]
     for path in sorted(root.glob("experiments/**/*.py")):
         text, parts = path.read_text(), path.relative_to(root).with_suffix("").parts
-        is_problem = "\ndef get_config" in text and "\ndef build" in text
-        if is_problem and "throughput" not in parts:
+        if "\ndef get_config" in text:
             yield importlib.import_module(".".join(parts))
 
 
@@ -76,10 +83,12 @@ def test_every_preset_is_within_the_limits_and_its_options_are_known():
     """What is not listed has only the limits of all options, and is named here."""
     free = {"decay", "energy_floor", "final", "label", "names", "out_of_distribution"}
     free |= {"start", "log_ridge", "log_widths"}
+    free |= {"position_clip", "weights"}  # of other constructors than the presets'
     listed = {
         *(limits.COUNTS | limits.COUNTS_OR_ZERO | limits.POSITIVE),
         *(limits.NOT_NEGATIVE | limits.BELOW_ONE | limits.FRACTIONS),
-        *(limits.POSITIVE_TUPLES | limits.COUNT_TUPLES | limits.FLAGS | limits.TEXTS),
+        *(limits.POSITIVE_TUPLES | limits.COUNT_TUPLES | limits.TEXT_TUPLES),
+        *(limits.FLAGS | limits.TEXTS),
     }
     found = set()
     for module in problems():
@@ -91,6 +100,9 @@ def test_every_preset_is_within_the_limits_and_its_options_are_known():
             config = module.get_config(preset).to_dict()
             check_options(config)
             found |= {path.rpartition(".")[2] for path in flat(config)}
+        for constructors in (CHOICES | getattr(module, "CHOICES", {})).values():
+            for constructor in constructors.values():
+                found |= set(options_of(constructor))
     assert found - listed == free
     assert {
         name.rpartition(".")[2] for name in listed

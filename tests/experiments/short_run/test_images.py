@@ -258,7 +258,7 @@ def test_a_config_that_makes_no_sense_is_refused_before_work(
 def test_a_section_that_does_not_fit_its_constructor_is_named(tmp_path):
     config = tiny("digits").unlock()
     config.sampler.friction = 1.0
-    with pytest.raises(ValueError, match="section 'langevin' does not fit.*friction"):
+    with pytest.raises(ValueError, match="sampler: 'langevin' does not fit.*friction"):
         run(images.build, config.lock(), tmp_path / "run")
 
 

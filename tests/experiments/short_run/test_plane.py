@@ -61,7 +61,7 @@ def check_loaded(folder, scalars):
     temperature = trained.config.sampler.temperature
     density = grid.probabilities(lambda x: trained.energy_fn(x) / temperature)
     section = {k: v for k, v in trained.config.data.items() if k != "batch_size"}
-    target = construct(section, plane.TARGETS)
+    target = construct("data", section, plane.TARGETS)
     truth = grid.binned(grid.probabilities(target.energy_fn))
     distance = total_variation(grid.binned(density), truth)
     np.testing.assert_allclose(distance, scalars["density_total_variation"], rtol=1e-5)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.run.cli import command_line
 from experiments.throughput import __main__ as throughput
 from experiments.throughput import process
 from experiments.throughput.contest import PLAIN, Contest, cells
@@ -26,6 +27,61 @@ def test_every_preset_has_cells_of_every_workload_and_sampler():
     assert max(cell.num_chains for cell in found) == 100_000
     with pytest.raises(ValueError, match="preset must be.*'tiny'"):
         throughput.get_config("tiny")
+
+
+@pytest.mark.quick
+def test_a_number_that_cannot_be_measured_is_refused_by_its_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(process, "Process", Clock)  # none is started in any case
+    folder = tmp_path / "bench"
+    known = throughput.get_config().to_dict()
+    names = sorted(x for x, value in known.items() if isinstance(value, int | float))
+    assert names == [
+        "most_chains",
+        "most_chains_of_all",
+        "num_image_rounds",
+        "num_rounds",
+        "seconds",
+        "seed",
+        "width",
+    ]
+    for given, message in (
+        *((f"{name}=-1", f"{name} must .*, got -1") for name in names),
+        *((f"{name}=None", f"{name} must be .*, got 'None'") for name in names),
+        ("num_rounds=0", "num_rounds must be a whole number of at least 1, got 0$"),
+        (
+            "num_image_rounds=0",
+            "num_image_rounds must be a whole .* at least 1, got 0$",
+        ),
+        ("seconds=0", "seconds must be positive, got 0.0$"),
+        ("seconds=inf", "seconds must be a finite number, got inf$"),
+        ("width=0", "width must be positive, got 0$"),
+        ("num_chains=64,0", r"num_chains must be a tuple of .*, got \(64, 0\)$"),
+        ("num_chains=()", r"num_chains must be a tuple of one or more .*, got \(\)$"),
+        ("num_image_chains=0.5,", r"num_image_chains must be a tuple.*\(0.5,\)$"),
+        ("workloads=()", r"workloads must be a tuple of one or more names, got \(\)$"),
+        ("samplers=1,2", r"samplers must be a tuple of .* names, got \(1, 2\)$"),
+        ("preset=largst", "preset must be one of .*, got 'largst'; did you mean"),
+    ):
+        monkeypatch.setattr(
+            "sys.argv", ["throughput", f"--workdir={folder}", f"--config.{given}"]
+        )
+        with pytest.raises(SystemExit, match=f"^error: {message}"):
+            command_line(throughput.start, throughput, throughput.__file__)
+    assert not folder.exists()
+
+
+@pytest.mark.quick
+def test_the_other_presets_refuse_what_they_cannot_measure(monkeypatch, tmp_path):
+    monkeypatch.setattr(process, "Process", Clock)
+    for preset in ("scaling", "largest"):
+        config = throughput.get_config(preset).unlock()
+        config.workloads = ("banana",)
+        with pytest.raises(ValueError, match="workloads must be one of.*'banana'"):
+            throughput.measure_all(config, tmp_path / "bench")
+    config.update(workloads=("mlp",), most_chains=63)
+    with pytest.raises(ValueError, match="most_chains must be .*64, got 63"):
+        throughput.measure_all(config, tmp_path / "bench")
+    assert not (tmp_path / "bench").exists()
 
 
 @pytest.mark.quick
@@ -125,6 +181,35 @@ def test_ratios_are_taken_within_rounds(monkeypatch):
     assert firsts == ["ebmjax", PLAIN, "blackjax"] and len(Clock.turns) == 9
 
 
+def test_a_line_comes_before_each_long_silence(monkeypatch, capsys):
+    said = []
+
+    class Silent(Clock):
+        def ask(self, do, **request):
+            said.append((do, capsys.readouterr().err.splitlines()))
+            return super().ask(do, **request)
+
+    monkeypatch.setattr(process, "Process", Silent)
+    cell = process.Cell("mlp", "hmc", 0.1, 10, 1_000, 2, 32)
+    with Contest(["ebmjax", PLAIN]) as contest:
+        contest.rows(cell, ["ebmjax", PLAIN], 2)
+        first, said[:] = list(said), []
+        contest.rows(cell, ["ebmjax", PLAIN], 1, measured=False)
+    what = "mlp, hmc, 1,000 chains"
+    assert first == [
+        ("verify", ["checking the draws of ebmjax, hmc"]),
+        ("verify", ["checking the draws of plain scan, hmc"]),
+        ("build", [f"{what}: compiling"]),
+        ("build", []),
+        ("run", [f"{what}: timing 2 rounds"]),
+        *[("run", [])] * 3,
+        ("measure", [f"{what}: measuring gradients, random numbers and sample sizes"]),
+    ]
+    # Nothing is checked or measured a second time, nor announced.
+    assert [do for do, _ in said] == ["build", "build", "run", "run"]
+    assert said[0][1] == [f"{what}: compiling"]
+
+
 def test_draws_that_are_not_finite_stop_the_benchmark(monkeypatch):
     monkeypatch.setattr(process, "Process", Clock)
     cell = process.Cell("mlp", "hmc", 0.1, 10, 500, 2, 32)
@@ -201,11 +286,34 @@ def test_a_sampler_that_only_ours_has_makes_cells_and_a_table_without_ratios():
     row = cell._asdict() | {"contender": "ebmjax", "seconds_per_move": 2e-4}
     missing = cell._asdict() | {"contender": PLAIN, "skipped": "no underdamped"}
     assert table([row, missing]).splitlines()[-1] == (
-        "| gaussian, underdamped, 100 | none | 200 |"
+        "| gaussian, underdamped, 100 | none | 200 µs |"
     )
     config.workloads = ("latent",)
     with pytest.raises(ValueError, match="samplers must have one that runs on"):
         cells(config)
+
+
+@pytest.mark.filterwarnings("error")
+def test_times_without_ratios_make_no_figure(monkeypatch, tmp_path, capsys):
+    class Without(Clock):
+        def ask(self, do, **request):
+            if do == "verify" and self.name == PLAIN:
+                reason = "NotImplementedError: the plain scan has no underdamped"
+                return {"skipped": reason}
+            return super().ask(do, **request)
+
+    monkeypatch.setattr(process, "Process", Without)
+    config = throughput.get_config("small").unlock()
+    config.update(samplers=("underdamped",), contenders=("ebmjax", PLAIN))
+    rows = throughput.measure_all(config, tmp_path)
+    assert not any("ratio" in row for row in rows)
+    assert not (tmp_path / "ratios.png").exists()
+    text = (tmp_path / "table.md").read_text()
+    # Medians of 0.1 and 0.3 s, of as many moves as take 0.01 s.
+    microseconds = f"{0.2 / rows[0]['num_steps'] * 1e6:,.0f} µs"
+    assert f"| gaussian, underdamped, 100 | none | {microseconds} |\n" in text
+    assert "plain scan, underdamped: NotImplementedError" in text
+    assert f"chains: ebmjax {microseconds} (" in capsys.readouterr().out
 
 
 def test_a_wrong_sampler_is_not_timed():

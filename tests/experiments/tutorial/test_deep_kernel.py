@@ -540,7 +540,10 @@ def test_every_table_and_objective_has_a_preset():
     )
     with pytest.raises(ValueError, match="got 'rose_wine'; did you mean 'red_wine'"):
         tables.get_config("score_matching,rose_wine")
-    with pytest.raises(ValueError, match="must be 'objective,table', got 'red_wine'"):
+    with pytest.raises(ValueError, match="'objective,table', such as .*'red_wine'$"):
         tables.get_config("red_wine")
+    near = "did you mean 'sliced_score_matching,red_wine'"
+    with pytest.raises(ValueError, match=near):
+        tables.get_config("sliced_score_matching_red_wine")
     with pytest.raises(ValueError, match="'all,all' is a table of runs: add --sweep"):
         tables.check_single("all,all")

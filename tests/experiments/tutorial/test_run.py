@@ -157,7 +157,8 @@ def test_a_sweep_has_a_part_for_each_target_and_a_picture_of_the_plane(tmp_path)
 @pytest.mark.parametrize(
     "preset, message",
     [
-        ("rings", "preset must be 'method,target', got 'rings'"),
+        ("rings", "preset must be 'method,target', such as .*, got 'rings'$"),
+        ("noise_contrastive_ring", "did you mean 'noise_contrastive,rings'"),
         ("magic,rings", "method must be one of .*, got 'magic'"),
         ("score_matching,ringz", "got 'ringz'; did you mean 'rings'"),
         (

@@ -67,8 +67,8 @@ def is_caught(path, text, files):
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, pathlib.Path(folder, name))
         pathlib.Path(folder, path).write_text(text)
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", *files]
-        command += ["-p", "no:cacheprovider"]
+        command = ["timeout", "900", sys.executable, "-m", "pytest", "-x", "-q"]
+        command += ["-m", "not slow", "-p", "no:cacheprovider", *files]
         environment = dict(os.environ, PYTHONPATH=folder)
         options = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL}
         return subprocess.run(command, **options).returncode != 0

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ebmjax.checks import check_batch, check_count, check_number
 from ebmjax.objectives.base import Aux, Objective, scalar_function
 from ebmjax.samplers import Sampler, sample_chains
+from ebmjax.samplers.chains import sample_ends
 from ebmjax.samplers.sampler import running_mean
 from ebmjax.starts import Start
 from ebmjax.types import Array, Energy, Key, Network, Params
@@ -112,10 +113,11 @@ def contrastive_divergence(
     Returns:
       An `Objective` with a `ContrastiveCarry`. Its metrics are `energy_data`,
       `energy_model`, `energy_difference` (the first minus the second), `chain_<field>`
-      for the sampler's info averaged over moves and chains, and `negatives_abs_max` (a
-      mean over devices of each device's largest element). In short-run learning,
-      `chain_gradient_norm` times `num_steps` settles near the distance from start to
-      data.
+      for the sampler's info averaged over chains and over moves, of which the last is
+      left out where there are several and no gradient flows through it, and
+      `negatives_abs_max` (a mean over devices of each device's largest element). In
+      short-run learning, `chain_gradient_norm` times `num_steps` settles near the
+      distance from start to data.
 
     Raises:
       ValueError: If `num_steps` is below 1 or a weight is negative; at trace, if
@@ -185,15 +187,16 @@ def contrastive_divergence(
 
         trained = params["energy"]
         frozen = partial(energy, jax.lax.stop_gradient(trained))
-        num_free = num_steps - is_last_attached
-        state, info = sample_chains(
-            sampler, frozen, sample_key, x, num_free, collect=None
-        )
-        ends = jax.lax.stop_gradient(state.position)
         if is_last_attached:
+            state, info = sample_chains(
+                sampler, frozen, sample_key, x, num_steps - 1, collect=None
+            )
+            ends = jax.lax.stop_gradient(state.position)
             ends, last = last_move(trained, last_key, ends)
             update = partial(running_mean, count=num_steps)
             info = jax.tree.map(update, info, last)
+        else:
+            ends, info = sample_ends(sampler, frozen, sample_key, x, num_steps)
         negatives = jax.lax.stop_gradient(ends)
 
         energies = jax.vmap(partial(energy, trained))

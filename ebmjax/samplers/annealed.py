@@ -13,7 +13,6 @@ from ebmjax.checks import (
     scalar_energy,
     warn_of_chain_axis,
 )
-from ebmjax.samplers.chains import Segment, Walk, no_means
 from ebmjax.samplers.closures import as_pytree
 from ebmjax.samplers.layout import (
     Layout,
@@ -25,6 +24,7 @@ from ebmjax.samplers.layout import (
 )
 from ebmjax.samplers.recompilation import watched_jit
 from ebmjax.samplers.sampler import Sampler
+from ebmjax.samplers.walk import Segment, Walk, no_means
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["sample_annealed"]

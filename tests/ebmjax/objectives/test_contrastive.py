@@ -9,6 +9,7 @@ a = 1 + 2 t2, so that after K moves
 and training is at rest where these are the data's mean and variance.
 """
 
+import re
 from functools import partial
 
 import jax
@@ -384,6 +385,37 @@ def test_the_last_move_alone_is_differentiated():
     np.testing.assert_allclose(
         aux.metrics["chain_gradient_norm"], 2 * 3 * (c + c**2 + c**3) / 3, rtol=1e-6
     )
+
+
+def test_the_gradient_at_the_end_of_a_chain_is_not_taken():
+    """The end of a chain is fixed before the energy there is known. Three moves take
+    three gradients: one at the start, and two in the loop."""
+    energy = lambda theta, x: 0.5 * theta * jnp.sum((jnp.eye(7) @ x) ** 2)  # noqa: E731
+    h, theta = 0.1, 2.0
+    c = 1 - h * theta
+    objective = objectives.contrastive_divergence(
+        energy,
+        sampler=samplers.langevin(step_size=h, temperature=0.0),
+        num_steps=3,
+        start=starts.data(),
+    )
+    params, batch = {"energy": jnp.array(theta)}, jnp.ones((5, 7))
+    carry = objective.init(jax.random.key(0))
+
+    def loss(params):
+        return objective.loss(params, jax.random.key(1), batch, carry)
+
+    value, aux = jax.jit(loss)(params)
+    np.testing.assert_allclose(value, theta * 7 / 2 * (1 - c**6), rtol=1e-6)
+    # The mean over the first two moves; the third is left out.
+    norm = theta * 7**0.5 * (c + c**2) / 2
+    np.testing.assert_allclose(aux.metrics["chain_gradient_norm"], norm, rtol=1e-6)
+    text = jax.jit(loss).lower(params).compile().as_text()
+    # Beside the loop of moves are those of five rounds that draw random numbers.
+    assert set(re.findall(r'known_trip_count":{"n":"(\d+)"', text)) == {"2", "5"}
+    # Two products for each gradient that is written, and one for the energy of the
+    # ends. The start has that of the data.
+    assert sum(" dot(" in line for line in text.splitlines()) == 2 + 2 + 1
 
 
 def test_entropy_term_is_the_log_distance_to_the_nearest_other_sample():

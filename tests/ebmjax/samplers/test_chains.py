@@ -16,8 +16,8 @@ from cases import NOT_SAMPLERS, SAMPLERS, STANDARD
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ebmjax import diffusions, energies, samplers
-from ebmjax.samplers.chains import _segment
 from ebmjax.samplers.layout import BLOCK, lay_out
+from ebmjax.samplers.walk import make_segment
 
 partial = functools.partial
 
@@ -600,7 +600,7 @@ def test_segments_collect_every_kept_move_once(num_burn_in, thin):
         found = []
         for first in range(0, 30, every):
             end = min(first + every, 30)
-            parts = _segment(first, end, num_burn_in, thin)
+            parts = make_segment(first, end, num_burn_in, thin)
             place = first + parts.num_lead
             if parts.has_odd:
                 found.append(place)

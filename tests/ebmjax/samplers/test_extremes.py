@@ -9,8 +9,8 @@ import pytest
 from cases import STANDARD
 
 from ebmjax import objectives, samplers, starts
-from ebmjax.samplers.chains import no_means
 from ebmjax.samplers.coupled import _reflected
+from ebmjax.samplers.walk import no_means
 
 KEY = jax.random.key(0)
 

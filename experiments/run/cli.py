@@ -26,6 +26,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
+from experiments.run.cache import keep_programs
 from experiments.run.config import CHOICES, with_options
 from experiments.run.errors import (
     CheckpointError,
@@ -111,6 +112,7 @@ def main(
         )
 
     def start(command, workdir):
+        keep_programs()
         preemption = Preemption()
         # In a run of several processes JAX handles the signals.
         handled = () if command.values.distributed else (signal.SIGTERM, signal.SIGINT)

@@ -161,14 +161,7 @@ def claim(
         "problem": problem,
         "facts": dict(facts),
         "data_digest": data_digest,
-        "command": shlex.join(["python", *sys.orig_argv[1:]]),
-        "commit": _commit(),
-        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "ebmjax": ebmjax.__version__,
-        },
+        **describe_process(),
     }
     text = _to_text(config.to_dict())
     record["config_digests"] = [hashlib.sha256(text.encode()).hexdigest()]
@@ -180,6 +173,20 @@ def claim(
 
 def _to_text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+
+def describe_process() -> dict[str, Any]:
+    """Returns JSON values that say by which command and versions a file is made."""
+    return {
+        "command": shlex.join(["python", *sys.orig_argv[1:]]),
+        "commit": _commit(),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "ebmjax": ebmjax.__version__,
+        },
+    }
 
 
 def _commit() -> str:

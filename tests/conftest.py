@@ -34,6 +34,12 @@ import pytest
 NUM_TESTS = itertools.count(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def classifier_cache(tmp_path_factory):
+    """Keeps the classifiers that tests train apart from those of the user."""
+    os.environ["EBMJAX_CACHE"] = str(tmp_path_factory.mktemp("classifiers"))
+
+
 @pytest.fixture(autouse=True)
 def forget():
     """Compiled programs of some tests: those of all exceed what one process may map."""

@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import io
 import math
+import os
 import pathlib
 import random
 import tempfile
@@ -144,6 +145,7 @@ def find_fault(problem, path, value, is_run):
             trace(module, config)
             return ""
         with tempfile.TemporaryDirectory() as folder:
+            os.environ["EBMJAX_CACHE"] = folder  # no classifier is stored for the user
             try:
                 with contextlib.redirect_stderr(io.StringIO()):
                     run(module.build, config, folder)

@@ -1,6 +1,11 @@
 """Players, the train state, and the update that all methods share."""
 
-from ebmjax.training.mapped import jit_update, pmap_update, shard_update
+from ebmjax.training.mapped import (
+    jit_update,
+    pmap_update,
+    pmap_updates,
+    shard_update,
+)
 from ebmjax.training.state import AXES, Player, TrainState, init_state, place
 from ebmjax.training.update import make_update
 
@@ -13,5 +18,6 @@ __all__ = [
     "make_update",
     "place",
     "pmap_update",
+    "pmap_updates",
     "shard_update",
 ]

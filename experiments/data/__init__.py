@@ -14,6 +14,7 @@ from experiments.data.arrays import (
     in_chunks,
     process_rows,
     quantize,
+    row_batches,
 )
 from experiments.data.toy import target_batches
 
@@ -30,6 +31,7 @@ __all__ = [
     "process_rows",
     "quantize",
     "read_split",
+    "row_batches",
     "target_batches",
 ]
 

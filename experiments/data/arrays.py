@@ -8,8 +8,8 @@ own rows of the same global batch.
 import functools
 import hashlib
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from ebmjax.types import Array, Key
 
 __all__ = [
+    "Batches",
     "Images",
     "add_noise",
     "dequantize",
@@ -28,6 +29,7 @@ __all__ = [
     "mirror",
     "process_rows",
     "quantize",
+    "row_batches",
 ]
 
 
@@ -138,6 +140,70 @@ def epoch_rows(key: Key, num_examples: int, size: int) -> Callable[[int], np.nda
     return rows
 
 
+class Batches:
+    """Batches as a function of the step, `batch(step) -> [rows, *event]`.
+
+    Args:
+      pick: `pick(step) -> arrays`, what the host reads of a step's examples.
+      make: `make(step, arrays) -> batch`, which JAX can trace.
+      local: Rows of the batch that are this process's.
+    """
+
+    def __init__(
+        self,
+        pick: Callable[[int], Any],
+        make: Callable[[Array, Any], Array],
+        local: slice = slice(None),
+    ):
+        self._pick, self._local = pick, local
+
+        @jax.jit
+        def make_all(steps, picked, num):
+            def make_one(place):
+                rows = jax.tree.map(lambda x: x[place], (steps, picked))
+                return make(*rows)
+
+            one = jax.eval_shape(make_one, 0)
+            empty = jnp.empty((len(steps), *one.shape), one.dtype)
+            # XLA may not know their number, which could change a step's last bits.
+            return jax.lax.fori_loop(
+                0, num, lambda i, made: made.at[i].set(make_one(i)), empty
+            )
+
+        self._make_all = make_all
+
+    def __call__(self, step: int) -> Array:
+        return self.stack([step])[0]
+
+    def stack(self, steps: Sequence[int]) -> Array:
+        """Returns the batches of steps, `[steps, rows, *event]`.
+
+        They are made one after the other by one program: a step's numbers do not depend
+        on the steps beside it.
+        """
+        num = len(steps)
+        steps = np.asarray(steps if num > 1 else [*steps, *steps], np.uint32)
+        picked = jax.tree.map(lambda *rows: np.stack(rows), *map(self._pick, steps))
+        batches = self._make_all(steps, picked, num)[:num]
+        # The slice stays outside: inside jit it could change the last bits.
+        return batches if self._local == slice(None) else batches[:, self._local]
+
+
+def row_batches(key: Key, rows: np.ndarray, size: int) -> Callable[[int], np.ndarray]:
+    """Batches of the rows of a table, in the order of `epoch_rows`.
+
+    Args:
+      key: The order is a function of this key.
+      rows: The table, `[num_examples, *event]`, held by reference.
+      size: Global batch size.
+
+    Returns:
+      `batch(step) -> [size / processes, *event]`: this process's rows.
+    """
+    order, local = epoch_rows(key, len(rows), size), process_rows(size)
+    return lambda step: rows[order(step)[local]]
+
+
 def _row_keys(key: Key, num_rows: int, first_row: int) -> Key:
     """One key for each row of the global batch, whichever process holds it."""
     rows = first_row + jnp.arange(num_rows, dtype=jnp.uint32)
@@ -229,7 +295,7 @@ def image_batches(
     num_levels: int,
     noise_scale: float = 0.0,
     is_mirrored: bool = False,
-) -> Callable[[int], Array]:
+) -> Batches:
     """Batches of dequantised images, as a function of the step.
 
     The order is `epoch_rows`; the dequantisation is drawn anew at every step. Neither
@@ -254,9 +320,9 @@ def image_batches(
     rows = epoch_rows(order_key, len(images), size)
     local = process_rows(size)
 
-    def batch(step):
+    def make(step, x):
         step_key = jax.random.fold_in(dequantize_key, step)
-        x = dequantize(step_key, images[rows(step)[local]], num_levels, local.start)
+        x = dequantize(step_key, x, num_levels, local.start)
         if is_mirrored:
             x = mirror(jax.random.fold_in(mirror_key, step), x, local.start)
         if noise_scale:
@@ -264,7 +330,7 @@ def image_batches(
             x = add_noise(step_key, x, noise_scale, local.start)
         return x
 
-    return batch
+    return Batches(lambda step: images[rows(step)[local]], make)
 
 
 def in_chunks(function: Callable, x: np.ndarray | Array, size: int):

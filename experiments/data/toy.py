@@ -1,19 +1,15 @@
 """Two-dimensional targets: fresh, exact draws at every step."""
 
-from collections.abc import Callable
-
 import jax
 
 from ebmjax import targets
-from ebmjax.types import Array, Key
-from experiments.data.arrays import process_rows
+from ebmjax.types import Key
+from experiments.data.arrays import Batches, process_rows
 
 __all__ = ["target_batches"]
 
 
-def target_batches(
-    key: Key, target: targets.Target, size: int
-) -> Callable[[int], Array]:
+def target_batches(key: Key, target: targets.Target, size: int) -> Batches:
     """Batches of fresh draws from a target, as a function of the step.
 
     No draw is ever seen twice. Every process draws the global batch of
@@ -28,11 +24,8 @@ def target_batches(
     Returns:
       `batch(step) -> [size / processes, *event]`: this process's rows.
     """
-    local = process_rows(size)
-
-    @jax.jit
-    def draw(step_key):
-        return target.sample(step_key, size)
-
-    # The slice stays outside: inside jit it could change the last bits.
-    return lambda step: draw(jax.random.fold_in(key, step))[local]
+    return Batches(
+        lambda step: (),
+        lambda step, _: target.sample(jax.random.fold_in(key, step), size),
+        process_rows(size),
+    )

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from ebmjax import training
 from ebmjax.objectives import generalized
 from experiments.run.config import check_counts, check_name, make_optimizer
-from experiments.run.experiment import Experiment, Keys
+from experiments.run.experiment import Experiment, Keys, stack_batches
 
 ESTIMATORS = generalized.ESTIMATORS
 
@@ -203,4 +203,10 @@ def make_batch(
         )
         for index, (name, some) in enumerate({"": players, **(phases or {})}.items())
     }
-    return lambda step: by_phase[phase(step)](step)
+
+    def batch(step):
+        return by_phase[phase(step)](step)
+
+    # Steps whose batches are stacked are all of one phase.
+    batch.stack = lambda steps: stack_batches(by_phase[phase(steps[0])], steps)
+    return batch

@@ -36,7 +36,7 @@ from ebmjax import networks, objectives, samplers, starts, training
 from ebmjax.checks import check_number
 from ebmjax.networks import Flow
 from ebmjax.objectives import generalized
-from experiments.data import epoch_rows, process_rows, tabular
+from experiments.data import row_batches, tabular
 from experiments.generalized.players import (
     ESTIMATORS,
     base_player,
@@ -222,9 +222,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         }
 
     def batches(key, size):
-        rows = epoch_rows(key, len(table.train), size)
-        local = process_rows(size)
-        return lambda step: table.train[rows(step)[local]]
+        return row_batches(key, table.train, size)
 
     log_prob = jax.jit(jax.vmap(flow.log_prob, (None, 0)))
     energies = jax.jit(jax.vmap(energy, (None, 0)))

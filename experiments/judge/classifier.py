@@ -5,8 +5,9 @@ It gives features for a Frechet distance, labels for a histogram, and confidence
 
 import functools
 import math
+import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +17,17 @@ from flax import linen as nn
 
 from ebmjax.types import Array, Key
 from experiments.data import dequantize, epoch_rows, in_chunks
+from experiments.run.workdir import say
 
 NUM_FEATURES = 64
 
-
 CONFIDENT = 0.9
 
+VERSION = 1
+"""Version of `train_classifier`. A change that gives other parameters must raise it,
+because stored classifiers would otherwise be taken for those of the new code."""
+
+REPORT_SECONDS = 10.0  # between two lines of progress
 
 _BLOCK = 500  # examples that go through the network at once
 
@@ -32,10 +38,12 @@ class Classifier(NamedTuple):
     Attributes:
       features: `features(x) -> [n, 64]`: the layer before the last, after its ReLU.
       log_probs: `log_probs(x) -> [n, num_classes]`, in nats.
+      params: Parameters of the network, from which `bind_params` makes the functions.
     """
 
     features: Callable[[Array], np.ndarray]
     log_probs: Callable[[Array], np.ndarray]
+    params: Any = None
 
 
 class _Network(nn.Module):
@@ -67,6 +75,66 @@ def shift_images(key: Key, x: Array, num_pixels: int) -> Array:
     return jax.vmap(one_image)(padded, offsets)
 
 
+def make_network(
+    image_shape: tuple[int, int, int], num_classes: int, width: int
+) -> nn.Module:
+    """Returns the network of `train_classifier`'s options.
+
+    Raises:
+      ValueError: If the width is too small for the number of stages.
+    """
+    num_stages = max(2, 1 + math.ceil(math.log2(max(image_shape[:2]) / 8)))
+    widths = tuple(width // 2**stage for stage in reversed(range(num_stages)))
+    if widths[0] < 1:
+        raise ValueError(
+            f"width must be at least {2 ** (num_stages - 1)} for images of"
+            f" {image_shape}, got {width}"
+        )
+    return _Network(widths, num_classes)
+
+
+def check_examples(
+    images: np.ndarray, labels: np.ndarray | None, num_classes: int
+) -> None:
+    """Raises a ValueError if images and labels do not belong together."""
+    if labels is None:
+        raise ValueError("images must have labels for a classifier, got None")
+    if images.ndim != 4 or labels.shape != images.shape[:1]:
+        raise ValueError(
+            "images must be [n, height, width, channels] with labels [n], got"
+            f" {images.shape} and {labels.shape}"
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"labels must be from 0 to {num_classes - 1}, got {labels.min()} to"
+            f" {labels.max()}"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)  # compiled once for all parameters
+def _evaluate(network, params, x):
+    features, logits = network.apply(params, x)
+    return features, jax.nn.log_softmax(logits)
+
+
+def bind_params(
+    network: nn.Module, params: Any, image_shape: tuple[int, int, int]
+) -> Classifier:
+    """Returns the classifier of a network's parameters, which may be numpy arrays."""
+    params = jax.tree.map(jnp.asarray, params)
+
+    def in_blocks(x, index):
+        if x.ndim != 4 or x.shape[1:] != image_shape:
+            raise ValueError(f"x must be [n, {image_shape}], got {x.shape}")
+        return in_chunks(lambda x: _evaluate(network, params, x)[index], x, _BLOCK)
+
+    return Classifier(
+        features=lambda x: in_blocks(x, 0),
+        log_probs=lambda x: in_blocks(x, 1),
+        params=params,
+    )
+
+
 def train_classifier(
     key: Key,
     images: np.ndarray,
@@ -85,6 +153,9 @@ def train_classifier(
     dequantised anew at every step, as they are for the energy, and moved by up to a
     fourteenth of their side; nothing else is done to them or to the probabilities.
     There are as many stages as bring the sides to 8 or less, and at least two.
+
+    A line is printed when training begins. About every ten seconds, and at the end,
+    another one gives the step and the accuracy on the first 500 images.
 
     Held-out accuracy with these defaults on the 8x8 digits: 99.4 % on average over
     keys, in 10 s on two idle CPU cores. On MNIST with `num_steps=1500, batch_size=128`:
@@ -105,28 +176,13 @@ def train_classifier(
       A `Classifier` of images scaled to [-1, 1], in batches of any size.
 
     Raises:
-      ValueError: If images and labels do not belong together, or a label is no class.
+      ValueError: If images and labels do not belong together, a label is no class, or
+        the width is too small.
     """
-    if images.ndim != 4 or labels.shape != images.shape[:1]:
-        raise ValueError(
-            "images must be [n, height, width, channels] with labels [n], got"
-            f" {images.shape} and {labels.shape}"
-        )
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise ValueError(
-            f"labels must be from 0 to {num_classes - 1}, got {labels.min()} to"
-            f" {labels.max()}"
-        )
-    image_shape, side = images.shape[1:], max(images.shape[1:3])
-    num_stages = max(2, 1 + math.ceil(math.log2(side / 8)))
-    widths = tuple(width // 2**stage for stage in reversed(range(num_stages)))
-    if widths[0] < 1:
-        raise ValueError(
-            f"width must be at least {2 ** (num_stages - 1)} for images of"
-            f" {image_shape}, got {width}"
-        )
-    network = _Network(widths, num_classes)
-    num_pixels = max(1, side // 14)
+    check_examples(images, labels, num_classes)
+    image_shape = images.shape[1:]
+    network = make_network(image_shape, num_classes, width)
+    num_pixels = max(1, max(image_shape[:2]) // 14)
 
     init_key, order_key, dequantize_key, shift_key = jax.random.split(key, 4)
     params = jax.jit(network.init)(init_key, jnp.zeros((1, *image_shape)))
@@ -146,27 +202,27 @@ def train_classifier(
         change, opt_state = optimizer.update(gradient, opt_state)
         return optax.apply_updates(params, change), opt_state
 
+    def report(step):
+        x = dequantize(
+            jax.random.fold_in(dequantize_key, num_steps), images[:_BLOCK], num_levels
+        )
+        found = accuracy(bind_params(network, params, image_shape), x, labels[:_BLOCK])
+        say(f"classifier: step {step}/{num_steps}  accuracy {found:.3f}")
+
+    say(f"training a classifier of {len(images)} images: {num_steps} steps")
     opt_state = optimizer.init(params)
     rows = epoch_rows(order_key, len(images), batch_size)
+    reported = time.monotonic()
     for step in range(num_steps):
         chosen = rows(step)
         params, opt_state = update(
             params, opt_state, step, images[chosen], labels[chosen]
         )
-
-    @jax.jit
-    def evaluate(params, x):
-        features, logits = network.apply(params, x)
-        return features, jax.nn.log_softmax(logits)
-
-    def in_blocks(x, index):
-        if x.ndim != 4 or x.shape[1:] != image_shape:
-            raise ValueError(f"x must be [n, {image_shape}], got {x.shape}")
-        return in_chunks(lambda x: evaluate(params, x)[index], x, _BLOCK)
-
-    return Classifier(
-        features=lambda x: in_blocks(x, 0), log_probs=lambda x: in_blocks(x, 1)
-    )
+        is_last = step + 1 == num_steps
+        if is_last or time.monotonic() - reported >= REPORT_SECONDS:
+            report(step + 1)
+            reported = time.monotonic()
+    return bind_params(network, params, image_shape)
 
 
 def accuracy(classifier: Classifier, x: Array, labels: np.ndarray) -> float:

@@ -6,9 +6,7 @@ network: its numbers compare samples with each other and with the references of
 every experiment, method and seed, so that samples of one data set compare across them.
 """
 
-import functools
 import math
-import sys
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -18,12 +16,8 @@ import numpy as np
 from ebmjax import metrics
 from ebmjax.types import Array, Key
 from experiments.data import Images, dequantize
-from experiments.judge.classifier import (
-    CONFIDENT,
-    Classifier,
-    accuracy,
-    train_classifier,
-)
+from experiments.judge.classifier import CONFIDENT, Classifier, accuracy
+from experiments.judge.store import prepare_classifier
 
 _JUDGE_SEED = 20_190_422  # of no run: what judges is independent of what is judged
 
@@ -135,7 +129,7 @@ class Judge(NamedTuple):
       train: First examples of those trained on, `[n, height, width, channels]`, scaled.
       held_out: The same of those held out.
       table: `table(name -> samples) -> rows`, `reference_table` of them and of both
-        sets of examples together. Trains the classifier when it is first asked.
+        sets of examples together. The first call loads or trains the classifier.
       accuracy: `accuracy() -> share` of the held-out examples that the classifier
         knows.
     """
@@ -149,12 +143,23 @@ class Judge(NamedTuple):
 def make_judge(data: Images, num_examples: int, num_steps: int) -> Judge:
     """The judge of a data set: a function of these arguments and of no seed.
 
+    Its classifier is loaded or trained when it is first needed: see `store`.
+
     Args:
-      data: Labels are needed when the judge is asked.
+      data: Images, with labels unless `num_steps` is 0.
       num_examples: First images of those trained on, and of those held out, that
         samples are compared with.
-      num_steps: The classifier's.
+      num_steps: Number of updates of the classifier; 0 for none, in which case neither
+        `table` nor `accuracy` can be called.
+
+    Raises:
+      ValueError: If a classifier is needed and the data have no labels for one.
     """
+    if num_steps and data.labels_train is None:
+        raise ValueError(
+            "evaluation.classifier_steps must be 0 for images without labels, got"
+            f" {num_steps}"
+        )
     data_key, classifier_key, reference_key = jax.random.split(
         jax.random.key(_JUDGE_SEED), 3
     )
@@ -169,10 +174,8 @@ def make_judge(data: Images, num_examples: int, num_steps: int) -> Judge:
         for index, images in enumerate((data.train, data.held_out))
     )
 
-    @functools.cache
-    def classifier():
-        print(f"training the judge's classifier: {num_steps} steps", file=sys.stderr)
-        return train_classifier(
+    if num_steps:
+        classifier = prepare_classifier(
             classifier_key,
             data.train,
             data.labels_train,

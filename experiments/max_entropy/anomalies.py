@@ -32,10 +32,9 @@ from ml_collections import ConfigDict
 from experiments.data import (
     anomalies,
     digest,
-    epoch_rows,
     image_batches,
     load_images,
-    process_rows,
+    row_batches,
 )
 from experiments.max_entropy.model import (
     bind_networks,
@@ -181,9 +180,7 @@ def make_rows(data: anomalies.Anomalies) -> Source:
     """Returns the source of a table, whose rows are not converted."""
 
     def batches(key, size):
-        rows = epoch_rows(key, len(data.train), size)
-        local = process_rows(size)
-        return lambda step: data.train[rows(step)[local]]
+        return row_batches(key, data.train, size)
 
     return Source(data, batches, lambda rows: rows)
 

@@ -1,4 +1,4 @@
-"""What runs share: a folder of this user, with the programs that XLA has compiled.
+"""A folder that a user's runs share: compiled programs, and trained classifiers.
 
 It is the folder that the environment variable `EBMJAX_CACHE` names, or
 `~/.cache/ebmjax`. Several processes may share it, and it may be deleted at any time.

@@ -1,7 +1,7 @@
 """What a problem hands to the loop, and what a trained run gives back."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -87,6 +87,20 @@ class Trained(NamedTuple):
     score_fn: Callable[..., Array] | None = None
     log_prob: Callable[..., Array] | None = None
     sample: Callable[[Key, int], Array] | None = None
+
+
+def stack_batches(
+    batch: Callable[[int], np.ndarray | Array], steps: Sequence[int]
+) -> np.ndarray | Array:
+    """Returns the batches of several steps of one phase, `[steps, rows, *event]`.
+
+    Args:
+      batch: `Experiment.batch`. If it has a method `stack(steps)`, that makes them.
+      steps: The steps.
+    """
+    if hasattr(batch, "stack"):
+        return batch.stack(steps)
+    return np.stack([np.asarray(batch(step)) for step in steps])
 
 
 def make_keys(seed: int) -> Keys:

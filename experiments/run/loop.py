@@ -5,6 +5,7 @@ The same command starts, resumes and evaluates: see `run`.
 
 import contextlib
 import inspect
+import math
 import os
 import pathlib
 import sys
@@ -18,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ebmjax import training
 from experiments.run.checkpoint import CONFIG, Checkpoints
-from experiments.run.experiment import Experiment, Keys, make_keys
+from experiments.run.experiment import Experiment, Keys, make_keys, stack_batches
 from experiments.run.limits import check_options
 from experiments.run.signals import Preemption
 from experiments.run.workdir import (
@@ -36,6 +37,12 @@ from experiments.run.workdir import (
     training_alone,
 )
 
+MOST_STEPS, MOST_BYTES = 64, 2**22
+"""Of batches that are made together."""
+
+PROGRAM_SECONDS = 0.1
+"""Time that a program of several updates may take: a signal ends none."""
+
 
 def _is_due(step: int, every: int, num_steps: int) -> bool:
     return step == num_steps or (every > 0 and step % every == 0)
@@ -52,11 +59,14 @@ def _check(config: ConfigDict) -> None:
         )
 
 
-def _lay_out(batch, num_local: int, num_microbatches: int):
-    """`[rows, *event]` to `[devices, microbatches, size, *event]`."""
-    size = batch.shape[0] // (num_local * num_microbatches)
-    batch = batch.reshape(num_microbatches, num_local, size, *batch.shape[1:])
-    return batch.swapaxes(0, 1)
+def _lay_out(batches, num_local: int, num_microbatches: int):
+    """`[steps, rows, *event]` to `[devices, steps, microbatches, size, *event]`."""
+    steps, rows = batches.shape[:2]
+    size = rows // (num_local * num_microbatches)
+    batches = batches.reshape(
+        steps, num_microbatches, num_local, size, *batches.shape[2:]
+    )
+    return batches.swapaxes(1, 2).swapaxes(0, 1)
 
 
 def run(
@@ -137,7 +147,7 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
         ema_decay=ema_decay,
     )
     updates = {
-        name: training.pmap_update(players, ema_decay=ema_decay)
+        name: training.pmap_updates(players, ema_decay=ema_decay)
         for name, players in _all_phases(experiment).items()
     }
     with contextlib.ExitStack() as stack:
@@ -257,44 +267,93 @@ def _all_phases(experiment: Experiment) -> dict[str, Mapping[str, training.Playe
     return {"": experiment.players, **experiment.phases}
 
 
+class _Feed:
+    """Batches of the next steps, which are made and handed over together.
+
+    Attributes:
+      num_microbatches: Phase -> number of microbatches of a step.
+      phase: Phase of the steps.
+      batches: `[devices, steps, microbatches, size, *event]`.
+      steps: The steps, which may be fewer than the batches.
+    """
+
+    def __init__(self, experiment: Experiment, config: ConfigDict):
+        self._experiment, self._config = experiment, config
+        self._lengths = {}
+        self.num_microbatches = {
+            name: sum(player.num_updates for player in players.values())
+            for name, players in _all_phases(experiment).items()
+        }
+        self.phase, self.batches, self.steps = "", None, range(0)
+
+    def prepare(self, step: int) -> None:
+        """Makes the batches of a step, and of later ones of its phase, if need be."""
+        if step in self.steps:
+            return
+        phase_of, end = self._experiment.phase, self._config.train.num_steps
+        self.phase = phase = phase_of(step)
+        if phase not in self._lengths:
+            self._lengths[phase] = self._length(step)
+        length, last = self._lengths[phase], step + 1
+        while last < min(step + length, end) and phase_of(last) == phase:
+            last += 1
+        self.steps = range(step, last)
+        # Always as many, so that one program takes them: the last one fills up.
+        filled = [*self.steps, *[last - 1] * (length - len(self.steps))]
+        self.batches = _lay_out(
+            stack_batches(self._experiment.batch, filled),
+            jax.local_device_count(),
+            self.num_microbatches[phase],
+        )
+
+    def _length(self, step: int) -> int:
+        """Returns for how many steps of a phase batches are made together."""
+        batch, num = self._experiment.batch, self.num_microbatches[self.phase]
+        found = stack_batches(batch, [step])
+        rows = self._config.data.batch_size // jax.process_count() * num
+        if found.shape[1] != rows:
+            raise ValueError(
+                f"batch({step}) must have {rows} rows, got {found.shape[1]}"
+            )
+        return max(1, min(MOST_STEPS, MOST_BYTES // max(found.nbytes, 1)))
+
+
 def _train(
     experiment, config, updates, state, checkpoints, log, evaluate, best, preemption
 ) -> dict[str, float]:
     train = config.train
-    num_microbatches = {
-        name: sum(player.num_updates for player in players.values())
-        for name, players in _all_phases(experiment).items()
-    }
     is_cpu = jax.default_backend() == "cpu"
-
-    def fetch_batch(step):
-        batch, num = experiment.batch(step), num_microbatches[experiment.phase(step)]
-        rows = config.data.batch_size // jax.process_count() * num
-        if batch.shape[0] != rows:
-            raise ValueError(
-                f"batch({step}) must have {rows} rows, got {batch.shape[0]}"
-            )
-        return _lay_out(batch, jax.local_device_count(), num)
-
+    feed = _Feed(experiment, config)
     step = saved = int(state.step)
     with preemption.leaving_at_once():
-        batch = fetch_batch(step)
+        feed.prepare(step)
     say("compiling the update")
+    pace, num_programs = 1.0, 0  # `pace` is how many steps one program may make
     last_time, last_step, result = None, step, {}
     while step < train.num_steps:
-        phase = experiment.phase(step)
+        phase, num = feed.phase, feed.steps.stop - step
+        for every in (train.log_every, train.eval_every, train.checkpoint_every):
+            num = min(num, every - step % every) if every > 0 else num
         # The first step after a save may take long: it compiles, or is a new phase's.
         with preemption.leaving_at_once(is_saved=step == saved):
-            state, scalars = updates[phase](state, batch)
-            step += 1
+            start = time.perf_counter()
+            num = max(1, int(min(num, pace)))
+            first = step - feed.steps.start
+            state, scalars = updates[phase](state, feed.batches, first, num)
+            step += num
             if step < train.num_steps:
-                batch = fetch_batch(step)  # while the devices work
+                feed.prepare(step)  # while the devices work
             if is_cpu or last_time is None:
                 # Forced host devices deadlock when steps are issued without waiting.
                 jax.block_until_ready(state.step)
+            if jax.process_count() > 1 or (last_time is not None and not is_cpu):
+                pace = math.inf  # the same for all processes
+            elif last_time is not None:
+                pace = PROGRAM_SECONDS * num / (time.perf_counter() - start)
         if last_time is None:  # the first step compiles, and is not timed
             last_time, last_step = time.perf_counter(), step
-        stops = preemption.must_stop(step)
+        num_programs += 1
+        stops = preemption.must_stop(num_programs)
         is_evaluating = _is_due(step, train.eval_every, train.num_steps)
         is_saving = (
             stops
@@ -310,7 +369,7 @@ def _train(
                 clock = {}
                 if step > last_step:
                     rate = (step - last_step) / (now - last_time)
-                    size = config.data.batch_size * num_microbatches[phase]
+                    size = config.data.batch_size * feed.num_microbatches[phase]
                     clock = {
                         "steps_per_second": rate,
                         "examples_per_second": rate * size,

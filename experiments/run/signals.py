@@ -101,14 +101,19 @@ class Preemption:
             with self._lock:
                 self._num_unsaved += is_saved
 
-    def must_stop(self, step: int) -> bool:
-        """Returns whether training must save this step and end."""
+    def must_stop(self, num_calls: int) -> bool:
+        """Returns whether training must save its step and end.
+
+        Args:
+          num_calls: Number of this call, the same one in all processes. JAX looks for
+            one number at which all of them stop, so that none may be left out.
+        """
         import jax
         from jax.experimental import multihost_utils
 
         if jax.process_count() > 1:
             # All processes must stop at the same step, which only JAX can arrange.
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(num_calls)
         return self.is_requested
 
 

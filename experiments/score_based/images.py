@@ -310,7 +310,14 @@ def make_evaluation(
 ):
     """Returns `evaluate(state, key, directory) -> scalars`."""
     options = config.evaluation
-    judge = make_judge(data, options.num_examples, options.classifier_steps)
+    is_judged = (
+        data.labels_train is not None
+        and options.classifier_steps
+        and options.num_samples
+    )
+    judge = make_judge(
+        data, options.num_examples, options.classifier_steps if is_judged else 0
+    )
     # Measures besides the samples: `measure(params, key, directory) -> scalars`.
     measured = [measures.asymmetry(model.score, data)]
     if options.num_inpainted:
@@ -324,11 +331,6 @@ def make_evaluation(
         measured.append(
             measures.detection(config, model.network.apply, judge, evaluation_key)
         )
-    is_judged = (
-        data.labels_train is not None
-        and options.classifier_steps
-        and options.num_samples
-    )
 
     def evaluate(state, key, directory):
         params = evaluated_params(state)[model.name]

@@ -104,7 +104,10 @@ def make_evaluation(
         )
     shape = data.image_shape
     problems = make_problems(shape)
-    judge = make_judge(data, section.num_examples, section.classifier_steps)
+    is_judged = section.classifier_steps and section.num_samples
+    judge = make_judge(
+        data, section.num_examples, section.classifier_steps if is_judged else 0
+    )
     train, held_out = judge.train, judge.held_out
     foreign = load_foreign(evaluation_key, config, train)
 
@@ -269,7 +272,7 @@ def make_evaluation(
                 "long_run_saturated_share": (np.abs(strips[-1]) > 1.1).mean(),
             }
         scalars |= area_under_roc(energies, held_out, foreign)
-        if section.classifier_steps and section.num_samples:
+        if is_judged:
             drawn = {"samples": samples[: section.num_samples].clip(-1, 1)}
             scalars |= record_table(directory / "quality.md", judge.table(drawn))
             scalars["classifier_accuracy"] = judge.accuracy()

@@ -27,7 +27,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ebmjax import objectives, training
-from experiments.data import epoch_rows, process_rows, tabular
+from experiments.data import row_batches, tabular
 from experiments.run import cli
 from experiments.run.config import (
     check_counts,
@@ -196,13 +196,11 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         every=config.validation.every,
         patience=config.validation.patience,
     )
-    rows = epoch_rows(keys.data, len(table.train), section.batch_size)
-    local = process_rows(section.batch_size)
     optimizer = make_optimizer(config.optimizer)
     return Experiment(
         players={"energy": training.Player(("energy",), objective, optimizer)},
         params={"energy": params},
-        batch=lambda step: table.train[rows(step)[local]],
+        batch=row_batches(keys.data, table.train, section.batch_size),
         evaluate=make_evaluation(config, table, loss),
         data_digest=table.digest,
     )

@@ -494,6 +494,52 @@ def test_one_device_needs_no_axis_for_devices(players):
 
 
 @pytest.mark.parametrize("players", [ONE, TWO], ids=NUM_MICROBATCHES)
+@pytest.mark.parametrize("num_devices", [1, 4])
+def test_several_steps_in_one_program_give_the_bits_of_single_ones(
+    players, num_devices
+):
+    """In whatever groups they come, and from whatever place among the batches."""
+    shape = (num_devices, sum(player.num_updates for player in players.values()))
+    options = {"ema_decay": 0.9}
+    expected = train(
+        training.pmap_update(players, **options), start(players, num_devices), shape
+    )
+    updates = training.pmap_updates(players, **options)
+    batches = [jax.random.normal(jax.random.key(s), (*shape, 8, 2)) for s in range(3)]
+    stacked = jnp.stack([jnp.full_like(batches[0], jnp.nan), *batches], 1)
+    for counts in ((3,), (1, 2), (2, 1)):
+        state, first = start(players, num_devices), 1
+        for count in counts:
+            state, scalars = updates(state, stacked, first, count)
+            first += count
+        found = jax.tree.map(
+            lambda x: np.stack([shard.data for shard in x.addressable_shards]),
+            (state._replace(key=None), scalars),
+        )
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_steps_that_the_batches_do_not_have_are_refused():
+    updates = training.pmap_updates(one_player())
+    state = training.init_state(one_player(), w(0.0), jax.random.key(0), 1)
+    for first, count in ((0, 0), (-1, 2), (2, 2), (3, 1)):
+        message = (
+            f"from first = {first} to first \\+ count = {first + count}, with count at"
+            " least 1, got 3 steps"
+        )
+        with pytest.raises(ValueError, match=message):
+            updates(state, jnp.ones((1, 3, 1, 4)), first, count)
+    with pytest.raises(
+        ValueError, match=r"pmap_updates: .* \[devices, steps, microbatches, size"
+    ):
+        updates(state, jnp.ones((1, 3, 2, 4)), 0, 1)
+    state, scalars = updates(state, jnp.ones((1, 3, 1, 4)), 0, 3)
+    # Of a rate of 1 the first step is at the mean, where the loss is 0 from then on.
+    assert float(state.params["energy"]["w"]) == 1.0
+    assert int(state.step) == 3 and float(scalars["energy/loss"]) == 0.0
+
+
+@pytest.mark.parametrize("players", [ONE, TWO], ids=NUM_MICROBATCHES)
 @pytest.mark.parametrize("num_devices", [4, 8])
 def test_a_mesh_gives_the_numbers_of_pmap(players, num_devices):
     shape = (num_devices, sum(player.num_updates for player in players.values()))
@@ -543,7 +589,7 @@ import sys
 import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ebmjax import training
 from test_training import TWO, start, train
 
@@ -560,6 +606,18 @@ pmapped = train(
     lambda batch: batch + first,
 )
 jax.tree.map(np.testing.assert_array_equal, sharded, pmapped)
+
+
+def spread(batch):  # as a batch that lies on the devices already
+    sharding = NamedSharding(mesh, PartitionSpec("device"))
+    rows = np.asarray(batch + first)
+    return jax.make_array_from_process_local_data(sharding, rows)
+
+
+state = training.place(start(TWO, 4), mesh=mesh)
+jax.tree.map(
+    np.testing.assert_array_equal, train(update, state, (2, 4), spread), pmapped
+)
 print("equal")
 """
 

@@ -29,8 +29,10 @@ from experiments.data import (
     load_images,
     quantize,
     read_split,
+    row_batches,
     target_batches,
 )
+from experiments.run.experiment import stack_batches
 
 KEY = jax.random.key(0)
 
@@ -112,6 +114,24 @@ def test_the_rows_of_two_processes_are_the_batch_of_one(monkeypatch):
     for together, a, b in zip(whole, first, second, strict=True):
         assert len(a) == len(b) == 3
         np.testing.assert_array_equal(np.concatenate([a, b]), together)
+
+
+def test_batches_of_several_steps_are_those_of_each():
+    """In any company; and the rows of a table are those of `epoch_rows`."""
+    x = np.tile(numbered(10), (1, 1, 2, 1))
+    options = {"num_levels": 256, "noise_scale": 0.1, "is_mirrored": True}
+    for batch in (
+        image_batches(KEY, x, 4, **options),
+        target_batches(KEY, targets.rings(), 4),
+        row_batches(KEY, x, 4),
+    ):
+        stacked = stack_batches(batch, [7, 0, 5])
+        assert stacked.shape == (3, *batch(0).shape)
+        for place, step in enumerate([7, 0, 5]):
+            np.testing.assert_array_equal(stacked[place], batch(step))
+        np.testing.assert_array_equal(stack_batches(batch, [0, 7])[1], stacked[0])
+    rows = epoch_rows(KEY, 10, 4)(7)
+    np.testing.assert_array_equal(row_batches(KEY, x, 4)(7), x[rows])
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):

@@ -1,5 +1,9 @@
 """The classifier that looks at samples, and the table of references."""
 
+import functools
+import itertools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +11,10 @@ import pytest
 
 from ebmjax import metrics
 from experiments.data import dequantize, load_images, quantize
+from experiments.judge import classifier as classifiers
+from experiments.judge import store
 from experiments.judge.classifier import (
+    VERSION,
     Classifier,
     accuracy,
     shift_images,
@@ -155,6 +162,82 @@ def test_a_data_set_has_one_judge(digits):
     # Labels are those of the images: by a classifier that has learned.
     judge = make_judge(digits, 100, 150)
     assert judge.accuracy() > 0.8
+
+
+@pytest.mark.quick
+def test_a_judge_trains_nothing_before_it_is_asked(digits, monkeypatch):
+    """And refuses before that what it could not train on."""
+
+    @functools.wraps(train_classifier)
+    def train(*args, **options):
+        raise InterruptedError(f"{options['num_steps']} steps")
+
+    monkeypatch.setattr(store, "train_classifier", train)
+    judge = make_judge(digits, 30, 3)
+    assert len(judge.train) == len(judge.held_out) == 30
+    for ask in (lambda: judge.table({}), judge.accuracy):
+        with pytest.raises(InterruptedError, match="3 steps"):
+            ask()
+    unlabelled = digits._replace(labels_train=None, labels_held_out=None)
+    with pytest.raises(ValueError, match="classifier_steps must be 0 for .* got 3"):
+        make_judge(unlabelled, 30, 3)
+    assert len(make_judge(unlabelled, 30, 0).train) == 30
+    with pytest.raises(ValueError, match=r"\(1500, 8, 8, 1\) and \(1499,\)"):
+        make_judge(digits._replace(labels_train=digits.labels_train[1:]), 30, 3)
+
+
+def bright_quarters():
+    """Images one quarter of which is bright, which a few steps tell apart."""
+    labels = np.arange(40, dtype=np.int32) % 4
+    quarters = np.eye(4, dtype=np.uint8)[labels].reshape(40, 2, 2, 1)
+    return 15 * quarters.repeat(4, 1).repeat(4, 2), labels
+
+
+SMALL = dict(
+    num_classes=4,
+    num_levels=16,
+    num_steps=20,
+    batch_size=8,
+    learning_rate=1e-3,
+    width=4,
+)
+
+
+@pytest.mark.quick
+def test_training_is_announced_and_reported_every_ten_seconds(monkeypatch, capsys):
+    """By a clock that advances by four seconds each time it is read, which is once for
+    each step and once for each report."""
+    before = "training a classifier of 40 images: 20 steps"
+    plain = train_classifier(KEY, *bright_quarters(), **SMALL)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [before, "classifier: step 20/20  accuracy 1.000"]
+    clock = types.SimpleNamespace(
+        monotonic=functools.partial(next, itertools.count(0, 4))
+    )
+    monkeypatch.setattr(classifiers, "time", clock)
+    reported = train_classifier(KEY, *bright_quarters(), **SMALL)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == before
+    steps = [line.split("  ")[0] for line in lines[1:]]
+    expected = (3, 6, 9, 12, 15, 18, 20)
+    assert steps == [f"classifier: step {step}/20" for step in expected]
+    # At first it says the same of every image, which is right for a quarter.
+    assert lines[1].endswith("  accuracy 0.250")
+    assert lines[-1].endswith("  accuracy 1.000")
+    # A report changes nothing of the training.
+    x = dequantize(KEY, bright_quarters()[0], 16)
+    np.testing.assert_array_equal(reported.log_probs(x), plain.log_probs(x))
+
+
+@pytest.mark.quick
+def test_the_version_is_that_of_these_numbers():
+    """Whoever changes them raises `VERSION`, or old files are taken for new ones."""
+    classifier = train_classifier(KEY, *bright_quarters(), **SMALL)
+    x = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 8, 8, 1)
+    found = [*classifier.log_probs(x)[0], classifier.features(x).sum()]
+    assert VERSION == 1
+    known = [-1.42986, -1.40744, -1.34565, -1.36447, 1.33276]
+    np.testing.assert_allclose(found, known, rtol=1e-3)
 
 
 def test_shifts_move_whole_images_and_repeat_their_edge():

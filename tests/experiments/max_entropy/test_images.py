@@ -7,6 +7,7 @@ import pytest
 from resuming import check_resumes
 
 from experiments import load
+from experiments.data.images import npz_path
 from experiments.judge.inception import Inception
 from experiments.max_entropy import images
 from experiments.run.config import with_options
@@ -94,6 +95,15 @@ def test_every_preset_builds(preset, image_dir):
             "celeb_a": (64, 64, 3),
         }[preset]
     )
+
+
+@pytest.mark.quick
+def test_a_classifier_of_images_without_labels_is_refused_before_training(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 32, 32, 3), np.uint8)
+    for split in ("train", "test"):
+        np.savez(npz_path("cifar10", split, tmp_path), images=pixels)
+    with pytest.raises(ValueError, match="evaluation.classifier_steps must be 0 for"):
+        images.build(tiny("cifar10", tmp_path), make_keys(0))
 
 
 @pytest.mark.quick

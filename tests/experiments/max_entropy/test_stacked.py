@@ -1,6 +1,7 @@
 """Maximum entropy generators of stacked digits: what is counted, the presets, the plan,
 and the model back from its folder."""
 
+import functools
 import math
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import load
+from experiments.judge import store
 from experiments.max_entropy import stacked
 from experiments.run.config import with_options
 from experiments.run.experiment import make_keys
@@ -57,8 +59,8 @@ def test_a_run_is_counted_and_loaded(tmp_path, image_dir):
     assert samples.shape == (40, 28, 28, 2)
     np.testing.assert_array_equal(trained.sample(key, 40), samples)
     # All 100 draws that were counted begin with these.
-    reader = stacked.train_reader(str(image_dir), False, 2)
-    found = stacked.count_modes(reader.classifier, trained.sample(key, 100))
+    reader = stacked.make_reader(str(image_dir), False, 2)
+    found = stacked.count_modes(reader.classifier(), trained.sample(key, 100))
     assert found.items() <= scalars.items()
 
 
@@ -78,6 +80,23 @@ def test_a_classifier_that_is_wrong_too_often_ends_it_before_training(image_dir)
     config = tiny("stacked_mnist_2", image_dir, evaluation__min_accuracy=0.994)
     with pytest.raises(ValueError, match="right on 0.* below evaluation.min_accuracy"):
         stacked.build(config, make_keys(0))
+
+
+def test_a_classifier_is_trained_before_training_only_to_be_checked(
+    image_dir, monkeypatch
+):
+    """Without a least accuracy, nothing is trained before an evaluation."""
+
+    @functools.wraps(store.train_classifier)
+    def train(*args, num_steps, **options):
+        raise InterruptedError(f"{num_steps} steps")
+
+    monkeypatch.setattr(store, "train_classifier", train)
+    changes = {"evaluation__classifier_steps": 3}
+    stacked.build(tiny("stacked_mnist_2", image_dir, **changes), make_keys(0))
+    changes["evaluation__min_accuracy"] = 0.5
+    with pytest.raises(InterruptedError, match="3 steps"):
+        stacked.build(tiny("stacked_mnist_2", image_dir, **changes), make_keys(0))
 
 
 @pytest.mark.quick

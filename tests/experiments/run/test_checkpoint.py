@@ -172,6 +172,27 @@ def test_a_torn_checkpoint_is_never_read_and_the_run_goes_on(damage, torn):
     jax.tree.map(np.testing.assert_array_equal, state_of(torn), whole)
 
 
+@pytest.mark.quick
+def test_all_processes_read_what_the_first_sees_and_all_find_sound(monkeypatch):
+    """As the second of two processes, which lists another folder than the first."""
+    answers = [np.int32(2), np.array([40, 35], np.int32)]
+
+    def of_first(mine):
+        answer = answers.pop(0)
+        assert np.shape(mine) == answer.shape
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        utils = checkpoint.multihost_utils
+        patch.setattr(utils, "broadcast_one_to_all", of_first)
+        assert checkpoint._first_process([35, 30, 25]) == [40, 35]
+        patch.setattr(utils, "process_allgather", lambda mine: [np.True_, mine])
+        assert checkpoint._by_all(True) and not checkpoint._by_all(False)
+        patch.setattr(utils, "process_allgather", lambda mine: [np.False_, mine])
+        assert not checkpoint._by_all(True)
+
+
 def test_a_flipped_bit_is_never_loaded(torn, caplog):
     """One bit of each file in turn; then the run goes on from the step before."""
     whole, before = state_of(torn), read(torn, step=35)

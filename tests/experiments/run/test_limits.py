@@ -40,6 +40,8 @@ REFUSED = {
     "an infinity of a fork's own option": {"mine": {"strength": -math.inf}},
     "an area whose square overflows": {"evaluation": {"bound": 1e30}},
     "a large number of a fork's own": {"mine": {"num": 2**40}},
+    "one more than the largest number": {"mine": {"strength": 1e12 + 1}},
+    "one more than the largest rate": {"learning_rate": {"final": 1e4 + 1}},
 }
 
 
@@ -65,7 +67,8 @@ def test_what_means_none_or_the_bounds_themselves_pass():
             "optimizer": {"learning_rate": {"start": 1e-3, "final": None}},
             "num_chains": (1, 64),
             "samplers": ("mala",),
-            "mine": {"strength": -3.0, "anything": object()},
+            "mine": {"strength": -1e12, "num": 2**31 - 1, "anything": object()},
+            "learning_rate": {"start": 1e4, "final": 1e4},
         }
     )
 

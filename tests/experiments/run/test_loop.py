@@ -16,6 +16,8 @@ import pytest
 import small_experiment
 from small_experiment import build, config, state_of, step_of
 
+from ebmjax import training
+from experiments.run import loop
 from experiments.run.loop import run
 from experiments.run.workdir import METRICS
 
@@ -75,6 +77,65 @@ def test_a_stopped_run_goes_on_where_it_was_bitwise(straight, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state_of(straight), state_of(tmp_path))
     kept = [x for x in lines(tmp_path) if (x["kind"], x["step"]) != ("eval", 15)]
     assert kept == lines(straight)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e9], ids=["one step", "all steps"])
+def test_how_many_steps_a_program_makes_changes_no_bit(
+    straight, tmp_path, monkeypatch, seconds
+):
+    """One a program, or as many as there are to the next line of the log; and batches
+    made one by one, or all at once."""
+    monkeypatch.setattr(loop, "PROGRAM_SECONDS", seconds)
+    monkeypatch.setattr(loop, "MOST_STEPS", 3 if seconds else 64)
+    counts, original = [], training.pmap_updates
+
+    def spy(players, **options):
+        updates = original(players, **options)
+
+        def counted(state, batches, first, count):
+            counts.append(count)
+            return updates(state, batches, first, count)
+
+        return counted
+
+    monkeypatch.setattr(training, "pmap_updates", spy)
+    run(build, config(), tmp_path)
+    assert_same_run(straight, tmp_path)
+    # Batches of three steps, and a line of the log at every fifth.
+    expected = [1] * 40
+    if seconds:
+        # The first program compiles, and the second one is timed.
+        starts = sorted({*range(0, 40, 3), *range(0, 40, 5)} | {1, 2, 40})
+        expected = np.diff(starts).tolist()
+    assert counts == expected
+
+
+def test_a_program_makes_no_step_of_another_phase(tmp_path, monkeypatch):
+    """Steps 0, 1, 10, 11, 20, ... are of a phase with two inner updates."""
+
+    def phase(step):
+        return "two" if step % 10 < 2 else ""
+
+    def build_phases(config, keys):
+        experiment = build(config, keys)
+        player = experiment.players["energy"]
+        twice = {"energy": player._replace(num_updates=2)}
+
+        def batch(step):
+            seen.append(step)
+            x = np.asarray(experiment.batch(step))
+            return np.concatenate([x, x]) if phase(step) else x
+
+        return experiment._replace(phases={"two": twice}, phase=phase, batch=batch)
+
+    ends = []
+    for most_steps in (1, 64):
+        monkeypatch.setattr(loop, "MOST_STEPS", most_steps)
+        seen, workdir = [], tmp_path / str(most_steps)
+        run(build_phases, config(), workdir)
+        assert set(seen) == set(range(40))
+        ends.append(workdir)
+    assert_same_run(*ends)
 
 
 def test_a_finished_run_trains_nothing_and_evaluates_again(straight):

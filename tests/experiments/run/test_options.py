@@ -85,3 +85,18 @@ def test_comments_are_found_in_tables_of_sections(tmp_path, monkeypatch):
         "sampler.step=0.2 # x^2",
         "scale=1.0",  # not that of the section
     ]
+
+
+@pytest.mark.quick
+def test_a_section_may_hold_another_of_its_own_kind(tmp_path, monkeypatch):
+    (tmp_path / "sections_in_sections.py").write_text(
+        "def tree():\n"
+        "    return {\n"
+        '        "width": 3,  # units\n'
+        '        "child": tree(),\n'
+        "    }\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("sections_in_sections")
+    lines = list_options(ConfigDict({"child": {"child": {"width": 2}}}), module)
+    assert [" ".join(x.split()) for x in lines] == ["child.child.width=2 # units"]

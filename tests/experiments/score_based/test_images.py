@@ -358,6 +358,15 @@ def test_a_network_that_has_learned_nothing_is_evaluated(tmp_path):
     assert scalars["asymmetry_1"] == 0 and np.isfinite(scalars["samples_abs_max"])
 
 
+@pytest.mark.quick
+def test_images_without_labels_need_no_classifier(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 28, 28, 1), np.uint8)
+    for split in ("train", "test"):
+        np.savez(image_files.npz_path("mnist", split, tmp_path), images=pixels)
+    config = tiny("mnist", DENSE_SCORE, data__data_dir=str(tmp_path))
+    assert images.build(config, make_keys(0)).facts["event_shape"] == [28, 28, 1]
+
+
 @pytest.mark.parametrize("process", ["ladder", "variance_preserving"])
 def test_what_is_evaluated_is_the_average_in_draws_that_differ(process, tmp_path):
     """The evaluation uses the averaged parameters, and chunks have different draws."""

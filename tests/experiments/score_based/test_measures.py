@@ -135,7 +135,7 @@ def test_energies_tell_what_is_further_from_the_data_s_mean():
     rng = np.random.default_rng(0)
     grey = rng.integers(5, 12, (800, 8, 8, 1), np.uint8)
     data = digits.load()._replace(train=grey[:400], held_out=grey[400:])
-    judge = make_judge(data, 400, 2)
+    judge = make_judge(data, 400, 0)
 
     def energy(params, x, noise_scale):
         # It is NaN except at the noise scale of a tenth of the range.

@@ -130,12 +130,11 @@ def energy_objective(
             f" {'no sampler' if sampler is None else 'a sampler'} and"
             f" num_steps={num_steps}"
         )
-    score: Callable[..., Array] = jax.grad(energy, argnums=1)
 
-    def score_square(params: Params, x: Array) -> Array:
-        return _reduced(score(params, x) ** 2, reduction)
-
-    score_squares = jax.vmap(score_square, (None, 0))
+    def with_score_square(params: Params, x: Array) -> tuple[Array, Array]:
+        """Returns `E(x)` and `|score|^2`, of one evaluation that is differentiated."""
+        value, score = jax.value_and_grad(energy, argnums=1)(params, x)
+        return value, _reduced(score**2, reduction)
 
     def draws(
         params: Params, key: Key, batch: Array
@@ -164,22 +163,21 @@ def energy_objective(
         frozen = jax.lax.stop_gradient(params)
         negatives, renewed, metrics = jax.lax.stop_gradient(draws(frozen, key, batch))
         check_draws("generator", negatives, batch)
-        energy_data, energy_model = (
-            scalars_of(
-                "energy", jax.vmap(energy, (None, 0))(params["energy"], x)
-            ).mean()
-            for x in (batch, negatives)
-        )
-        metrics |= {"energy_data": energy_data, "energy_model": energy_model}
-        value = energy_data - energy_model
-        if score_penalty > 0:
-            squares = {"data": batch}
-            if penalty_on == "data_and_model":
-                squares["model"] = negatives
-            for name, x in squares.items():
-                square = score_squares(params["energy"], x).mean()
-                metrics[f"score_square_{name}"] = square
-                value = value + score_penalty * square
+        for name, x in (("data", batch), ("model", negatives)):
+            is_penalised = name == "data" or penalty_on == "data_and_model"
+            if score_penalty > 0 and is_penalised:
+                values, squares = jax.vmap(with_score_square, (None, 0))(
+                    params["energy"], x
+                )
+                metrics[f"score_square_{name}"] = squares.mean()
+            else:
+                values = scalars_of(
+                    "energy", jax.vmap(energy, (None, 0))(params["energy"], x)
+                )
+            metrics[f"energy_{name}"] = values.mean()
+        value = metrics["energy_data"] - metrics["energy_model"]
+        for name in ("data", "model"):
+            value += score_penalty * metrics.get(f"score_square_{name}", 0.0)
         return value, Aux(carry, jax.lax.stop_gradient(metrics), renewed)
 
     return Objective(init=lambda key: (), loss=loss)
@@ -320,13 +318,15 @@ def _information(
     estimator: str,
 ) -> Array:
     num = len(latents)
-    joint = scalars_of("statistics", jax.vmap(statistic)(x, latents))
     if estimator == "nce":
+        joint = scalars_of("statistics", jax.vmap(statistic)(x, latents))
         over_latents = jax.vmap(statistic, (None, 0))
         pairs = jax.vmap(over_latents, (0, None))(x, others)
         pairs = jnp.where(jnp.eye(num, dtype=bool), joint[:, None], pairs)
         return jnp.mean(joint - jax.nn.logsumexp(pairs, axis=1)) + math.log(num)
-    marginal = jax.vmap(statistic)(x, others)
+    # What depends on the draw alone is computed once for both latents.
+    both = jax.vmap(jax.vmap(statistic, (None, 0)))(x, jnp.stack([latents, others], 1))
+    joint, marginal = (scalars_of("statistics", both[:, place]) for place in (0, 1))
     if estimator == "jsd":
         return -jnp.mean(jax.nn.softplus(-joint)) - jnp.mean(jax.nn.softplus(marginal))
     return joint.mean() - jax.nn.logsumexp(marginal) + math.log(num)

@@ -82,13 +82,15 @@ def bilinear(
             mapped = jax.vmap(functools.partial(elsewhere, **params), tuple(axes))
             return mapped(*operands), 0
         index = 1 if axes[0] is None else 0
-        x = jnp.moveaxis(operands[index], axes[index], merged[index])
-        num, axis = x.shape[merged[index]], merged[index]
-        x = x.reshape(*x.shape[:axis], -1, *x.shape[axis + 2 :])
+        axis = merged[index]
+        x = jnp.moveaxis(operands[index], axes[index], axis)
+        num, size = x.shape[axis : axis + 2]
+        x = x.reshape(*x.shape[:axis], num * size, *x.shape[axis + 2 :])
         pair = (operands[0], x) if index else (x, operands[1])
         y = primitive.bind(*pair, **params)
+        # The axis has the same meaning in the result: examples, channels or features.
         axis = split[index]
-        return y.reshape(*y.shape[:axis], num, -1, *y.shape[axis + 1 :]), axis
+        return y.reshape(*y.shape[:axis], num, size, *y.shape[axis + 1 :]), axis
 
     primitive.def_impl(evaluate)
     primitive.def_abstract_eval(result_type)

@@ -34,6 +34,8 @@ wheel: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python -m experiments.throughput --workdir=$(BENCH_WORKDIR) \
 		$(if $(SMALL),--config=small)
+	$(BIN)/python -m experiments.throughput --workdir=$(BENCH_WORKDIR) \
+		--config=training$(if $(SMALL),_small)
 
 # A file in the environment says that an installation is complete.
 $(VENV)/created:

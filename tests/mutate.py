@@ -2,17 +2,15 @@
 
 python tests/mutate.py --num=100 --seed=0 --most_files=4
 
-A copy of the checkout is changed. Tried are the test files that name most of what the
-module defines.
+A copy of the checkout is changed. Tried are the test files that call most of what the
+module, or one that imports it, defines; those that import it or mirror it count more.
 """
 
 import argparse
 import ast
-import os
 import pathlib
 import random
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -49,36 +47,38 @@ def changes(tree):
 
 
 def files_of_tests(path, source, most):
-    """Returns the test files that name most of what a module defines."""
-    names = [path.stem, *re.findall(r"^(?:def|class) (\w+)", source, re.M)]
-    pattern = re.compile(r"\b(" + "|".join(names) + r")\b")
-    found = {}
+    """Returns the test files that call most of what a module offers."""
+    package, dotted = (".".join(x.with_suffix("").parts) for x in (path.parent, path))
+    sources = [file.read_text() for file in ROOT.glob(f"{path.parts[0]}/**/*.py")]
+    sources = [source] + [text for text in sources if f"from {dotted} import" in text]
+    names = re.findall(r"^(?:def|class) ([A-Za-z]\w+)", "\n".join(sources), re.M)
+    called = rf"(?:\.|\b(?=\w+\())({'|'.join([path.stem, *names])})\b"
+    imported = rf"from {package} import \(?[\w\s,]*\b{path.stem}\b|{dotted}\b"
+    mirror, found = ROOT / "tests" / path.with_name(f"test_{path.name}"), {}
     for file in ROOT.glob(f"tests/{path.parts[0]}/**/test_*.py"):
-        bonus = 1000 * (file.name == f"test_{path.name}")
-        found[file] = len(pattern.findall(file.read_text())) + bonus
-    best = sorted((f for f in found if found[f]), key=found.get, reverse=True)[:most]
+        weight = 1 + 2 * (file.parent == mirror.parent)
+        weight *= 1 + 2 * bool(re.search(imported, text := file.read_text()))
+        found[file] = weight * len(re.findall(called, text)) + 1000 * (file == mirror)
+    best = sorted(filter(found.get, found), key=found.get, reverse=True)[:most]
     return [str(f.relative_to(ROOT)) for f in best] or [f"tests/{path.parent}"]
 
 
-def is_caught(path, text, files):
-    """Whether a test of `files` fails where the file at `path` has this text."""
+def outcome(path, text, files):
+    """Returns what the tests of `files` say where the file at `path` has this text."""
     with tempfile.TemporaryDirectory() as folder:
-        for name in COPIED:
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, pathlib.Path(folder, name))
+        subprocess.run(["cp", "-r", *[ROOT / x for x in COPIED], folder], check=True)
         pathlib.Path(folder, path).write_text(text)
-        command = ["timeout", "900", sys.executable, "-m", "pytest", "-x", "-q"]
-        command += ["-m", "not slow", "-p", "no:cacheprovider", *files]
-        environment = dict(os.environ, PYTHONPATH=folder)
-        options = {"cwd": folder, "env": environment, "stdout": subprocess.DEVNULL}
-        return subprocess.run(command, **options).returncode != 0
+        command = ["env", f"PYTHONPATH={folder}", "timeout", "900", sys.executable]
+        command += ["-m", "pytest", "-x", "-q", "-m", "not slow", *files]
+        ran = subprocess.run(command, cwd=folder, capture_output=True)
+    known = {0: "SURVIVED", 1: "caught", 2: "caught", 5: "SURVIVED"}  # 5: no test
+    return known.get(ran.returncode, "stopped")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--num", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--most_files", type=int, default=4)
+    for name, default in (("num", 100), ("seed", 0), ("most_files", 4)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     draw, places, num_caught = random.Random(args.seed), [], 0
     for path in [*ROOT.glob("ebmjax/**/*.py"), *ROOT.glob("experiments/run/*.py")]:
@@ -90,9 +90,9 @@ def main():
         node, field, new, what = list(changes(tree))[index]
         setattr(node, field, new)
         files = files_of_tests(path, source, args.most_files)
-        num_caught += (caught := is_caught(path, ast.unparse(tree), files))
-        seen = "caught" if caught else "SURVIVED"
-        print(f"{seen} {path}:{node.lineno} {what} by {files}", flush=True)
+        num_caught += (seen := outcome(path, ast.unparse(tree), files)) == "caught"
+        place = f"{path}:{node.lineno}:{node.col_offset + 1}"
+        print(seen, place, what, "by", files, flush=True)
     print(f"{num_caught} of {args.num} caught")
 
 

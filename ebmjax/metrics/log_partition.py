@@ -27,6 +27,7 @@ from ebmjax.samplers.layout import (
     pad_chains,
 )
 from ebmjax.samplers.sampler import Sampler, value
+from ebmjax.samplers.unadjusted_langevin import Tilted
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = [
@@ -204,10 +205,9 @@ def _anneal(
         num_steps=num_steps,
         layout=lay_out(x, (energy_fn, log_prob, key, x)),
     )
-    is_reverse = steps[0] < 0
     # The inverse's mean in reverse: log_weights there are of the way back.
     log_partition, size = _mean_weight(log_weights)
-    sign = -1 if is_reverse else 1
+    sign = -1 if steps[0] < 0 else 1
     return Annealed(
         log_partition=sign * log_partition,
         bound=sign * jnp.mean(log_weights),
@@ -241,9 +241,7 @@ def _anneal_chains(
     num_steps: int,
     layout: Layout,
 ) -> tuple[Array, Array, Array]:
-    num_chains = x.shape[0]
     keys = chain_keys(key, layout.num_chains)
-    x = pad_chains(x, layout.num_chains)
 
     def local(
         functions: tuple[EnergyFn, Callable[[Array], Array]],
@@ -257,37 +255,46 @@ def _anneal_chains(
         def reference_fn(x: Array) -> Array:
             return -value(functions[1], x, "log_prob of reference")
 
+        def mover_at(fraction: Array) -> Sampler:
+            return sampler if isinstance(sampler, Sampler) else sampler(fraction)
+
+        # The states of these samplers keep the energies of both ends of the path.
+        keeps_ends = mover_at(levels[0]).made_by[0] in ("langevin", "mala")
+        tilt = Tilted if keeps_ends else energies.tilt
+        path_at = functools.partial(tilt, energy_fn, reference_fn)
+
         def chain(key: Key, x: Array) -> tuple[Array, Array, Array]:
-            def weigh(log_weight: Array, x: Array, step: Array) -> Array:
-                difference = energy_fn(x) - reference_fn(x)
+            def weigh(state: Any, log_weight: Array, step: Array) -> Array:
+                if keeps_ends:
+                    difference: Array = state.end[0] - state.start[0]
+                else:
+                    difference = energy_fn(x := state.position) - reference_fn(x)
                 return log_weight - (step * difference).astype(log_weight.dtype)
 
             def level(
-                carry: tuple[Array, Array], inputs: tuple[Array, Array, Array]
-            ) -> tuple[tuple[Array, Array], Array]:
-                x, log_weight = carry
+                carry: tuple[Any, Array], inputs: tuple[Array, Array, Array]
+            ) -> tuple[tuple[Any, Array], Array]:
                 index, fraction, step = inputs
-                log_weight = weigh(log_weight, x, step)
-                if isinstance(sampler, Sampler):
-                    mover = sampler
+                state, log_weight = carry[0], weigh(*carry, step)
+                mover, path_fn = mover_at(fraction), path_at(fraction)
+                if keeps_ends:
+                    state = state.at(fraction)
                 else:
-                    mover = sampler(fraction)
-                path_fn = energies.tilt(energy_fn, reference_fn, fraction)
+                    state = mover.init(path_fn, state.position)
 
                 def move(state: Any, count: Array) -> tuple[Any, Array]:
                     move_key = jax.random.fold_in(key, index * num_steps + count)
                     state, info = mover.step(path_fn, move_key, state)
                     return state, getattr(info, "acceptance_rate", jnp.ones(()))
 
-                state, rates = jax.lax.scan(
-                    move, mover.init(path_fn, x), jnp.arange(num_steps)
-                )
-                return (state.position, log_weight), jnp.mean(rates)
+                state, rates = jax.lax.scan(move, state, jnp.arange(num_steps))
+                return (state, log_weight), jnp.mean(rates)
 
             inputs = jnp.arange(len(levels) - 1), levels[:-1], steps[:-1]
-            start = x, jnp.zeros((), steps.dtype)
-            (x, log_weight), rates = jax.lax.scan(level, start, inputs)
-            return weigh(log_weight, x, steps[-1]), x, rates
+            state = mover_at(levels[0]).init(path_at(levels[0]), x)
+            start = state, jnp.zeros((), steps.dtype)
+            (state, log_weight), rates = jax.lax.scan(level, start, inputs)
+            return weigh(state, log_weight, steps[-1]), state.position, rates
 
         def block(keys: Key, x: Array) -> tuple[Array, Array, Array]:
             log_weights, x, rates = jax.vmap(chain)(keys, x)
@@ -297,8 +304,8 @@ def _anneal_chains(
 
     log_weights, position, rates = over_devices(
         local, layout, (None, None, 0, 0), (0, 0, 1)
-    )((energy_fn, log_prob), path, keys, x)
-    return log_weights[:num_chains], position[:num_chains], rates[:, :num_chains]
+    )((energy_fn, log_prob), path, keys, pad_chains(x, layout.num_chains))
+    return log_weights[: len(x)], position[: len(x)], rates[:, : len(x)]
 
 
 def importance_sampling(

@@ -8,7 +8,13 @@ import numpy as np
 
 from ebmjax.checks import check_count, check_number
 from ebmjax.samplers.normal import draw_normal
-from ebmjax.samplers.sampler import Sampler, metropolis, named, value_and_gradient
+from ebmjax.samplers.sampler import (
+    Sampler,
+    metropolis,
+    named,
+    total,
+    value_and_gradient,
+)
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["HMCInfo", "HMCState", "hmc"]
@@ -157,7 +163,7 @@ def hmc(
             energy_fn, x, start, gradient, step_size, inverse, count
         )
         # (p - start) . (p + start) is less rounded than a difference of two squares.
-        change = jnp.sum(inverse * (momentum - start) * (momentum + start))
+        change = total(inverse * (momentum - start) * (momentum + start))
         energy_error = end_energy - energy + 0.5 * change
         log_ratio = -energy_error / temperature
         proposed = HMCState(y, end_energy, end_gradient, num_moves)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 
 from ebmjax.checks import check_number
 from ebmjax.samplers.normal import draw_normal
-from ebmjax.samplers.sampler import Sampler, metropolis, named, value_and_gradient
-from ebmjax.samplers.unadjusted_langevin import LangevinState
+from ebmjax.samplers.sampler import Sampler, metropolis, named, total
+from ebmjax.samplers.unadjusted_langevin import LangevinState, langevin_state
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = ["MALAInfo", "MALAState", "mala"]
@@ -77,7 +77,8 @@ def mala(*, step_size: float | Array, temperature: float | Array = 1.0) -> Sampl
     noise_std = (2.0 * step_size * temperature) ** 0.5
 
     def init(energy_fn: EnergyFn, x: Array) -> MALAState:
-        return MALAState(x, *value_and_gradient(energy_fn, x))
+        state: MALAState = langevin_state(energy_fn, x)
+        return state
 
     def step(
         energy_fn: EnergyFn, key: Key, state: MALAState
@@ -88,11 +89,13 @@ def mala(*, step_size: float | Array, temperature: float | Array = 1.0) -> Sampl
         y = x - step_size * state.gradient + noise_std * noise
         # Hyper-parameters of another type must not change the position's.
         proposal = init(energy_fn, y.astype(x.dtype))
-        # The noise that would lead back: x = y - h grad E(y) + sqrt(2 h T) * backward.
-        drift = step_size * (state.gradient + proposal.gradient)
-        backward = drift / noise_std - noise
+        # The noise that would lead back, in x = y - h grad E(y) + sqrt(2 h T) * noise,
+        # is drift - noise. Half the difference of the squares of both is a product.
+        drift = step_size / noise_std * (state.gradient + proposal.gradient)
+        # XLA's CPU computes first what is written first. The energy comes before the
+        # gradient because the values of a network's layers are then still in its cache.
         log_ratio = (state.energy - proposal.energy) / temperature
-        log_ratio += 0.5 * jnp.sum((noise - backward) * (noise + backward))
+        log_ratio += total(drift * (noise - 0.5 * drift))
         state, acceptance_rate, is_accepted = metropolis(
             accept_key, log_ratio, proposal, state
         )

@@ -1,10 +1,11 @@
 """Unadjusted Langevin dynamics (ULA)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from ebmjax import energies
 from ebmjax.checks import check_number
 from ebmjax.samplers.normal import draw_normal
 from ebmjax.samplers.sampler import Sampler, named, value_and_gradient
@@ -25,6 +26,59 @@ class LangevinState(NamedTuple):
     position: Array
     energy: Array
     gradient: Array
+
+
+class Tilted(NamedTuple):
+    """Energy `energies.tilt`, for states that keep the values of the path's ends.
+
+    Attributes:
+      energy_fn: Energy at the end of the path.
+      reference_fn: Energy at the start of the path.
+      fraction: Place on the path, a scalar in [0, 1].
+    """
+
+    energy_fn: EnergyFn
+    reference_fn: EnergyFn
+    fraction: float | Array
+
+    def __call__(self, x: Array) -> Array:
+        return energies.tilt(*self)(x)
+
+
+class TiltedState(NamedTuple):
+    """State of a Langevin chain whose energy is known at every fraction of a path.
+
+    Attributes:
+      position: Place of the chain, `[*event]`, in units of x.
+      energy: Energy at `position`, `[]`, in nats.
+      gradient: Gradient of the energy at `position`, `[*event]`, in nats / units of x.
+      end: Energy and gradient at `position` of the end of the path.
+      start: Energy and gradient at `position` of the start of the path.
+    """
+
+    position: Array
+    energy: Array
+    gradient: Array
+    end: tuple[Array, Array]
+    start: tuple[Array, Array]
+
+    def at(self, fraction: float | Array) -> "TiltedState":
+        """Returns the state of the same position at another fraction of the path."""
+        energy, gradient = (
+            (1 - fraction) * start + fraction * end
+            for start, end in zip(self.start, self.end)
+        )
+        gradient = gradient.astype(self.position.dtype)
+        return self._replace(energy=energy, gradient=gradient)
+
+
+def langevin_state(energy_fn: EnergyFn, x: Array) -> Any:
+    """Returns a `LangevinState`, or a `TiltedState` if the energy is `Tilted`."""
+    if not isinstance(energy_fn, Tilted):
+        return LangevinState(x, *value_and_gradient(energy_fn, x))
+    end = value_and_gradient(energy_fn.energy_fn, x)
+    start = value_and_gradient(energy_fn.reference_fn, x)
+    return TiltedState(x, *end, end, start).at(energy_fn.fraction)
 
 
 class LangevinInfo(NamedTuple):
@@ -118,12 +172,13 @@ def langevin(
     noise_std = (2.0 * step_size * temperature) ** 0.5
 
     def init(energy_fn: EnergyFn, x: Array) -> LangevinState:
-        return LangevinState(x, *value_and_gradient(energy_fn, x))
+        state: LangevinState = langevin_state(energy_fn, x)
+        return state
 
     def step(
         energy_fn: EnergyFn, key: Key, state: LangevinState
     ) -> tuple[LangevinState, LangevinInfo]:
-        x, _, gradient = state
+        x, gradient = state.position, state.gradient
         if gradient_clip is not None:
             gradient = jnp.clip(gradient, -gradient_clip, gradient_clip)
         noise = draw_normal(key, x.shape, x.dtype)

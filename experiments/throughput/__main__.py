@@ -1,8 +1,9 @@
-"""How fast the samplers move, beside their peers, and where the time goes.
+"""How fast samplers move and models train, beside their peers, and where time goes.
 
     python -m experiments.throughput --workdir=runs/bench
     python -m experiments.throughput --workdir=runs/bench --config=small
     python -m experiments.throughput --workdir=runs/scaling --config=scaling
+    python -m experiments.throughput --workdir=runs/bench --config=training
 
 A cell is a sampler on an energy with some number of chains. In every cell each
 contender (ours with the fast generator and with threefry, a plain `lax.scan`, and the
@@ -31,9 +32,21 @@ device against one for every core. The preset `largest` doubles the chains until
 device's memory is full, and writes `largest.jsonl`; on a CPU, whose memory is the
 machine's, it wants `--config.most_chains`.
 
+The preset `training` measures training steps in the same alternating way: the updates
+of presets of all papers, on random data of their shape; scores, densities and samples;
+metrics; and the time from a command to its first step, at its first start and at a
+second one. Ours are `ebmjax`, one program a step with nothing configured; `ebmjax
+steps`, several short steps in one program, as a run makes them; and `ebmjax devices`,
+the same with a device for every core. PyTorch runs eagerly, with channels last, and
+compiled; its losses and gradients are compared with ours before they are timed. A ratio
+is the fastest peer's time over ours: above 1, ours are faster. It is the ratio of the
+medians, with the lowest and the highest of a round. The first call includes the
+compilation. `training.jsonl` has one line a contender and workload, `training.md` the
+tables; `--config.num_cores=1` measures on one core.
+
 Peers besides BlackJAX and NumPyro (`requirements-dev.txt`) are installed by hand:
 `pip install torch torchebm ebmkit tfp-nightly`. A peer is a file of `peers/`; a sampler
-is a line of `samplers.py`.
+is a line of `samplers.py`, and an update one of `tasks.py`.
 """
 
 import os
@@ -47,7 +60,7 @@ from experiments.judge import plots
 from experiments.run.cli import Command, command_line
 from experiments.run.config import check_name
 from experiments.run.workdir import write_atomically
-from experiments.throughput import peers, process
+from experiments.throughput import peers, process, updates
 from experiments.throughput.contest import (
     PLAIN,
     Contest,
@@ -59,6 +72,7 @@ from experiments.throughput.contest import (
 )
 from experiments.throughput.samplers import WORKLOADS
 from experiments.throughput.scaling import largest, scaling
+from experiments.throughput.starts import COMMANDS
 from experiments.throughput.tables import (
     by_cell,
     cell_name,
@@ -68,22 +82,27 @@ from experiments.throughput.tables import (
     table,
     write_lines,
 )
+from experiments.throughput.training import measure_training
 
-PRESETS = ("default", "small", "scaling", "largest")
+PRESETS = ("default", "small", "scaling", "largest", "training", "training_small")
+
+PEERS = peers.having("make")
 
 
 def get_config(preset: str = "default") -> ConfigDict:
     check_name("preset", preset, PRESETS)
+    if preset.startswith("training"):
+        return training_config(preset)
     config = {
         "seed": 0,  # written in every line; it changes no draw
         "preset": preset,  # which of PRESETS is measured
-        "workloads": WORKLOADS,  # energies
+        "workloads": WORKLOADS,  # energies; of the training steps, names in tasks.py
         "samplers": ("langevin", "mala", "hmc"),  # or "underdamped", of ours alone
         "num_chains": (64, 1_000, 10_000, 100_000),  # of energies of vectors
         "num_image_chains": (64,),  # of convolutions and the latent space
-        "contenders": (*process.OURS, *peers.PEERS),  # who takes part, if installed
+        "contenders": (*process.OURS, *PEERS),  # who takes part, if installed
         "most_chains_of_all": 10_000,  # with more, a few of the contenders
-        "seconds": 0.3,  # that a plain scan takes for one run, about
+        "seconds": 0.3,  # of one run, about; of samplers, that of a plain scan
         "num_rounds": 7,  # timed runs of a contender in a cell
         "num_image_rounds": 5,  # the same for convolutions and the latent space
         "width": 32,  # of the short-run energies
@@ -104,6 +123,28 @@ def get_config(preset: str = "default") -> ConfigDict:
     return ConfigDict(config).lock()
 
 
+def training_config(preset: str) -> ConfigDict:
+    """Returns the config of the table of training steps."""
+    config = {
+        "seed": 0,
+        "preset": preset,
+        "workloads": tuple(updates.WORKLOADS),
+        "contenders": (*updates.OURS, *updates.PEERS),
+        "seconds": 1.0,
+        "num_rounds": 5,
+        "num_cores": 0,  # that the processes share; 0 for all that this one may use
+        "commands": tuple(COMMANDS),  # whose time to the first step is taken
+    }
+    if preset == "training_small":
+        config |= {
+            "workloads": ("short_run digits", "tutorial noise_contrastive"),
+            "commands": (),
+            "seconds": 0.05,
+            "num_rounds": 2,
+        }
+    return ConfigDict(config).lock()
+
+
 def measure_all(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
     """Measures everything; returns the rows.
 
@@ -111,10 +152,12 @@ def measure_all(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
       ValueError: If an option cannot be measured, by its name, before anything starts.
     """
     workdir = pathlib.Path(workdir)
-    check_config(config)
     check_name("preset", config.preset, PRESETS)
     # Processes that share an accelerator must not take most of its memory each.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if config.preset.startswith("training"):
+        return measure_training(config, workdir)
+    check_config(config)
     if config.preset == "scaling":
         return scaling(config, workdir)
     if config.preset == "largest":

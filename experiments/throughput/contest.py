@@ -41,7 +41,7 @@ def check_config(config: ConfigDict) -> None:
     for option, known in (
         ("workloads", WORKLOADS),
         ("samplers", SAMPLERS),
-        ("contenders", (*process.OURS, *peers.PEERS)),
+        ("contenders", (*process.OURS, *peers.having("make"))),
     ):
         for name in config[option]:
             check_name(option, name, known)
@@ -100,6 +100,19 @@ def announce(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def alternate(names: list[str], num_rounds: int, run) -> dict[str, list[float]]:
+    """Returns what `run(name, index) -> seconds` takes in every round, by name.
+
+    Each round has another order: who runs after whom falls on all alike.
+    """
+    seconds = {name: [] for name in names}
+    for index in range(num_rounds):
+        turn = index % max(len(names), 1)
+        for name in names[turn:] + names[:turn]:
+            seconds[name].append(run(name, index))
+    return seconds
+
+
 class Contest:
     """The processes, started once, and what was checked of them."""
 
@@ -137,13 +150,11 @@ class Contest:
                     raise RuntimeError(f"{name}: draws of {cell} are not finite")
                 running.append(name)
         announce(f"{what}: timing {num_rounds} rounds")
-        seconds = {name: [] for name in running}
-        for index in range(num_rounds):
-            # Another order every round: who runs after whom falls on all alike.
-            turn = index % max(len(running), 1)
-            for name in running[turn:] + running[:turn]:
-                reply = self.processes[name].ask("run", seed=index + 1)
-                seconds[name].append(reply["seconds"])
+
+        def run(name, index):
+            return self.processes[name].ask("run", seed=index + 1)["seconds"]
+
+        seconds = alternate(running, num_rounds, run)
         if measured:
             announce(f"{what}: measuring gradients, random numbers and sample sizes")
         for name in running:

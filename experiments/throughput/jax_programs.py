@@ -35,7 +35,7 @@ def naive_mlp(params, x):
 def naive_conv(params, x):
     h = x[None]
     for kernel, bias in layers(params, "Conv"):
-        stride, pad = stride_and_pad(kernel)
+        stride, pad = stride_and_pad(kernel.shape[0])
         h = jax.lax.conv_general_dilated(
             h,
             kernel,

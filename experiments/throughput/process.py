@@ -15,7 +15,7 @@ import pathlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,20 +144,25 @@ def counter(*arguments):
 OURS = {"ebmjax": counter, "ebmjax threefry": functools.partial(ours, "threefry2x32")}
 
 
-def environment(name: str) -> dict[str, str]:
-    """All of the variables that a contender's process is started with."""
-    from experiments.throughput import peers
-    from experiments.throughput.workload import DEVICE_A_CORE, DEVICES
+def environment(own: Mapping[str, str]) -> dict[str, str]:
+    """All of the variables of a process, with those that its contender wants."""
+    from experiments.throughput.workload import DEVICES
 
     # Not what this process was given for itself: chains need no collectives, threads
     # beyond the cores cost much.
     outer = {k: v for k, v in os.environ.items() if k != "PJRT_NPROC"}
     flags = outer.pop("XLA_FLAGS", "").split()
     flags = [flag for flag in flags if DEVICES not in flag]
-    is_ours = name in OURS
-    own = dict(DEVICE_A_CORE if is_ours else peers.load(name).ENVIRONMENT)
-    flags.append(own.pop("XLA_FLAGS", ""))
-    return outer | {"XLA_FLAGS": " ".join(flags).strip()} | own
+    flags.append(own.get("XLA_FLAGS", ""))
+    return outer | dict(own) | {"XLA_FLAGS": " ".join(flags).strip()}
+
+
+def wanted(name: str) -> Mapping[str, str]:
+    """The variables that a contender of the samplers wants."""
+    from experiments.throughput import peers
+    from experiments.throughput.workload import DEVICE_A_CORE
+
+    return DEVICE_A_CORE if name in OURS else peers.load(name).ENVIRONMENT
 
 
 # --- inside of a process --------------------------------------------------------------
@@ -172,6 +177,11 @@ def reset_peak() -> int:
     except OSError:
         return 0
     return _status("VmRSS")
+
+
+def peak() -> int:
+    """The peak of memory since it was forgotten, in bytes."""
+    return _status("VmHWM")
 
 
 def _status(field: str) -> int:
@@ -193,190 +203,65 @@ def device_peak() -> int:
     return stats.get("peak_bytes_in_use", 0)
 
 
-def median_seconds(function: Callable, repeats: int) -> float:
-    """Of one call, after a first; many calls of a short one are timed together."""
-    import jax
-
-    jax.block_until_ready(function())
-    times, count = [], 1
-    while len(times) < repeats:
-        start = time.perf_counter()
-        for _ in range(count):
-            result = function()
-        jax.block_until_ready(result)
-        seconds = time.perf_counter() - start
-        if seconds < 0.02 and count < 1_000 and not times:
-            count *= 2
-            continue
-        times.append(seconds / count)
-    return float(np.median(times))
-
-
-def gradient_flops(cell: Cell) -> float:
-    """Operations of one example's energy and gradient, as a compiler counts them.
-
-    Of the energies written the obvious way: ours may do more to be faster. A network is
-    counted forwards, with its gradient in `x` as as much again.
-    """
-    import jax
-
-    from experiments.throughput.jax_programs import NAIVE_ENERGIES
-
-    found = workload(cell.workload, cell.width)
-    x = starts(cell._replace(num_chains=1))[0]
-    energy = NAIVE_ENERGIES.get(found.kind, found.energy)
-    lowered = jax.jit(energy).lower(found.params, x)
-    return 2 * lowered.cost_analysis()["flops"]
-
-
-@functools.lru_cache
-def matmul_speed(mesh) -> float:
-    """Floating-point operations a second of a large matrix product, on all devices."""
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import PartitionSpec
-
-    size = 1024 if jax.default_backend() == "cpu" else 8192
-    rows = PartitionSpec(mesh.axis_names)
-    key = jax.random.key(0, impl="threefry2x32")
-    sharding = jax.NamedSharding(mesh, rows)
-    left = jax.random.normal(key, (mesh.size * size, size))
-    left, right = jax.device_put(left, sharding), left[:size]
-    right = jax.device_put(right, jax.NamedSharding(mesh, PartitionSpec()))
-    product = jax.jit(
-        jax.shard_map(
-            jnp.matmul, mesh=mesh, in_specs=(rows, PartitionSpec()), out_specs=rows
-        )
-    )
-    return mesh.size * 2 * size**3 / median_seconds(lambda: product(left, right), 15)
-
-
-def measure(impl, cell: Cell) -> dict[str, Any]:
-    """What only ours are asked: floors, acceptance, effective sample size."""
-    import jax
-    import jax.numpy as jnp
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    from ebmjax import metrics, samplers
-    from ebmjax.samplers.normal import draw_normal
-    from experiments.throughput.samplers import make_sampler
-    from experiments.throughput.workload import Kernel
-
-    found = workload(cell.workload, cell.width)
-    params = jax.tree.map(jnp.asarray, found.params)
-    energy_fn = jax.tree_util.Partial(found.energy, params)
-    sampler = make_sampler(Kernel(cell.sampler, cell.step_size, cell.num_leapfrog))
-    x0 = jnp.asarray(starts(cell))
-    num_devices = jax.local_device_count()
-
-    # The floors run on the same devices, each on its share of the chains.
-    mesh = Mesh(jax.local_devices(), ("chains",))
-    spread = NamedSharding(mesh, PartitionSpec("chains"))
-    whole = max(len(x0) // num_devices, 1) * num_devices
-    x = jax.device_put(jnp.resize(x0, (whole, *x0.shape[1:])), spread)
-    params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-    keys = jax.random.split(jax.random.key(0, impl=impl), whole)
-    keys = jax.device_put(keys, spread)
-    share = max(cell.num_chains / whole, 1.0)
-
-    def per_device(function, *specs):
-        return jax.jit(
-            jax.shard_map(
-                function,
-                mesh=mesh,
-                in_specs=specs,
-                out_specs=PartitionSpec("chains"),
-                check_vma=False,
-            )
-        )
-
-    chains, everywhere = PartitionSpec("chains"), PartitionSpec()
-    gradient = per_device(
-        jax.vmap(jax.value_and_grad(found.energy, 1), (None, 0)), everywhere, chains
-    )
-    noise = per_device(
-        jax.vmap(lambda key: draw_normal(key, x.shape[1:], x.dtype)), chains
-    )
-    result = {
-        "gradient_flops": cell.num_chains * gradient_flops(cell),
-        "matmul_flops_per_second": matmul_speed(mesh),
-        "gradient_seconds": share * median_seconds(lambda: gradient(params, x), 7),
-        "noise_seconds": share * median_seconds(lambda: noise(keys), 7),
-    }
-    key = jax.random.key(1, impl=impl)
-    if cell.workload in ("gaussian", "mixture"):  # a network's density has no integral
-        # A hundred chains from where a short run leads, all coordinates kept.
-        sample = functools.partial(samplers.sample_chains, sampler, energy_fn, key)
-        state, _ = sample(x0[:100], 500, collect=keep_nothing)
-        _, (draws, rates) = sample(
-            state.position,
-            1_000,
-            collect=lambda state, info: (
-                state.position,
-                getattr(info, "acceptance_rate", jnp.ones(())),
-            ),
-        )
-        sizes = metrics.effective_sample_size(draws)
-        result["ess_per_move"] = float(sizes.min()) / draws.shape[0] / draws.shape[1]
-    else:
-        _, info = samplers.sample_chains(
-            sampler, energy_fn, key, x0[:64], 4, collect=None
-        )
-        rates = getattr(info, "acceptance_rate", jnp.ones(()))
-    if cell.sampler != "langevin":
-        result["acceptance_rate"] = float(rates.mean())
-    return result
-
-
-def serve(name: str) -> None:
-    """Answers requests until its input ends."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever is printed from here on is no reply
+def make_handle(name: str) -> Callable[[dict], dict]:
+    """Returns `handle(request) -> reply` of a contender of the samplers."""
     from experiments.throughput import peers
+    from experiments.throughput.floors import measure
     from experiments.throughput.verify import verify
     from experiments.throughput.workload import Kernel
 
     make = OURS[name] if name in OURS else peers.load(name).make
     contender = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        reply = {}
-        try:
-            if request["do"] == "verify":
-                verify(name, request["sampler"], make)
-            elif request["do"] == "build":
-                contender = None
-                cell = Cell(*request["cell"])
-                kernel = Kernel(cell.sampler, cell.step_size, cell.num_leapfrog)
-                begin = time.perf_counter()
-                contender = make(
-                    workload(cell.workload, cell.width),
-                    kernel,
-                    starts(cell),
-                    cell.num_steps,
-                )
-                before = reset_peak()  # after peers have tried their settings
-                built = time.perf_counter()
-                draws = contender.run(0)
-                reply = {
-                    "first_seconds": time.perf_counter() - built,
-                    "build_seconds": built - begin,
-                    "settings": contender.settings,
-                    "peak_bytes": _status("VmHWM") - before,
-                    "device_peak_bytes": device_peak(),
-                    "is_finite": bool(np.isfinite(draws).all()),
-                }
-            elif request["do"] == "measure":
-                impl = "threefry2x32"
-                if name == "ebmjax":
-                    from ebmjax import counter_prng
 
-                    impl = counter_prng.IMPL
-                reply = measure(impl, Cell(*request["cell"]))
-            else:
-                begin = time.perf_counter()
-                contender.run(request["seed"])
-                reply = {"seconds": time.perf_counter() - begin}
+    def handle(request):
+        nonlocal contender
+        if request["do"] == "verify":
+            verify(name, request["sampler"], make)
+            return {}
+        if request["do"] == "build":
+            contender = None
+            cell = Cell(*request["cell"])
+            kernel = Kernel(cell.sampler, cell.step_size, cell.num_leapfrog)
+            begin = time.perf_counter()
+            contender = make(
+                workload(cell.workload, cell.width),
+                kernel,
+                starts(cell),
+                cell.num_steps,
+            )
+            before = reset_peak()  # after peers have tried their settings
+            built = time.perf_counter()
+            draws = contender.run(0)
+            return {
+                "first_seconds": time.perf_counter() - built,
+                "build_seconds": built - begin,
+                "settings": contender.settings,
+                "peak_bytes": peak() - before,
+                "device_peak_bytes": device_peak(),
+                "is_finite": bool(np.isfinite(draws).all()),
+            }
+        if request["do"] == "measure":
+            impl = "threefry2x32"
+            if name == "ebmjax":
+                from ebmjax import counter_prng
+
+                impl = counter_prng.IMPL
+            return measure(impl, Cell(*request["cell"]))
+        begin = time.perf_counter()
+        contender.run(request["seed"])
+        return {"seconds": time.perf_counter() - begin}
+
+    return handle
+
+
+def serve(name: str, make_handle: Callable[[str], Callable]) -> None:
+    """Answers requests until its input ends."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever is printed from here on is no reply
+    handle = make_handle(name)
+    for line in sys.stdin:
+        try:
+            reply = handle(json.loads(line))
         except (ImportError, NotImplementedError) as reason:
             reply = {"skipped": f"{type(reason).__name__}: {reason}"}
         except Exception as error:  # told to the benchmark, which raises
@@ -389,17 +274,24 @@ def serve(name: str) -> None:
 
 
 class Process:
-    """A contender's process."""
+    """A contender's process, by the module that serves it."""
 
-    def __init__(self, name: str, extra: dict[str, str] | None = None):
+    def __init__(
+        self,
+        name: str,
+        extra: Mapping[str, str] | None = None,
+        *,
+        module: str = "process",
+    ):
         self.name = name
+        own = wanted(name) if extra is None else extra
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.throughput.process", name],
+            [sys.executable, "-m", f"experiments.throughput.{module}", name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env=environment(name) | (extra or {}),
+            env=environment(own),
         )
 
     def ask(self, do: str, **request) -> dict[str, Any]:
@@ -434,8 +326,10 @@ def main() -> None:
     from experiments.throughput import peers
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("name", choices=(*OURS, *peers.PEERS), help="of the contender")
-    serve(parser.parse_args().name)
+    parser.add_argument(
+        "name", choices=(*OURS, *peers.having("make")), help="of the contender"
+    )
+    serve(parser.parse_args().name, make_handle)
 
 
 if __name__ == "__main__":

@@ -111,7 +111,7 @@ def torch_conv(params: dict, is_compiled: bool) -> TorchEnergy:
         (torch.tensor(kernel).permute(3, 2, 0, 1).contiguous(), torch.tensor(bias))
         for kernel, bias in layers(params, "Conv")
     ]
-    steps = [stride_and_pad(kernel) for kernel, _ in layers(params, "Conv")]
+    steps = [stride_and_pad(kernel.shape[0]) for kernel, _ in layers(params, "Conv")]
     ((kernel, bias),) = layers(params, "Dense")
     channels = len(convs[-1][1])
     # Flax's map is flattened with its channels last, PyTorch's with its channels first.
@@ -212,7 +212,8 @@ def to_torch(x: np.ndarray, layout: str = "NCHW"):
 
     x = np.array(x, np.float32)
     x = torch.tensor(np.moveaxis(x, -1, 1) if x.ndim == 4 else x).contiguous()
-    return x.to(memory_format=torch.channels_last) if layout == "NHWC" else x
+    is_last = layout == "NHWC" and x.ndim == 4
+    return x.to(memory_format=torch.channels_last) if is_last else x
 
 
 def from_torch(x) -> np.ndarray:

@@ -83,12 +83,12 @@ def layers(params: dict, kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(layer["kernel"], layer["bias"]) for layer in found]
 
 
-def stride_and_pad(kernel: np.ndarray) -> tuple[int, int]:
+def stride_and_pad(size: int) -> tuple[int, int]:
     """Of a layer, by the size of its window: 3x3 keep the image's size, others halve.
 
     3x3 and 4x4 are of `short_run_energy`, 5x5 of the generator and its energy.
     """
-    return {3: (1, 1), 4: (2, 1), 5: (2, 2)}[kernel.shape[0]]
+    return {3: (1, 1), 4: (2, 1), 5: (2, 2)}[size]
 
 
 @functools.lru_cache

@@ -1,11 +1,16 @@
-"""The peers of the sampler benchmark: the same moves, by other people's programs.
+"""The peers of the benchmark: the same moves and updates, by other people's programs.
 
 A peer is a file of this folder; its name, with spaces for underscores, is the
-contender's. It has
+contender's. It has one of these functions, or both, which raise `ImportError` where its
+package is not installed and `NotImplementedError`, with the reason, where the package
+has no such sampler or update:
 
-- `make(workload, sampler, x0, num_steps) -> Contender`, which raises `ImportError`
-  where its package is not installed and `NotImplementedError`, with the reason, where
-  the package has no such sampler;
+- `make(workload, sampler, x0, num_steps) -> Contender`, for the table of samplers;
+- `make_program(task) -> Program`, for the table of training steps, with `KINDS`, the
+  kinds of tasks that it is for;
+
+and
+
 - `ENVIRONMENT`, the variables that its process is started with: every contender has a
   process of its own, because the packages share the cores badly;
 - `PACKAGE`, the package to import, for the tests.
@@ -24,7 +29,7 @@ import importlib
 import pkgutil
 from types import ModuleType
 
-__all__ = ["PEERS", "load"]
+__all__ = ["PEERS", "having", "load"]
 
 PEERS = tuple(
     module.name.replace("_", " ") for module in pkgutil.iter_modules(__path__)
@@ -34,3 +39,8 @@ PEERS = tuple(
 def load(name: str) -> ModuleType:
     """Returns the module of a peer."""
     return importlib.import_module(f"{__name__}.{name.replace(' ', '_')}")
+
+
+def having(function: str) -> tuple[str, ...]:
+    """Returns the peers that have a function, "make" or "make_program"."""
+    return tuple(name for name in PEERS if hasattr(load(name), function))

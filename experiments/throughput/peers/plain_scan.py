@@ -1,12 +1,15 @@
-"""The unit of the benchmark: one jitted scan of batched moves."""
+"""The unit of the benchmark: one jitted scan of batched moves, or of annealing."""
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from experiments.throughput.jax_programs import NAIVE_ENERGIES, jax_contender
+from experiments.throughput.metric_tasks import TARGET, make_metric
+from experiments.throughput.tasks import Program, Task
 from experiments.throughput.workload import (
     Contender,
     Kernel,
@@ -14,10 +17,12 @@ from experiments.throughput.workload import (
     batched,
     check_energy,
     check_sampler,
+    version,
 )
 
 PACKAGE = "jax"
 ENVIRONMENT: dict[str, str] = {}
+KINDS = ("ais",)
 
 
 def make(workload: Workload, sampler: Kernel, x0, num_steps: int) -> Contender:
@@ -87,3 +92,67 @@ def make(workload: Workload, sampler: Kernel, x0, num_steps: int) -> Contender:
     form = "our" if energy is workload.energy else "naive"
     settings = f"one jitted scan of batched moves, {form} energy, threefry"
     return jax_contender(program, workload.params, x0, settings)
+
+
+def anneal(task: Task) -> Callable[[int], jax.Array]:
+    """Returns annealed importance sampling by MALA, `log_partition(seed)`.
+
+    The chains carry the energies and gradients of both ends, so that a move evaluates
+    each once.
+    """
+    dim, h, num = (task.facts[x] for x in ("dim", "step_size", "num_fractions"))
+    noise_std = math.sqrt(2 * h)
+
+    def energy(x):
+        return 0.5 * TARGET["precision"] * jnp.sum((x - TARGET["mean"]) ** 2)
+
+    def reference(x):
+        return 0.5 * jnp.sum(x**2) + 0.5 * dim * math.log(2 * math.pi)
+
+    def ends(x):
+        return [jax.vmap(jax.value_and_grad(end))(x) for end in (reference, energy)]
+
+    def mix(fraction, ends):
+        return jax.tree.map(lambda a, b: (1 - fraction) * a + fraction * b, *ends)
+
+    def level(carry, inputs):
+        x, both, log_weight = carry
+        fraction, key = inputs
+        log_weight -= (both[1][0] - both[0][0]) / num
+        noise_key, accept_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, x.shape)
+        e, g = mix(fraction, both)
+        y = x - h * g + noise_std * noise
+        new = ends(y)
+        new_e, new_g = mix(fraction, new)
+        back = x - y + h * new_g
+        log_ratio = e - new_e + 0.5 * (noise**2 - back**2 / (2 * h)).sum(1)
+        accepted = jnp.log(jax.random.uniform(accept_key, e.shape)) < log_ratio
+
+        def choose(new, old):
+            views = accepted.reshape(-1, *[1] * (new.ndim - 1))
+            return jnp.where(views, new, old)
+
+        x, both = jax.tree.map(choose, (y, new), (x, both))
+        return (x, both, log_weight), None
+
+    @jax.jit
+    def run(seed):
+        start_key, key = jax.random.split(jax.random.key(seed))
+        x = jax.random.normal(start_key, (task.facts["num_chains"], dim))
+        carry = x, ends(x), jnp.zeros(len(x))
+        inputs = jnp.arange(1, num) / num, jax.random.split(key, num - 1)
+        (_, both, log_weight), _ = jax.lax.scan(level, carry, inputs)
+        log_weight -= (both[1][0] - both[0][0]) / num
+        return jax.nn.logsumexp(log_weight) - math.log(len(x))
+
+    return run
+
+
+def make_program(task: Task) -> Program:
+    if task.kind != "ais":
+        raise NotImplementedError(f"no {task.kind}")
+    run = anneal(task)
+    # Other random numbers: the error is that of the estimates.
+    functions = {"ais": lambda task, seed: run(seed)}
+    return make_metric(task, functions, f"{version('jax')}: one jitted scan", 0.1)

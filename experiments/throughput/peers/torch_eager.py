@@ -1,8 +1,12 @@
-"""Moves written by hand in PyTorch, run eagerly."""
+"""Moves and updates written by hand in PyTorch, run eagerly."""
 
 import functools
 
 from experiments.throughput.torch_programs import TORCH_ENVIRONMENT, hand_written
+from experiments.throughput.torch_updates import KINDS, hand_written_update
+
+__all__ = ["KINDS"]
 
 PACKAGE, ENVIRONMENT = "torch", TORCH_ENVIRONMENT
 make = functools.partial(hand_written, is_compiled=False)
+make_program = functools.partial(hand_written_update, layout="NCHW", is_compiled=False)

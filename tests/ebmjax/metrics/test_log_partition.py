@@ -85,25 +85,45 @@ def test_a_chain_that_stays_weighs_as_importance_sampling():
     np.testing.assert_allclose(found.log_weights, weights, rtol=1e-4, atol=1e-4)
 
 
-def test_the_last_fraction_is_weighed_and_not_moved_and_steps_may_change():
-    """Two fractions: moved once, at the first, by the sampler made for it."""
-    energy_fn, _, _ = wide_gaussian(1)
-    reference = normal_reference(1)
-    sampler_of = lambda fraction: samplers.langevin(  # noqa: E731
-        step_size=1e-30 + 0.0 * fraction
-    )
-    found = metrics.annealed_importance_sampling(
-        sampler_of,
-        energy_fn,
+@pytest.mark.parametrize("direction", ["forwards", "in reverse"])
+def test_weights_of_unequal_fractions_are_these_numbers(direction):
+    """Moves at every fraction except the last, by the sampler made for it: gradient
+    descent on 2 x^2, from a standard normal. At fraction f a step of 0.1 f takes x to
+    (1 - 0.1 f (1 + 3 f)) x. A chain at x weighs 0.5 log(2 pi) - 1.5 x^2 for a step
+    of one."""
+    _, log_prob = normal_reference(1)
+    run = {
+        "forwards": functools.partial(
+            metrics.annealed_importance_sampling, num_chains=2
+        ),
+        "in reverse": functools.partial(
+            metrics.reverse_annealed_importance_sampling, x=jnp.array([[0.4], [0.9]])
+        ),
+    }[direction]
+    found = run(
+        lambda f: samplers.langevin(step_size=0.1 * f, temperature=0.0),
+        lambda x: 2.0 * jnp.sum(x**2),
         jax.random.key(0),
-        reference=reference,
-        num_chains=20,
-        fractions=[0.3, 1.0],
+        reference=(lambda key: jnp.array([0.4]), log_prob),
+        fractions=[0.3, 0.5, 1.0],
     )
-    assert found.acceptance_rate.tolist() == [1.0]
-    x = found.position
-    weights = jax.vmap(lambda x: -energy_fn(x) - reference[1](x))(x)
-    np.testing.assert_allclose(found.log_weights, weights, atol=1e-5)
+    if direction == "forwards":
+        x, moves, steps, sign = np.full(2, 0.4), [0.3, 0.5], [0.3, 0.2, 0.5], 1
+    else:
+        x, moves, steps, sign = np.array([0.4, 0.9]), [0.5, 0.3], [0.5, 0.2, 0.3], -1
+    log_weights = steps[0] * (0.5 * LOG_TWO_PI - 1.5 * x**2)
+    for f, step in zip(moves, steps[1:], strict=True):
+        x = (1 - 0.1 * f * (1 + 3 * f)) * x
+        log_weights += step * (0.5 * LOG_TWO_PI - 1.5 * x**2)
+    np.testing.assert_allclose(found.position[:, 0], x, rtol=1e-5)
+    np.testing.assert_allclose(found.log_weights, log_weights, rtol=1e-5)
+    np.testing.assert_allclose(found.bound, log_weights.mean(), rtol=1e-5)
+    weights = np.exp(sign * log_weights)
+    truth = sign * math.log(weights.mean())
+    np.testing.assert_allclose(found.log_partition, truth, rtol=1e-5)
+    size = weights.sum() ** 2 / (weights**2).sum()
+    np.testing.assert_allclose(found.effective_sample_size, size, rtol=1e-5)
+    assert found.acceptance_rate.tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize("dim, step_size", [(1, 0.5), (10, 0.2), (100, 0.08)])
@@ -133,6 +153,59 @@ def test_the_bracket_holds_the_truth_as_often_as_it_should(dim, step_size):
         # And it is a bound: on average it is on its side by more than its error.
         assert sign * (truth - sets.mean()) > 3 * sets.std() / sets.size**0.5
     assert min(sides) > 0.92 - 4 * (0.08 * 0.92 / num) ** 0.5
+
+
+@pytest.mark.parametrize("is_reverse", [False, True])
+@pytest.mark.parametrize("factory", [samplers.mala, samplers.langevin])
+def test_a_state_that_keeps_the_ends_of_the_path_gives_the_same_numbers(
+    factory, is_reverse
+):
+    """As a sampler of the same moves whose states are made anew at every fraction."""
+    energy_fn, _, draw = wide_gaussian(3)
+    kept = lambda fraction: factory(step_size=0.3 - 0.1 * fraction)  # noqa: E731
+    anew = lambda fraction: samplers.Sampler(  # noqa: E731
+        init=lambda energy_fn, x: kept(fraction).init(energy_fn, x),
+        step=lambda energy_fn, key, state: kept(fraction).step(energy_fn, key, state),
+    )
+    options = {"reference": normal_reference(3), "fractions": 20, "num_steps": 2}
+
+    def run(sampler):
+        key = jax.random.key(0)
+        if not is_reverse:
+            return metrics.annealed_importance_sampling(
+                sampler, energy_fn, key, num_chains=50, **options
+            )
+        x = draw(jax.random.key(1), 50)
+        return metrics.reverse_annealed_importance_sampling(
+            sampler, energy_fn, key, x, **options
+        )
+
+    found, expected = run(kept), run(anew)
+    if factory is samplers.mala:
+        assert 0.5 < expected.acceptance_rate.mean() < 0.99
+    for value, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_move_evaluates_the_energy_once():
+    """It is evaluated at the start and in each of the nine moves of ten fractions."""
+    count = []
+    num_chains = jax.local_device_count()
+
+    def energy_fn(x):
+        jax.debug.callback(lambda x: count.append(1), x)
+        return jnp.sum(x**2)
+
+    metrics.annealed_importance_sampling(
+        samplers.mala(step_size=0.1),
+        energy_fn,
+        jax.random.key(0),
+        reference=normal_reference(3),
+        num_chains=num_chains,
+        fractions=10,
+    )
+    jax.effects_barrier()
+    assert len(count) == 10 * num_chains
 
 
 def test_importance_sampling_of_a_wider_proposal():

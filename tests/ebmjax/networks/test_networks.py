@@ -292,8 +292,30 @@ def test_large_images_are_no_products_and_empty_maps_are_lax_s():
     empty = our_convolution(x, jnp.ones((5, 5, 3, 4)), (1, 1), "VALID")
     assert empty.shape == (1, 0, 0, 4)
     assert our_convolution(x, jnp.ones((1, 1, 3, 0)), (1, 1), "VALID").shape[-1] == 0
+    none = jax.vmap(our_convolution, (0, None, None, None))(
+        jnp.ones((0, 1, 4, 4, 3)), jnp.ones((3, 3, 3, 2)), (1, 1), "SAME"
+    )
+    assert none.shape == (0, 1, 4, 4, 2)
     with pytest.raises(TypeError, match="dtype"):
         our_convolution(x, jnp.ones((1, 1, 3, 2), jnp.bfloat16), (1, 1), "VALID")
+
+
+@pytest.mark.parametrize(
+    "options, is_left",
+    [
+        ({}, False),
+        ({"strides": 2, "padding": "VALID"}, False),
+        ({"kernel_dilation": 2}, True),
+        ({"input_dilation": 2, "padding": 1}, True),
+        ({"feature_group_count": 2}, True),
+    ],
+)
+def test_nothing_is_left_to_lax_of_a_plain_layer_of_flax(options, is_left):
+    layer = nn.Conv(4, (3, 3), conv_general_dilated=networks.convolution, **options)
+    x = images(2, (6, 6, 4))
+    variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+    program = str(jax.make_jaxpr(layer.apply)(variables, x))
+    assert ("conv_general_dilated[" in program) == is_left
 
 
 def test_convolution_leaves_to_lax_what_it_does_not_know():

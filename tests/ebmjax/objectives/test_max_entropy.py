@@ -360,18 +360,23 @@ def test_a_statistics_network_learns_whether_there_is_information(estimator):
         np.testing.assert_allclose(found["constant"], 0.0, atol=0.03)
 
 
-@pytest.mark.parametrize("prior", [True, False])
-def test_chains_of_latents_make_negatives_of_the_latent_s_posterior(prior):
+@pytest.mark.parametrize(
+    "options, temperature, prior",
+    [
+        ({}, 1.0, 1.0),
+        ({"temperature": 0.5}, 0.5, 1.0),
+        ({"temperature": 0.5, "prior": False}, 0.5, 0.0),
+    ],
+)
+def test_chains_of_latents_make_negatives_of_the_latent_s_posterior(
+    options, temperature, prior
+):
     """E = a x^2 / 2 of x = g z at temperature T: the latent's precision is 1 + a g^2 /
     T (without the 1 and the prior), and mean energy d a g^2 / 2 over that."""
-    a, g, temperature = 0.7, 1.3, 0.5
-    precision = a * g**2 / temperature + (1 if prior else 0)
+    a, g = 0.7, 1.3
+    precision = a * g**2 / temperature + prior
     objective = energy_objective(
-        latent_dim=4,
-        sampler=samplers.mala(step_size=0.2),
-        num_steps=60,
-        temperature=temperature,
-        prior=prior,
+        latent_dim=4, sampler=samplers.mala(step_size=0.2), num_steps=60, **options
     )
     batch = jnp.zeros((20_000, 4))
     _, aux = loss_of(objective, PARAMS, jax.random.key(0), batch)

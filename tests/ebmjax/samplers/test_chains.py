@@ -16,7 +16,7 @@ from cases import NOT_SAMPLERS, SAMPLERS, STANDARD
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ebmjax import diffusions, energies, samplers
-from ebmjax.samplers.layout import BLOCK, lay_out
+from ebmjax.samplers.layout import BLOCK, Layout, lay_out
 from ebmjax.samplers.walk import make_segment
 
 partial = functools.partial
@@ -256,6 +256,11 @@ def test_what_the_state_caches_belongs_to_where_the_state_is(name):
             )
     if hasattr(info, "is_accepted"):  # both branches were really taken
         assert 0.05 < info.is_accepted.mean() < 0.95
+    if hasattr(state, "energy") and hasattr(info, "energy"):  # after the last move
+        np.testing.assert_allclose(info.energy[-1], fresh.energy, rtol=1e-5, atol=1e-6)
+    if hasattr(state, "gradient") and hasattr(info, "gradient_norm"):
+        norms = np.linalg.norm(fresh.gradient, axis=1)
+        np.testing.assert_allclose(info.gradient_norm[-1], norms, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -535,7 +540,9 @@ def test_numbers_are_the_same_on_any_devices_and_in_any_blocks(num_chains):
     layout = lay_out(x, (matrix, key, x))
     assert layout.num_blocks == (2 if num_chains == 3_001 else 1)
     run = partial(samplers.sample_chains, sampler, STANDARD, key)
-    alone, info = run(jax.device_put(x, jax.devices()[5]), 6)
+    there = jax.device_put(x, jax.devices()[5])  # one device walks all chains at once
+    assert lay_out(there, (key, there)) == Layout((jax.devices()[5],), 1, num_chains)
+    alone, info = run(there, 6)
     assert alone.position.devices() == {jax.devices()[5]}
     state, spread = run(x, 6)
     np.testing.assert_array_equal(alone.position, state.position)

@@ -74,11 +74,14 @@ def test_temperature_divides_the_energy(temperature):
 
 
 def test_random_lengths_are_uniform_and_shared():
-    """On 1, ..., 2 L - 1, chi-square over 2,000 moves; all chains make equally many."""
+    """On 1, ..., 2 L - 1, chi-square over 2,000 moves; all chains make equally many,
+    and those of moves 2 k and 2 k + 1 add up to 2 L."""
     sampler = samplers.hmc(step_size=0.1, num_leapfrog=3, randomize_num_leapfrog=True)
-    _, info = run(sampler, jnp.zeros((3, 1)), 2_000)
+    state, info = run(sampler, jnp.zeros((3, 1)), 2_000)
+    np.testing.assert_array_equal(state.num_moves, 2_000)
     counts = np.asarray(info.num_leapfrog)
     assert (counts == counts[:, :1]).all()
+    np.testing.assert_array_equal(counts[::2] + counts[1::2], 2 * 3)
     observed = np.bincount(counts[:, 0], minlength=6)
     assert observed[0] == 0 and len(observed) == 6
     # Four degrees of freedom: 23.5 is exceeded once in ten thousand.

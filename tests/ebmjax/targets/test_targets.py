@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 from typing import NamedTuple
 
 import jax
@@ -380,6 +381,27 @@ CURVES = {
 }
 
 
+@pytest.mark.parametrize("name", ["swiss_roll", "two_moons"])
+def test_the_curvature_of_a_curve_is_the_largest_on_it(name, monkeypatch):
+    """|x' y'' - y' x''| / (x'^2 + y'^2)^1.5, by central differences."""
+    plane, seen = sys.modules["ebmjax.targets.plane"], []
+    quadrature = plane.quadrature
+
+    def spy(position, interval, curvature, std):
+        seen.append((interval, curvature))
+        return quadrature(position, interval, curvature, std)
+
+    monkeypatch.setattr(plane, "quadrature", spy)
+    factory, (curve, *_), interval = CURVES[name]
+    factory(noise_scale=0.1)
+    t, step = np.linspace(*interval, 1001), 1e-4
+    before, here, after = curve(t - step), curve(t), curve(t + step)
+    first, second = (after - before) / (2 * step), (after - 2 * here + before) / step**2
+    cross = np.abs(first[0] * second[1] - first[1] * second[0])
+    largest = np.max(cross / np.sum(first**2, axis=0) ** 1.5)
+    assert seen == [(interval, pytest.approx(largest, rel=1e-5))]
+
+
 def energy_by_adaptive_quadrature(curves, interval, std, x):
     """Minus the log of the mean over t and curves of N(x; curve(t), std^2)."""
     fine = np.linspace(*interval, 2001)
@@ -664,6 +686,14 @@ def test_draws_of_a_model_have_its_law(name):
     found = features(draws, energies_of_draws)
     error = 5 * found.std(0) / len(found) ** 0.5
     np.testing.assert_array_less(np.abs(found.mean(0) - exact), error)
+
+
+def test_as_many_hidden_units_as_are_allowed_are_counted(monkeypatch):
+    """Without weights, 2^3 states of a standard normal each."""
+    monkeypatch.setattr(sys.modules["ebmjax.targets.models"], "MOST_HIDDEN", 3)
+    target = targets.gaussian_bernoulli_rbm(np.zeros((1, 3)), np.zeros(1), np.zeros(3))
+    exact = 0.5 * math.log(2 * math.pi) + 3 * math.log(2)
+    np.testing.assert_allclose(target.log_partition, exact, rtol=1e-12)
 
 
 def test_mixed_sources_have_this_entropy():

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.run.cli import command_line
 from experiments.throughput import __main__ as throughput
-from experiments.throughput import process
+from experiments.throughput import floors, process
 from experiments.throughput.contest import PLAIN, Contest, cells
 from experiments.throughput.samplers import SAMPLERS, WORKLOADS
 from experiments.throughput.tables import table
@@ -245,13 +245,13 @@ def test_floors_count_operations():
     """Of the MLP 2 (2 128 + 128^2 + 128) in products, twice for the gradient, and a few
     for every unit; of 4x4 convolutions and their like, by hand, too."""
     cell = process.Cell("mlp", "langevin", 1e-3, 0, 64, 2, 4)
-    found = process.measure("threefry2x32", cell)
+    found = floors.measure("threefry2x32", cell)
     products = 2 * 64 * 2 * (2 * 128 + 128**2 + 128)
     assert products < found["gradient_flops"] < 1.2 * products
     # Width 4, 28x28x1: 3x3 to 4 channels; 4x4, halving, to 8, 16, 32; 3x3x32 to one.
     cell = cell._replace(workload="conv 28x28x1")
     products = 784 * 9 * 4 + 196 * 64 * 8 + 49 * 128 * 16 + 9 * 256 * 32 + 9 * 32
-    counted = process.gradient_flops(cell)
+    counted = floors.gradient_flops(cell)
     # Less at the borders, where windows meet zeros; more for biases and slopes.
     assert 0.7 < counted / (2 * 2 * products) < 1.2
     assert 1e8 < found["matmul_flops_per_second"] < 1e15

@@ -1,5 +1,6 @@
 """Diagnostics of Markov chains: effective sample size (ESS) and R-hat."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -10,6 +11,10 @@ from jax.scipy.special import ndtri
 from ebmjax.types import Array
 
 __all__ = ["effective_sample_size", "potential_scale_reduction"]
+
+MOST_ELEMENTS = 2**18
+"""Largest number of draws of coordinates that are computed together. A CPU core keeps
+as many in its cache."""
 
 
 def effective_sample_size(draws: Array) -> Array:
@@ -123,18 +128,31 @@ def _over_coordinates(statistic: Callable[[Array], Array], draws: Array) -> Arra
             "draws must be floating-point [steps, chains, *event] with at least 4 steps"
             f" and 1 chain, got {draws.dtype}{list(draws.shape)}"
         )
+    values: Array = _map_coordinates(draws, statistic=statistic)
+    return values
+
+
+@functools.partial(jax.jit, static_argnames="statistic")
+def _map_coordinates(draws: Array, *, statistic: Callable[[Array], Array]) -> Array:
     num_steps, num_chains, *event_shape = draws.shape
     draws = draws.astype(jnp.promote_types(draws.dtype, jnp.float32))
     draws = draws.reshape(num_steps, num_chains, math.prod(event_shape))
-    half = num_steps // 2
-    halves = jnp.concatenate([draws[:half], draws[-half:]], axis=1)
-    values = jax.vmap(statistic, in_axes=2)(halves)
-    # Asked of the draws and not of the halves, which may lack the middle step.
-    values = jnp.where(jnp.isnan(draws).any((0, 1)), jnp.nan, values)
+
+    def of_coordinate(draws: Array) -> Array:
+        half = num_steps // 2
+        halves = jnp.concatenate([draws[:half], draws[-half:]], axis=1)
+        # Asked of the draws and not of the halves, which may lack the middle step.
+        return jnp.where(jnp.isnan(draws.max()), jnp.nan, statistic(halves))
+
+    draws = jnp.moveaxis(draws, 2, 0)
+    num_together = max(1, MOST_ELEMENTS // (num_steps * num_chains))
+    if num_together >= len(draws):
+        values = jax.vmap(of_coordinate)(draws)
+    else:
+        values = jax.lax.map(of_coordinate, draws, batch_size=num_together)
     return values.reshape(event_shape)
 
 
-@jax.jit
 def _effective_sample_size(halves: Array) -> Array:
     num_steps, num_halves = halves.shape
     total = num_steps * num_halves
@@ -175,12 +193,11 @@ def _effective_sample_size(halves: Array) -> Array:
     return jnp.where(halves.max() - halves.min() == 0, total, size)
 
 
-@jax.jit
 def _potential_scale_reduction(halves: Array) -> Array:
     # By a power of two, which is exact: four times a large draw would overflow.
     halves = halves * jnp.where(jnp.abs(halves).max() > 1, 2.0**-3, 1.0)
-    ordered = jnp.sort(halves.ravel())
-    low, high = ordered[halves.size // 2 - 1], ordered[halves.size // 2]
+    middle = halves.size // 2
+    low, high = _from_keys(jnp.sort(_keys(halves.ravel()))[middle - 1 : middle + 1])
     # Twice the distance from the median. The median itself would be rounded, and the
     # two draws in the middle, equally far from it, no longer tied.
     folded = jnp.abs((halves - low) + (halves - high))
@@ -194,16 +211,37 @@ def _potential_scale_reduction(halves: Array) -> Array:
 def _normal_scores(draws: Array) -> Array:
     """Returns Blom's normal scores, quantiles of `(rank - 3/8) / (total + 1/4)`."""
     flat = draws.ravel()
-    ordered = jnp.sort(flat)
-    num_below = jnp.searchsorted(ordered, flat, side="left")
-    num_up_to = jnp.searchsorted(ordered, flat, side="right")
-    twice_rank = num_below + num_up_to + 1  # 2 to 2 * total; an integer even for ties
+    keys = _keys(flat)
+    num_below = jnp.searchsorted(jnp.sort(keys), keys)
+    num_equal = jnp.zeros_like(num_below).at[num_below].add(1)[num_below]
+    # From 2 to 2 * total; an integer even for ties.
+    twice_rank = 2 * num_below + num_equal + 1
     # Both tails by the lower one: a probability close to 1 has no digits to spare.
     twice_lower = jnp.minimum(twice_rank, 2 * flat.size + 2 - twice_rank)
     probability = (twice_lower.astype(flat.dtype) / 2 - 3 / 8) / (flat.size + 1 / 4)
     side = jnp.sign(twice_rank - (flat.size + 1))
     scores = -side * ndtri(probability)
-    return jnp.where(jnp.isnan(flat).any(), jnp.nan, scores).reshape(draws.shape)
+    return jnp.where(jnp.isnan(flat.max()), jnp.nan, scores).reshape(draws.shape)
+
+
+def _keys(draws: Array) -> Array:
+    """Returns integers in the order of the draws, which a CPU sorts five times as fast.
+
+    They are the bits of the draws. Those of negative draws are turned round.
+    """
+    dtype = jnp.dtype(f"int{8 * draws.dtype.itemsize}")
+    draws = jnp.where(draws == 0, 0.0, draws)  # -0 and 0 are tied
+    return _turned(jax.lax.bitcast_convert_type(draws, dtype))
+
+
+def _from_keys(keys: Array) -> Array:
+    """Returns the draws of `_keys`."""
+    dtype = jnp.dtype(f"float{8 * keys.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(_turned(keys), dtype)
+
+
+def _turned(bits: Array) -> Array:
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
 
 
 def _split_r_hat(halves: Array) -> Array:

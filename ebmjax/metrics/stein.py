@@ -1,5 +1,6 @@
 """The kernelised Stein discrepancy (KSD), and a test of the law of draws."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax.checks import check_array, check_number, scalar_energy, scalar_valued
+from ebmjax.metrics.pairs import in_units, median, over_pairs
 from ebmjax.types import Array, EnergyFn, Key
 
 __all__ = [
@@ -19,22 +21,13 @@ __all__ = [
 
 KERNELS: dict[str, Callable[[Array], Array]] = {
     "rbf": lambda square: jnp.exp(-0.5 * square),
-    "imq": lambda square: (1.0 + square) ** -0.5,
+    "imq": lambda square: jax.lax.rsqrt(1.0 + square),
 }
 """Kernels as functions of the squared distance over the squared bandwidth: the radial
 basis function, and the inverse multiquadric, whose tails are heavy enough for many
 dimensions."""
 
 STATISTICS = ("u", "v")
-
-FEW_DIMENSIONS = 8
-"""Number of dimensions up to which differences are as fast as products."""
-
-MOST_CANCELLED = 1e-3
-"""Share of the squares of two examples that may be left in their squared distance."""
-
-MOST_ELEMENTS = 2**22
-"""Largest number of elements of the differences of rows that are computed together."""
 
 
 class SteinTest(NamedTuple):
@@ -68,7 +61,7 @@ def stein_kernel(
       scores: The model's score at each example, `[n, *event]`.
       x: Examples, `[n, *event]`.
       kernel: "rbf", "imq", or a smooth function of the squared distance over the
-        squared bandwidth.
+        squared bandwidth. One program is compiled for every function object.
       bandwidth: Bandwidth in units of x; if None, the median distance of two different
         examples, through which no gradient flows.
 
@@ -84,11 +77,15 @@ def stein_kernel(
       tests", https://arxiv.org/abs/1602.03253. "imq": Gorham & Mackey (2017),
       "Measuring sample quality with kernels", https://arxiv.org/abs/1703.01717.
     """
-    pairs, bandwidth = _scaled_kernel(scores, x, kernel, bandwidth)
+    if bandwidth is not None:
+        bandwidth = check_number("bandwidth", bandwidth, positive=True)
+    pairs, width = _scaled_kernel(scores, x, kernel, bandwidth)
     # Divided twice: the square of a large bandwidth would overflow.
-    return pairs / bandwidth / bandwidth
+    result: Array = pairs / width / width
+    return result
 
 
+@functools.partial(jax.jit, static_argnames="kernel")
 def _scaled_kernel(
     scores: Array,
     x: Array,
@@ -110,88 +107,26 @@ def _scaled_kernel(
             raise ValueError(f"kernel must be of {list(KERNELS)}, got {kernel!r}")
         kernel = KERNELS[kernel]
     kernel = scalar_valued("kernel", kernel)
-    rows, unit = _in_units(x)
-    scores = scores.reshape(len(x), -1)
-    if bandwidth is None:
-        width = _median(squared_distances(rows), otherwise=1 / unit)
-    else:
-        bandwidth = check_number("bandwidth", bandwidth, positive=True)
-        width = jnp.asarray(bandwidth, rows.dtype) / unit
-    rows, scores = rows / width, scores * unit * width
-    squares, pulls = _over_pairs(rows, scores)
+    rows, unit = in_units(x)
+    scores = scores.reshape(len(x), -1) * unit
 
-    def per_pair(function: Callable[[Array], Array]) -> Array:
-        return jax.vmap(jax.vmap(function))(squares)
+    def of_pairs(squares: Array, pulls: Array) -> tuple[Array, Array]:
+        if bandwidth is None:
+            width = median(squares, otherwise=1 / unit)
+        else:
+            width = jnp.asarray(bandwidth, rows.dtype) / unit
+        squares, scaled = squares / width / width, scores * width
 
-    slope = per_pair(jax.grad(kernel))  # in the squared distance
-    bend = per_pair(jax.grad(jax.grad(kernel)))
-    trace = -2 * rows.shape[1] * slope - 4 * squares * bend
-    pairs: Array = scores @ scores.T * per_pair(kernel) - 2 * slope * pulls + trace
-    return pairs, unit * width
+        def per_pair(function: Callable[[Array], Array]) -> Array:
+            return jax.vmap(jax.vmap(function))(squares)
 
+        slope = per_pair(jax.grad(kernel))  # in the squared distance
+        bend = per_pair(jax.grad(jax.grad(kernel)))
+        trace = -2 * rows.shape[1] * slope - 4 * squares * bend
+        pairs = scaled @ scaled.T * per_pair(kernel) - 2 * slope * pulls + trace
+        return pairs, unit * width
 
-def _in_units(x: Array) -> tuple[Array, Array]:
-    """Returns centred rows `[n, d]` in a unit, and the unit, a power of two.
-
-    The unit is near the largest element, so that no square overflows or vanishes. A
-    division by a power of two rounds nothing.
-    """
-    rows = x.reshape(len(x), -1)
-    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(rows), initial=0.0))
-    is_usual = jnp.isfinite(largest) & (largest > 0)
-    _, exponent = jnp.frexp(jnp.where(is_usual, largest, 1.0))
-    unit = jnp.ldexp(jnp.ones((), rows.dtype), exponent - 1)
-    rows = rows / unit
-    return rows - jnp.mean(rows, axis=0, keepdims=True), unit
-
-
-def squared_distances(rows: Array) -> Array:
-    """Returns the squared distances of all pairs of rows, `[n, n]`."""
-    return _over_pairs(rows, rows)[0]
-
-
-def _over_pairs(rows: Array, scores: Array) -> tuple[Array, Array]:
-    """Returns `|x_i - x_j|^2` and `(s_i - s_j) . (x_i - x_j)` of all pairs, `[n, n]`.
-
-    Products of rows give them fast in many dimensions, but lose the distances within
-    groups of examples that are far from each other. If there are such examples, they
-    are sums over differences.
-    """
-    if rows.shape[1] <= FEW_DIMENSIONS:
-        return _over_differences(rows, scores)
-    scores = scores - jnp.mean(scores, axis=0, keepdims=True)
-    norms = jnp.sum(rows**2, axis=1)
-    norms = norms[:, None] + norms[None, :]
-    is_other = ~jnp.eye(len(rows), dtype=bool)
-    squares = jnp.where(is_other, norms - rows @ (2 * rows).T, 0.0)
-    products = scores @ rows.T  # [i, j]: s_i . x_j
-    half = jnp.diagonal(products)[:, None] - products
-    pulls = half + half.T
-    is_accurate = jnp.all((squares > MOST_CANCELLED * norms) | ~is_other)
-    pairs: tuple[Array, Array] = jax.lax.cond(
-        is_accurate, lambda *_: (squares, pulls), _over_differences, rows, scores
-    )
-    return pairs
-
-
-def _over_differences(rows: Array, scores: Array) -> tuple[Array, Array]:
-    """Returns `_over_pairs` by differences, `[n, d]` of them at a time."""
-
-    def of_row(inputs: tuple[Array, Array]) -> tuple[Array, Array]:
-        row, score = inputs
-        apart = row[None] - rows
-        squares = jnp.sum(apart**2, axis=1)
-        return squares, jnp.sum((score[None] - scores) * apart, axis=1)
-
-    pairs: tuple[Array, Array]
-    num_together = max(1, MOST_ELEMENTS // max(1, rows.size))
-    if num_together >= len(rows):
-        pairs = jax.vmap(of_row)((rows, scores))
-    else:
-        # A gradient keeps no differences, which are [n, n, d].
-        of_row = jax.checkpoint(of_row)
-        pairs = jax.lax.map(of_row, (rows, scores), batch_size=num_together)
-    return pairs
+    return over_pairs(of_pairs, rows, scores)
 
 
 def median_distance(x: Array) -> Array:
@@ -208,21 +143,14 @@ def median_distance(x: Array) -> Array:
     Raises:
       ValueError: If there are fewer than two examples.
     """
-    rows, unit = _in_units(check_array("x", x, "[n, *event]"))
-    median = _median(squared_distances(rows), otherwise=1 / unit)
-    return median * unit
+    result: Array = _median_distance(check_array("x", x, "[n, *event]"))
+    return result
 
 
-def _median(squares: Array, otherwise: float | Array) -> Array:
-    """Returns the median distance from squared distances `[n, n]`, unless it is 0."""
-    if len(squares) < 2:
-        raise ValueError(
-            f"a median distance needs two examples or more, got {len(squares)}"
-        )
-    above = jnp.triu_indices(len(squares), 1)
-    median = jnp.median(jnp.sqrt(squares[above]))
-    # Where most examples coincide it would be 0, and the kernel not a number.
-    return jax.lax.stop_gradient(jnp.where(median == 0, otherwise, median))
+@jax.jit
+def _median_distance(x: Array) -> Array:
+    rows, unit = in_units(x)
+    return unit * over_pairs(lambda squares, _: median(squares, 1 / unit), rows, rows)
 
 
 def kernel_stein_discrepancy(
@@ -264,7 +192,8 @@ def kernel_stein_discrepancy(
       (2016), "A kernel test of goodness of fit", https://arxiv.org/abs/1602.02964.
     """
     pairs, width = _model_kernel(energy_fn, x, kernel, bandwidth)
-    return stein_statistic(pairs, statistic) / width / width
+    result: Array = stein_statistic(pairs, statistic) / width / width
+    return result
 
 
 def _model_kernel(
@@ -276,9 +205,13 @@ def _model_kernel(
     """Returns `_scaled_kernel` of an energy's scores."""
     x = check_array("x", x, "[n, *event]")
     scores = -jax.vmap(jax.grad(scalar_energy(energy_fn)))(x)
-    return _scaled_kernel(scores, x, kernel, bandwidth)
+    if bandwidth is not None:
+        bandwidth = check_number("bandwidth", bandwidth, positive=True)
+    pairs: tuple[Array, Array] = _scaled_kernel(scores, x, kernel, bandwidth)
+    return pairs
 
 
+@functools.partial(jax.jit, static_argnames="statistic")
 def stein_statistic(pairs: Array, statistic: str) -> Array:
     """Returns the mean of `stein_kernel` over all pairs, or off the diagonal."""
     if statistic not in STATISTICS:

@@ -232,10 +232,10 @@ class Checkpoints:
             devices, naming the leaf, what it is and what it must be.
           CheckpointError: If there are checkpoints and none can be read.
         """
-        steps = _first_process(sorted(self._manager.all_steps(), reverse=True))
+        steps = first_process(sorted(self._manager.all_steps(), reverse=True))
         if not steps:
             return None
-        step, items = _first_readable(self._manager, self.folder, steps, _by_all)
+        step, items = _first_readable(self._manager, self.folder, steps, by_all)
         state = _rebuild(self.folder / str(step), items, template, num_devices)
         self._set_aside(steps[: steps.index(step)], step)
         return state
@@ -317,7 +317,7 @@ def _rebuild(where, items, template, num_devices) -> training.TrainState:
     return training.place(fresh._replace(key=template.key), num_local)
 
 
-def _first_process(steps: list[int]) -> list[int]:
+def first_process(steps: list[int]) -> list[int]:
     """Returns the steps that the first process sees, to all processes."""
     if jax.process_count() == 1:
         return steps
@@ -326,7 +326,7 @@ def _first_process(steps: list[int]) -> list[int]:
     return [int(step) for step in multihost_utils.broadcast_one_to_all(mine)]
 
 
-def _by_all(is_sound: bool) -> bool:
+def by_all(is_sound: bool) -> bool:
     """Returns whether a checkpoint is sound to every process of the run."""
     if jax.process_count() == 1:
         return is_sound

@@ -27,7 +27,7 @@ COUNTS = frozenset(
 COUNTS_OR_ZERO = frozenset(
     """checkpoint_every classifier_steps decay_every decay_start decay_steps
     eval_every extra_every log_every long_run_steps matrix_seed most_chains
-    most_chains_of_all num_burn_in num_corrections num_examples
+    most_chains_of_all num_burn_in num_cores num_corrections num_examples
     num_extra_updates num_inception num_inpainted num_iterations num_joint_steps
     num_likelihoods num_probes num_samples num_saved num_scales num_shown num_steps
     patience samples_a_mode seed size split_seed tuple_seed warmup_steps""".split()

@@ -22,7 +22,8 @@ from experiments.throughput.workload import num_cores, version
 
 METHODS = IMAGE_METHODS | PLANE_METHODS
 FUNCTIONS = IMAGE_FUNCTIONS | PLANE_FUNCTIONS
-KINDS = (*METHODS, *FUNCTIONS)
+IMAGE_KINDS = (*IMAGE_METHODS, *IMAGE_FUNCTIONS)
+ALL_KINDS = (*METHODS, *FUNCTIONS)
 
 TOLERANCE, GRADIENT_TOLERANCE, NUM_DRAWS = 1e-4, 3e-3, 3
 """Relative errors of values and of gradients, in the best of so many draws. Gradients

@@ -11,18 +11,18 @@ ENVIRONMENT: dict[str, str] = {}
 KINDS = ("r_hat", "ess")
 
 
-def make_program(task: Task) -> Program:
+def diagnose(name: str, method: str, task: Task, draws):
     import arviz
 
-    def apply(function, method, task, draws):
-        return function(draws.swapaxes(0, 1), method=method)["x"].values
+    data = arviz.convert_to_dataset({"x": draws.swapaxes(0, 1)})
+    return getattr(arviz, name)(data, method=method)["x"].values
 
-    def by_array(name, method):
-        def function(array, method):
-            data = arviz.convert_to_dataset({"x": array})
-            return getattr(arviz, name)(data, method=method)
 
-        return functools.partial(apply, function, method)
+FUNCTIONS = {
+    "r_hat": functools.partial(diagnose, "rhat", "rank"),
+    "ess": functools.partial(diagnose, "ess", "mean"),
+}
 
-    functions = {"r_hat": by_array("rhat", "rank"), "ess": by_array("ess", "mean")}
-    return make_metric(task, functions, version("arviz"))
+
+def make_program(task: Task) -> Program:
+    return make_metric(task, FUNCTIONS[task.kind], version("arviz"))

@@ -45,6 +45,9 @@ def mean_discrepancy(task: Task, a: np.ndarray, b: np.ndarray) -> float:
     return within(a) + within(b) - 2 * kernel(a, b).mean()
 
 
+FUNCTIONS = {"ksd": stein, "mmd": mean_discrepancy}
+
+
 def make_program(task: Task) -> Program:
-    functions = {"ksd": stein, "mmd": mean_discrepancy}
-    return make_metric(task, functions, f"{version('numpy')}, {version('scipy')}")
+    settings = f"{version('numpy')}, {version('scipy')}"
+    return make_metric(task, FUNCTIONS[task.kind], settings)

@@ -299,6 +299,17 @@ def test_every_coordinate_is_on_its_own(function, event):
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("shape, num", [((2000, 40, 7), 3), ((2000, 140, 2), 1)])
+def test_coordinates_of_many_draws_are_each_on_their_own(function, shape, num):
+    """They are computed `num` at a time, and the rest after them."""
+    assert diagnostics.MOST_ELEMENTS // math.prod(shape[:2]) <= num < shape[2]
+    draws = ar1(6, 0.5, shape)
+    values = function(draws)
+    for index in (0, shape[2] - 1):
+        close(values[index], function(draws[:, :, index]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("step", [0, 25, 50])
 def test_a_nan_is_seen_in_its_coordinate_and_no_other(function, step):
     """Also in the middle step of 51, which neither half contains."""

@@ -145,16 +145,31 @@ def test_a_statistics_network_of_vectors_sees_both_side_by_side():
     np.testing.assert_allclose(found, exact[0], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind, is_normal", [("strided", True), ("convnet", False)])
-def test_weights_start_as_published(kind, is_normal):
+@pytest.mark.parametrize(
+    "kind, options, is_normal",
+    [
+        ("strided", {}, True),
+        ("convnet", {}, True),
+        ("convnet", {"is_normal": False}, False),
+    ],
+)
+def test_weights_start_as_published(kind, options, is_normal):
     """Kernels of convolutions N(0, .02) and scales N(1, .02), or uniform up to
     1 / sqrt(fan-in) and ones; dense layers and biases uniform in either."""
-    options = {"widths": (32, 64)} | ({} if is_normal else {"is_normal": False})
-    generator, energy, _ = trio(kind, (8, 8, 1), **options)
+    generator, *others = trio(kind, (8, 8, 1), widths=(32, 64), **options)
+    for network in others:
+        params, _ = jax.jit(network.init)(KEY)
+        kernel = np.asarray(params["trunk"]["Conv_0"]["kernel"])
+        bound = kernel[..., 0].size ** -0.5
+        deviation = 0.02 if is_normal else bound / 3**0.5
+        np.testing.assert_allclose(
+            kernel.std(), deviation, rtol=4 / (2 * kernel.size) ** 0.5
+        )
     params, _ = jax.jit(generator.init)(jax.random.key(1))
     params = jax.tree.map(np.asarray, params)
     kernel = params["TransposedConv_0"]["kernel"]
-    scale = params["BatchNorm_0"]["scale"]
+    layers = [layer for layer in params if layer.startswith("BatchNorm")]
+    scale = np.concatenate([params[layer]["scale"] for layer in layers])
     fan_in = kernel.shape[0] * kernel.shape[1] * kernel.shape[2]  # PyTorch's: features
     bound = fan_in**-0.5
     deviation = 0.02 if is_normal else bound / 3**0.5
@@ -210,6 +225,75 @@ def test_a_transposed_layer_spreads_each_pixel_as_on_paper():
             window = exact[2 * i : 2 * i + 3, 2 * j : 2 * j + 3]
             window += float(x[i, j, 0]) * np.asarray(kernel[..., 0, 0])
     np.testing.assert_allclose(found, exact[1:5, 1:5] + 0.5, rtol=1e-6)
+
+
+def copying(network):
+    """Returns variables by which layers of one channel copy, and dense ones add up."""
+    params, state = jax.jit(network.init)(KEY)
+
+    def copy(path, leaf):
+        if path[-1].key == "kernel" and leaf.ndim == 4:
+            middle = (len(leaf) - 1) // 2
+            return jnp.zeros(leaf.shape).at[middle, middle].set(1.0)
+        is_one = path[-1].key in ("kernel", "scale")
+        return jnp.full(leaf.shape, 1.0 if is_one else 0.0)
+
+    return jax.tree.map_with_path(copy, params), state
+
+
+@pytest.mark.parametrize(
+    "name, widths, expected",
+    [
+        ("strided_energy", (1,), -0.2),
+        ("convnet_energy", (1, 1), -(0.1**3)),
+        ("sngan_energy", (1, 1), -(0.1**3)),
+        ("dcgan_energy", (1,), -0.2),
+    ],
+)
+def test_an_energy_that_copies_the_first_pixel_multiplies_it_by_its_slopes(
+    name, widths, expected
+):
+    network = getattr(networks, name)((2, 2, 1), widths=widths)
+    x = jnp.array([[1.0, 2.0], [3.0, 4.0]])[..., None]
+    params, state = copying(network)
+    if state:
+        found = [network.apply_stateful(params, state, y)[0] for y in (x, -x)]
+    else:
+        found = [network.apply(params, y) for y in (x, -x)]
+    np.testing.assert_allclose(found, [1.0, expected], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind, slope", [("strided", 0.2), ("convnet", 0.1)])
+def test_statistics_that_copy_add_the_pixel_and_the_latent(kind, slope):
+    network = getattr(networks, f"{kind}_statistics")(
+        (1, 1, 1), latent_dim=1, widths=(1,), hidden_width=1
+    )
+    params, _ = copying(network)
+    x = jnp.full((1, 1, 1), -1.0)
+    found = [network.apply(params, x, jnp.array([z])) for z in (0.0, 1.5)]
+    np.testing.assert_allclose(found, [-(slope**2), 1.5 - slope], rtol=1e-5)
+
+
+def test_a_residual_energy_that_copies_is_this_number():
+    """Means over 2x2 pixels are h = mean relu(x) + mean x after the first block. After
+    the second they are a = mean (relu(h) + h), which the last two blocks double."""
+    network = networks.sngan_resnet_energy((4, 4, 1), width=1)
+    x = np.random.default_rng(0).normal(size=(4, 4)).astype(np.float32)
+    x[:2, :2] = -np.abs(x[:2, :2])
+    h = (np.maximum(x, 0) + x).reshape(2, 2, 2, 2).mean((1, 3))
+    a = (np.maximum(h, 0) + h).mean()
+    assert a > 0 > h[0, 0]
+    found, _ = network.apply_stateful(*copying(network), x[..., None])
+    np.testing.assert_allclose(found, 4 * a, rtol=1e-5)
+
+
+def test_a_residual_base_that_copies_is_this_number():
+    """Each of its blocks doubles a positive latent, up to the 1e-5 that batch
+    normalisation adds to variances of 1."""
+    network = networks.sngan_resnet_base((8, 4, 1), latent_dim=1, width=1, num_blocks=2)
+    for z, expected in ((0.3, np.tanh(4 * 0.3)), (-0.3, 0.0)):
+        found, _ = network.apply_stateful(*copying(network), jnp.array([z]))
+        np.testing.assert_allclose(found, np.full((8, 4, 1), expected), rtol=1e-4)
 
 
 SHAPE = (8, 12, 2)
@@ -357,6 +441,8 @@ def test_after_many_renewals_every_matrix_has_the_largest_singular_value_one(nam
     [
         (lambda: networks.sngan_base((10, 8, 1), latent_dim=2), "multiples of 8"),
         (lambda: networks.convnet_energy((10, 8, 1)), "multiples of 8"),
+        (lambda: networks.convnet_generator((10, 8, 1), latent_dim=2), "les of 8"),
+        (lambda: networks.convnet_statistics((10, 8, 1), latent_dim=2), "les of 8"),
         (lambda: networks.strided_energy((8, 8)), "must be .height"),
         (lambda: networks.strided_energy((8, 8, 1), widths=()), "widths must be"),
         (lambda: networks.strided_energy((8, 8, 1), widths=(8, 0)), "widths must be"),

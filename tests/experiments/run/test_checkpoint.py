@@ -186,11 +186,11 @@ def test_all_processes_read_what_the_first_sees_and_all_find_sound(monkeypatch):
         patch.setattr(jax, "process_count", lambda: 2)
         utils = checkpoint.multihost_utils
         patch.setattr(utils, "broadcast_one_to_all", of_first)
-        assert checkpoint._first_process([35, 30, 25]) == [40, 35]
+        assert checkpoint.first_process([35, 30, 25]) == [40, 35]
         patch.setattr(utils, "process_allgather", lambda mine: [np.True_, mine])
-        assert checkpoint._by_all(True) and not checkpoint._by_all(False)
+        assert checkpoint.by_all(True) and not checkpoint.by_all(False)
         patch.setattr(utils, "process_allgather", lambda mine: [np.False_, mine])
-        assert not checkpoint._by_all(True)
+        assert not checkpoint.by_all(True)
 
 
 def test_a_flipped_bit_is_never_loaded(torn, caplog):

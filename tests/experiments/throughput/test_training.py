@@ -230,7 +230,10 @@ def test_each_kind_has_the_peers_that_know_it():
         "ksd": ["numpy"],
         "ais": ["plain scan"],
     }
-    # Every task has a peer.
+
+
+@pytest.mark.slow
+def test_every_task_has_a_peer():
     known = {kind for name in updates.PEERS for kind in peers.load(name).KINDS}
     made = [make() for make in (*SMALL.values(), *FUNCTIONS.values())]
     assert {task.kind for task in made} <= known

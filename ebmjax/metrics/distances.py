@@ -16,6 +16,10 @@ __all__ = [
 MOST_PAIRS = 2**14
 """Number of pairs of rows whose differences are held at once."""
 
+TILE = 256
+"""Number of rows of each set whose pairs are computed together: a core's cache holds
+them."""
+
 
 def frechet_distance(
     features_a: Array | np.ndarray, features_b: Array | np.ndarray
@@ -290,12 +294,8 @@ def maximum_mean_discrepancy(
             f" {bandwidth} for {kernel!r}"
         )
     a, b = (x[:max_examples] for x in _two_sets(features_a, features_b))
-    values = _gaussian(a, b, bandwidth) if kernel == "gaussian" else _polynomial(a, b)
-    means = []
-    for within in values[:2]:
-        np.fill_diagonal(within, 0.0)  # not minus the trace, which may be large
-        means.append(within.sum() / (len(within) * (len(within) - 1)))
-    found = float(means[0] + means[1] - 2 * values[2].mean())
+    means = _gaussian(a, b, bandwidth) if kernel == "gaussian" else _polynomial(a, b)
+    found = float(means[0] + means[1] - 2 * means[2])
     if not math.isfinite(found):
         largest = max(np.abs(a).max(), np.abs(b).max())
         raise ValueError(
@@ -305,10 +305,8 @@ def maximum_mean_discrepancy(
     return found
 
 
-def _gaussian(
-    a: np.ndarray, b: np.ndarray, bandwidth: float | None
-) -> list[np.ndarray]:
-    """Returns the Gaussian kernel of the pairs in a, in b, and of a with b."""
+def _gaussian(a: np.ndarray, b: np.ndarray, bandwidth: float | None) -> list[float]:
+    """Returns the mean Gaussian kernel of pairs in a, in b, and of a with b."""
     # No distance depends on the unit, or on the place of both sets together.
     unit = _unit(a, b)
     a, b = a / unit, b / unit
@@ -324,37 +322,70 @@ def _gaussian(
         raise ValueError(
             "the median distance of the features is 0: bandwidth must be given"
         )
-    with np.errstate(over="ignore"):  # exp(-inf) is right
-        kernels: list[np.ndarray] = [np.exp(-x / width / width / 2) for x in pairs]
-    return kernels
+    for x in pairs:
+        with np.errstate(over="ignore"):  # exp(-inf) is right
+            x /= width
+            x /= -2 * width
+        np.exp(x, out=x)
+    for within in pairs[:2]:
+        np.fill_diagonal(within, 0.0)  # not minus the trace, which may be large
+    means = [within.sum() / (len(within) * (len(within) - 1)) for within in pairs[:2]]
+    return [*means, pairs[2].mean()]
 
 
-def _polynomial(a: np.ndarray, b: np.ndarray) -> list[np.ndarray]:
-    """Returns the polynomial kernel of the pairs in a, in b, and of a with b.
+def _polynomial(a: np.ndarray, b: np.ndarray) -> list[float]:
+    """Returns the mean polynomial kernel of pairs in a, in b, and of a with b.
 
     What depends on one example of a pair alone is left out. It cancels in the distance,
     and far from 0 it would take the digits of the rest. With `x = u + c`, `y = v + c`
     and `w = u . v / d` the rest is
 
         (k + p + q + w)^3 - (k + p)^3 - (k + q)^3 + k^3
+            = w^3 + 3 w t (t + w) + 3 p q (k + t)
 
-    for `p = c . u / d`, `q = c . v / d` and `k = c . c / d + 1`.
+    for `p = c . u / d`, `q = c . v / d`, `k = c . c / d + 1` and `t = k + p + q`. The
+    last term is a sum over the examples of each set alone.
     """
     dim = a.shape[1]
     with np.errstate(over="ignore", invalid="ignore"):  # the caller refuses those
         center = np.concatenate([a, b]).mean(0)
         k = center @ center / dim + 1
-
-        def values(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-            p, q = (u @ center / dim)[:, None], (v @ center / dim)[None]
-            w = u @ v.T / dim
-            total = k + p + q
-            found: np.ndarray = w * (3 * total * (total + w) + w**2)
-            found += 3 * p * q * (k + total)
-            return found
-
         a, b = a - center, b - center
-        return [values(a, a), values(b, b), values(a, b)]
+        p, q = a @ center / dim, b @ center / dim
+        across = _sum_over_tiles(a, k + p, b, q)
+        across += 3 * p.sum() * (k * q.sum() + (q**2).sum())
+        across += 3 * q.sum() * (k * p.sum() + (p**2).sum())
+        means = []
+        for x, r in ((a, p), (b, q)):
+            within = _sum_over_tiles(x, k + r, x, r)
+            # Each pair once: sums over the examples before each one.
+            before, squares = (np.cumsum(np.r_[0.0, v[:-1]]) for v in (r, r**2))
+            within += 6 * np.sum(r * ((2 * k + r) * before + squares))
+            means.append(within / (len(x) * (len(x) - 1)))
+        return [*means, across / (len(a) * len(b))]
+
+
+def _sum_over_tiles(
+    u: np.ndarray, left: np.ndarray, v: np.ndarray, right: np.ndarray
+) -> float:
+    """Returns the sum of `w^3 + 3 w t (t + w)` of pairs, of different rows if u is v.
+
+    For a pair `w` is the product of the rows over their dimension, and `t` the sum of
+    its two numbers of `left` and `right`.
+    """
+    total = 0.0
+    scaled = u / u.shape[1]
+    for i in range(0, len(u), TILE):
+        for j in range(i if u is v else 0, len(v), TILE):
+            w = scaled[i : i + TILE] @ v[j : j + TILE].T
+            if u is v and i == j:
+                np.fill_diagonal(w, 0.0)  # not minus the trace, which may be large
+            t = left[i : i + TILE, None] + right[None, j : j + TILE]
+            rest = t + w
+            rest *= t
+            tile = 3 * np.vdot(w, rest) + np.vdot(w, np.multiply(w, w, out=rest))
+            total += tile * (2 if u is v and i < j else 1)
+    return total
 
 
 def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:

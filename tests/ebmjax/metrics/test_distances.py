@@ -197,6 +197,21 @@ def test_a_discrepancy_of_four_numbers_by_hand():
     ) == metrics.maximum_mean_discrepancy(a, b)
 
 
+@pytest.mark.parametrize("sizes", [(600, 300), (256, 513)])
+def test_a_discrepancy_of_many_examples_is_its_definition(sizes):
+    """More than are computed together, and not a multiple of that number."""
+    rng = np.random.RandomState(0)
+    a, b = (0.5 * i + rng.normal(size=(size, 3)) for i, size in enumerate(sizes))
+    means = []
+    for x, y in ((a, a), (b, b), (a, b)):
+        kernel = (x @ y.T / 3 + 1) ** 3
+        is_pair = ~np.eye(len(x), dtype=bool) if x is y else np.ones_like(kernel, bool)
+        means.append(kernel[is_pair].mean())
+    expected = means[0] + means[1] - 2 * means[2]
+    found = metrics.maximum_mean_discrepancy(a, b)
+    np.testing.assert_allclose(found, expected, rtol=1e-11)
+
+
 @pytest.mark.parametrize("kernel", ["polynomial", "gaussian"])
 def test_two_sets_of_one_law_have_no_discrepancy_on_average(kernel):
     """And of N(0, 1) and N(m, 1) with the Gaussian kernel of bandwidth 1: 2 / sqrt 3 (1

@@ -10,6 +10,7 @@ from cases import STANDARD
 
 from ebmjax import objectives, samplers, starts
 from ebmjax.samplers.coupled import _reflected
+from ebmjax.samplers.sampler import total
 from ebmjax.samplers.walk import no_means
 
 KEY = jax.random.key(0)
@@ -85,6 +86,26 @@ def test_adapt_refuses_masses_that_float32_does_not_have():
             adapt_mass=True,
             initial_step_size=1e-25,
         )
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("shape", [(), (2,), (3, 700)])
+def test_a_total_is_the_sum_of_all_elements(shape, dtype):
+    """In float32 to its last digits: a product with fewer would decide acceptances."""
+    x = jax.random.normal(KEY, (5, *shape)).astype(dtype)
+    found = jax.jit(jax.vmap(total))(x)
+    assert found.shape == (5,) and found.dtype == dtype
+    values = np.asarray(x, np.float64).reshape(5, -1)
+    error = float(jnp.finfo(dtype).eps) * np.abs(values).sum(1)
+    assert (np.abs(np.asarray(found, np.float64) - values.sum(1)) <= error).all()
+    np.testing.assert_array_equal(jax.grad(total)(x[0]), np.ones(shape))
+
+
+def test_a_total_of_infinite_terms_is_infinite_or_no_number():
+    inf = np.inf
+    x = jnp.array([[1.0, -inf], [inf, inf], [inf, -inf], [np.nan, inf]])
+    found = jax.jit(jax.vmap(total))(x)
+    np.testing.assert_array_equal(found, [-inf, inf, np.nan, np.nan])
 
 
 def wall(x):

@@ -52,11 +52,9 @@ def over_pairs(function: Callable[..., T], rows: Array, scores: Array) -> T:
     norms = norms[:, None] + norms[None, :]
     is_other = ~jnp.eye(len(rows), dtype=bool)
     squares = jnp.where(is_other, norms - rows @ (2 * rows).T, 0.0)
-    # s_i . x_j + x_i . s_j at [i, j], in one product.
-    both = jnp.concatenate([scores, rows], axis=1)
-    products = both @ jnp.concatenate([rows, scores], axis=1).T
-    half = 0.5 * jnp.diagonal(products)
-    pulls = half[:, None] + half[None, :] - products
+    products = scores @ rows.T  # [i, j]: s_i . x_j
+    half = jnp.diagonal(products)[:, None] - products
+    pulls = half + half.T
     # The largest number, and not `all`: XLA's CPU reduces truth values slowly.
     excess = jnp.where(is_other, MOST_CANCELLED * norms - squares, -1.0)
     result: T = jax.lax.cond(

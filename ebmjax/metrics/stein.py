@@ -191,24 +191,32 @@ def kernel_stein_discrepancy(
       tests", https://arxiv.org/abs/1602.03253. Chwialkowski, Strathmann & Gretton
       (2016), "A kernel test of goodness of fit", https://arxiv.org/abs/1602.02964.
     """
-    pairs, width = _model_kernel(energy_fn, x, kernel, bandwidth)
+    scores, x, bandwidth = _model_scores(energy_fn, x, bandwidth)
+    result: Array = _discrepancy(scores, x, kernel, bandwidth, statistic)
+    return result
+
+
+@functools.partial(jax.jit, static_argnames=("kernel", "statistic"))
+def _discrepancy(
+    scores: Array,
+    x: Array,
+    kernel: str | Callable[[Array], Array],
+    bandwidth: float | None,
+    statistic: str,
+) -> Array:
+    pairs, width = _scaled_kernel(scores, x, kernel, bandwidth)
     result: Array = stein_statistic(pairs, statistic) / width / width
     return result
 
 
-def _model_kernel(
-    energy_fn: EnergyFn,
-    x: Array,
-    kernel: str | Callable[[Array], Array],
-    bandwidth: float | None,
-) -> tuple[Array, Array]:
-    """Returns `_scaled_kernel` of an energy's scores."""
+def _model_scores(
+    energy_fn: EnergyFn, x: Array, bandwidth: float | None
+) -> tuple[Array, Array, float | None]:
+    """Returns an energy's scores, the examples and the bandwidth, which are checked."""
     x = check_array("x", x, "[n, *event]")
-    scores = -jax.vmap(jax.grad(scalar_energy(energy_fn)))(x)
     if bandwidth is not None:
         bandwidth = check_number("bandwidth", bandwidth, positive=True)
-    pairs: tuple[Array, Array] = _scaled_kernel(scores, x, kernel, bandwidth)
-    return pairs
+    return -jax.vmap(jax.grad(scalar_energy(energy_fn)))(x), x, bandwidth
 
 
 @functools.partial(jax.jit, static_argnames="statistic")
@@ -263,7 +271,8 @@ def kernel_stein_test(
       Chwialkowski, Strathmann & Gretton (2016), "A kernel test of goodness of fit",
       https://arxiv.org/abs/1602.02964.
     """
-    pairs, width = _model_kernel(energy_fn, x, kernel, bandwidth)
+    scores, x, bandwidth = _model_scores(energy_fn, x, bandwidth)
+    pairs, width = _scaled_kernel(scores, x, kernel, bandwidth)
     num = len(pairs)
     statistic = num * stein_statistic(pairs, "v")
     signs = jax.random.rademacher(key, (num_bootstrap, num), pairs.dtype)

@@ -6,7 +6,10 @@ BIN := $(VENV)/bin
 WORKDIR ?= runs/digits
 BENCH_WORKDIR ?= runs/bench
 
-.PHONY: demo quick test test-slow lint types wheel bench clean
+GPU_WORKDIR ?= runs/gpu
+MINUTES ?= 30
+
+.PHONY: demo quick test test-slow lint types wheel bench gpu clean
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m experiments.short_run --workdir=$(WORKDIR)
@@ -37,6 +40,18 @@ bench: $(VENV)/dev
 	$(BIN)/python -m experiments.throughput --workdir=$(BENCH_WORKDIR) \
 		--config=training$(if $(SMALL),_small)
 
+# On a machine without network: WHEELS is a folder of the wheels that it lacks and DATA one
+# of images, see `python -m experiments.gpu --help`.
+gpu: $(VENV)/$(if $(WHEELS),carried,dev)
+	$(BIN)/python -m experiments.gpu --workdir=$(GPU_WORKDIR) --data_dir="$(DATA)" \
+		--minutes=$(MINUTES) $(if $(SMALL),--small)
+
+$(VENV)/carried:
+	$(PYTHON) -m venv --system-site-packages $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-index --no-deps \
+		$(WHEELS)/*.whl
+	touch $@
+
 # A file in the environment says that an installation is complete.
 $(VENV)/created:
 	@test -n "$(PYTHON)" || { echo "ebmjax needs Python 3.11 or newer: make PYTHON=..." >&2; exit 1; }
@@ -50,6 +65,11 @@ $(VENV)/runtime: requirements.txt pyproject.toml $(VENV)/created
 $(VENV)/dev: requirements-dev.txt requirements.txt pyproject.toml $(VENV)/created
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@ $(VENV)/runtime
+
+# XLA's compiler for TPUs, by which tests compile for them: none is needed.
+$(VENV)/tpu: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "jax[tpu]"
+	touch $@
 
 clean:
 	rm -rf $(VENV) .pytest_cache

@@ -1,4 +1,7 @@
-"""Checks of arguments, whose errors name the argument, the rule and the value."""
+"""Checks of arguments, whose errors name the argument, the rule and the value.
+
+`at_precision` is here too, because every other module may import this one.
+"""
 
 import functools
 import math
@@ -16,6 +19,7 @@ from numpy.typing import ArrayLike
 from ebmjax.types import Array, EnergyFn, Key, TimedScoreFn
 
 __all__ = [
+    "at_precision",
     "check_array",
     "check_batch",
     "check_chains",
@@ -33,6 +37,9 @@ __all__ = [
 
 Number = TypeVar("Number", bound=float | Array)
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+PRECISIONS = ("default", "high", "highest", None)
+"""Precisions of products, as `jax.default_matmul_precision` names them, and none."""
 
 
 def check_number(name: str, value: Number, *, positive: bool) -> Number:
@@ -180,11 +187,17 @@ def warn_of_chain_axis(energy_fn: EnergyFn, x: Array) -> None:
 
 
 def check_key(key: Key) -> None:
-    """Raises unless `key` is a typed key."""
+    """Raises unless `key` is a typed key whose draws do not depend on `jax.vmap`."""
     key_type = getattr(key, "dtype", type(key))
     if not jnp.issubdtype(key_type, jax.dtypes.prng_key):
         raise ValueError(
             f"key must be a typed key, as jax.random.key makes, got {key_type}"
+        )
+    # Under vmap these draw all numbers from the first of the keys.
+    if (name := str(jax.random.key_impl(key))) in ("rbg", "unsafe_rbg"):
+        raise ValueError(
+            "key must draw the same numbers in and out of jax.vmap, as threefry2x32"
+            f" and counter_prng do, got {name}"
         )
 
 
@@ -214,6 +227,41 @@ def scalar_valued(name: str, function: Function) -> Function:
         return result
 
     return cast(Function, checked)
+
+
+def at_precision(precision: str | None) -> Callable[[Function], Function]:
+    """Returns a decorator of functions that compute products at a precision.
+
+    The products are the matrix products and convolutions of the function and of its
+    derivatives that have no precision of their own. By default a TPU rounds their
+    factors to bfloat16 and a recent GPU to TF32, which have 8 and 11 significant bits,
+    where float32 has 24. "highest" keeps all bits. A CPU always does, and computes the
+    same with every precision.
+
+    Args:
+      precision: "highest", "high" or "default", as in `jax.default_matmul_precision`.
+        None leaves the precision to the caller, and at last to the platform.
+
+    Raises:
+      ValueError: If the precision is none of these.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+
+    def decorate(function: Function) -> Function:
+        if precision is None:
+            return function
+
+        @functools.wraps(function)
+        def precise(*arguments: Any, **options: Any) -> Any:
+            # A context acts on what is traced in it: on all of the function, whatever
+            # later transforms or compiles it.
+            with jax.default_matmul_precision(precision):
+                return function(*arguments, **options)
+
+        return cast(Function, precise)
+
+    return decorate
 
 
 def scalar_energy(energy_fn: EnergyFn) -> EnergyFn:

@@ -5,6 +5,7 @@ divergence (CD-k, Hinton 2002), and `replay` persistent contrastive divergence (
 Tieleman 2008) with a replay buffer (https://arxiv.org/abs/1903.08689).
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,9 @@ from ebmjax.checks import check_count
 from ebmjax.types import Array, DrawNoise, Key, StartDraw, StartInit, StartWrite
 
 __all__ = ["Start", "data", "noise", "replay"]
+
+RARE = 64
+"""Bits of the probability with which a draw of slots may repeat a slot, 2^-64."""
 
 
 class Start(NamedTuple):
@@ -138,7 +142,7 @@ def replay(
                 f" {batch.shape[1:]}"
             )
         slots_key, noise_key, reinit_key = jax.random.split(key, 3)
-        slots = jax.random.permutation(slots_key, capacity)[:num_chains]
+        slots = draw_slots(slots_key, num_chains, capacity)
         fresh = draw_noise(noise_key, batch.shape)
         is_fresh = jax.random.bernoulli(reinit_key, reinit_prob, (num_chains,))
         is_fresh = is_fresh.reshape(num_chains, *[1] * len(event_shape))
@@ -148,3 +152,28 @@ def replay(
         return memory.at[slots].set(x.astype(memory.dtype))
 
     return Start(init, draw, write)
+
+
+def draw_slots(key: Key, num: int, capacity: int) -> Array:
+    """Returns `num` distinct slots below `capacity`; all sequences are equally likely.
+
+    They are the first distinct ones of a sequence of uniform slots, which is so long
+    that it has too few with a probability of less than 2^-64. This costs two sorts of
+    about as many numbers as there are chains. A permutation would sort as many as there
+    are slots. It is used where it is the shorter one.
+    """
+    num_drawn = 1
+    if num > 1:
+        # With fewer distinct slots, all that are drawn are among `num - 1` ones, which
+        # can be chosen in so many ways.
+        log_ways = math.lgamma(capacity + 1) - math.lgamma(num)
+        log_ways -= math.lgamma(capacity - num + 2)
+        log_share = math.log(capacity / (num - 1))
+        num_drawn = math.ceil((RARE * math.log(2) + log_ways) / log_share)
+    if num_drawn >= capacity:
+        return jax.random.permutation(key, capacity)[:num]
+    drawn = jax.random.randint(key, (num_drawn,), 0, capacity)
+    order = jnp.argsort(drawn, stable=True)  # equal slots in the order of their draws
+    is_repeated = jnp.diff(drawn[order], prepend=-1) == 0
+    places = jnp.sort(jnp.where(is_repeated, num_drawn, order))
+    return drawn[places[:num]]

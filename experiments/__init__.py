@@ -33,7 +33,8 @@ def load(workdir, *, step: int | None = None, ema: bool | None = None):
     """Returns the trained model of a run, without reading its data.
 
     Args:
-      workdir: Folder of a run of any problem.
+      workdir: Folder of a run of any problem: a local one, or a URL such as
+        `gs://bucket/run`.
       step: Step of the checkpoint; the newest readable one by default.
       ema: Whether the parameters are their moving average. By default they are where
         the run keeps an average, as in its own evaluation.
@@ -49,10 +50,16 @@ def load(workdir, *, step: int | None = None, ema: bool | None = None):
         or the problem has no `load`.
       RuntimeError: If there are checkpoints and none can be read.
     """
+    from experiments.run.remote import fetched, to_path
+
+    with fetched(to_path(workdir)) as folder:
+        return _load(folder, step, ema)
+
+
+def _load(workdir: pathlib.Path, step: int | None, ema: bool | None):
     from experiments.run.checkpoint import load_run, read_config
     from experiments.run.workdir import read_run
 
-    workdir = pathlib.Path(workdir)
     if ema is None:
         ema = bool(read_config(workdir).ema_decay)
     record = read_run(workdir)

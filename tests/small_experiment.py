@@ -38,6 +38,7 @@ def get_config(preset: str = "small") -> ConfigDict:
                 "checkpoint_every": 5,
                 "keep": 2,  # newest checkpoints
                 "best": "precision",
+                "num_accumulated": 1,
                 "abort_above": 0.0,
             },
             "evaluation": {"sampler": {"factor": 1.0}},  # multiplies what is drawn

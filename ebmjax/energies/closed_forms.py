@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
+from ebmjax.checks import at_precision
 from ebmjax.types import Array, Params
 
 __all__ = ["gaussian", "gaussian_bernoulli_rbm", "gaussian_mixture", "ica"]
@@ -70,6 +71,7 @@ def _elements(precisions: Array, means: Array, x: Array) -> list[tuple[Array, Ar
     ]
 
 
+@at_precision("highest")
 def gaussian(params: Params, x: Array) -> Array:
     """Returns the energy of a normal distribution, which is zero at its mean.
 
@@ -91,6 +93,7 @@ def gaussian(params: Params, x: Array) -> Array:
     return 0.5 * _quadratic(jnp.asarray(params["precision"]), x - params["mean"])
 
 
+@at_precision("highest")
 def gaussian_mixture(params: Params, x: Array) -> Array:
     """Returns minus the log density of a mixture of normal distributions.
 
@@ -185,6 +188,7 @@ def _mixture_tangent(
     return -(largest + jnp.log(total)), energy_dot
 
 
+@at_precision("highest")
 def gaussian_bernoulli_rbm(params: Params, x: Array) -> Array:
     """Returns the energy of a Gaussian-Bernoulli restricted Boltzmann machine (RBM).
 
@@ -207,6 +211,7 @@ def gaussian_bernoulli_rbm(params: Params, x: Array) -> Array:
     return 0.5 * jnp.sum(x**2) - jnp.sum(params["visible_bias"] * x) - hidden
 
 
+@at_precision("highest")
 def ica(params: Params, x: Array) -> Array:
     """Returns the energy of linearly mixed independent logistic sources (ICA).
 

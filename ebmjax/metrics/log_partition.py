@@ -11,11 +11,11 @@ import numpy as np
 
 from ebmjax import energies
 from ebmjax.checks import (
+    at_precision,
     check_array,
     check_chains,
     check_count,
     check_path,
-    scalar_energy,
 )
 from ebmjax.samplers.closures import as_pytree
 from ebmjax.samplers.layout import (
@@ -89,8 +89,9 @@ def annealed_importance_sampling(
 
     Args:
       sampler: Sampler that moves the chains and leaves its energy's law invariant, such
-        as `mala` and `hmc` (unadjusted dynamics are biased here). It may also be a
-        function from the fraction to a sampler, for steps that change along the path.
+        as `mala` and `hmc` (unadjusted dynamics are biased here), or a function from
+        the fraction to a sampler, for steps that change along the path. Products are
+        computed at the precision "highest" of `mala`, unless the sampler names another.
       energy_fn: Energy of one example. Arrays bound with `functools.partial` are
         arguments of the compiled program.
       key: Typed key.
@@ -112,9 +113,8 @@ def annealed_importance_sampling(
       https://arxiv.org/abs/physics/9803008.
     """
     check_count("num_chains", num_chains, 1)
-    sample, _ = reference
     sample_key, move_key = jax.random.split(key)
-    x = jax.vmap(sample)(jax.random.split(sample_key, num_chains))
+    x = jax.vmap(reference[0])(jax.random.split(sample_key, num_chains))
     x = check_array("the draws of reference", x, "[chains, *event]")
     levels = _fractions(fractions)
     steps = np.diff(levels, prepend=0.0)
@@ -147,8 +147,7 @@ def reverse_annealed_importance_sampling(
       key: Typed key.
       x: Exact draws of the law `exp(-energy) / Z`, `[chains, *event]`.
       reference: Reference, as in the forward run.
-      fractions: Increasing fractions, as in the forward run, which are passed from the
-        end.
+      fractions: Fractions, as in the forward run, which are passed from the end.
       num_steps: Number of moves at every fraction, as in the forward run.
 
     Returns:
@@ -230,6 +229,7 @@ def _mean_weight(log_weights: Array) -> tuple[Array, Array]:
 
 
 @functools.partial(jax.jit, static_argnames=("sampler", "num_steps", "layout"))
+@at_precision("highest")
 def _anneal_chains(
     energy_fn: EnergyFn,
     log_prob: Callable[[Array], Array],
@@ -249,7 +249,7 @@ def _anneal_chains(
         keys: Key,
         x: Array,
     ) -> tuple[Array, ...]:
-        energy_fn = functools.partial(value, scalar_energy(functions[0]))
+        energy_fn = functools.partial(value, functions[0])
         levels, steps = path
 
         def reference_fn(x: Array) -> Array:
@@ -308,6 +308,7 @@ def _anneal_chains(
     return log_weights[: len(x)], position[: len(x)], rates[:, : len(x)]
 
 
+@at_precision("highest")
 def importance_sampling(
     energy_fn: EnergyFn,
     key: Key,
@@ -339,14 +340,14 @@ def importance_sampling(
     sample, log_prob = proposal
 
     def log_weight(key: Key) -> Array:
-        x = sample(key)
-        log_density = value(log_prob, x, "log_prob of proposal")
+        log_density = value(log_prob, x := sample(key), "log_prob of proposal")
         return -value(energy_fn, x) - log_density
 
     log_weights = jax.vmap(log_weight)(jax.random.split(key, num_samples))
     return _mean_weight(log_weights)
 
 
+@at_precision("highest")
 def quadrature(
     energy_fn: EnergyFn, bounds: Sequence[tuple[float, float]], num_points: int = 1000
 ) -> Array:

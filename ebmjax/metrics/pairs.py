@@ -6,6 +6,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from ebmjax.checks import at_precision
 from ebmjax.types import Array
 
 __all__ = ["in_units", "median", "over_pairs"]
@@ -37,6 +38,7 @@ def in_units(x: Array) -> tuple[Array, Array]:
     return rows - jnp.mean(rows, axis=0, keepdims=True), unit
 
 
+@at_precision("highest")
 def over_pairs(function: Callable[..., T], rows: Array, scores: Array) -> T:
     """Returns `function(squares, pulls)` of all pairs of rows.
 

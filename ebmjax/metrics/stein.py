@@ -7,7 +7,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ebmjax.checks import check_array, check_number, scalar_energy, scalar_valued
+from ebmjax.checks import (
+    at_precision,
+    check_array,
+    check_number,
+    scalar_energy,
+    scalar_valued,
+)
 from ebmjax.metrics.pairs import in_units, median, over_pairs
 from ebmjax.types import Array, EnergyFn, Key
 
@@ -86,6 +92,7 @@ def stein_kernel(
 
 
 @functools.partial(jax.jit, static_argnames="kernel")
+@at_precision("highest")
 def _scaled_kernel(
     scores: Array,
     x: Array,
@@ -209,6 +216,7 @@ def _discrepancy(
     return result
 
 
+@at_precision("highest")
 def _model_scores(
     energy_fn: EnergyFn, x: Array, bandwidth: float | None
 ) -> tuple[Array, Array, float | None]:
@@ -234,6 +242,7 @@ def stein_statistic(pairs: Array, statistic: str) -> Array:
     return jnp.sum(others) / (num * (num - 1))
 
 
+@at_precision("highest")
 def kernel_stein_test(
     energy_fn: EnergyFn,
     key: Key,

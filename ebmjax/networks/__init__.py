@@ -4,24 +4,26 @@ from ebmjax.networks.base import from_module
 from ebmjax.networks.convolutions import convolution, transposed_convolution
 from ebmjax.networks.dense import mlp, mlp_energy, mlp_statistics
 from ebmjax.networks.flow import Flow, masked_autoregressive, real_nvp
+from ebmjax.networks.generators import (
+    convnet_generator,
+    dcgan_base,
+    sngan_base,
+    sngan_resnet_base,
+    strided_generator,
+)
 from ebmjax.networks.inception_v3 import inception, inception_params
 from ebmjax.networks.max_entropy import (
     convnet_energy,
-    convnet_generator,
     convnet_statistics,
     strided_energy,
-    strided_generator,
     strided_statistics,
 )
 from ebmjax.networks.resnet import resnet_energy, wide_resnet_energy
 from ebmjax.networks.score import noise_mlp, unet
 from ebmjax.networks.short_run import short_run_energy
 from ebmjax.networks.sngan import (
-    dcgan_base,
     dcgan_energy,
-    sngan_base,
     sngan_energy,
-    sngan_resnet_base,
     sngan_resnet_energy,
 )
 

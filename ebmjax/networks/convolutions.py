@@ -57,12 +57,13 @@ def convolution(
       window_strides: Two integers.
       padding: `"SAME"`, `"VALID"` or two pairs of integers.
       dimension_numbers: Order of the axes, as for `lax`.
-      precision: Precision, as for `lax`.
+      precision: Precision, as for `lax`: None for `jax.default_matmul_precision`.
       **rest: Further arguments of `lax`.
 
     Returns:
       Maps, `[n, height, width, features]`.
     """
+    precision = present_precision(precision)
     shapes = x.shape, kernel.shape
     numbers = lax.conv_dimension_numbers(*shapes, dimension_numbers)
     ones = ("lhs_dilation", "rhs_dilation", "feature_group_count", "batch_group_count")
@@ -132,7 +133,7 @@ def transposed_convolution(
       ValueError: If the convolution of such an image does not have the size of `y`.
     """
     pads = tuple((low, high) for low, high in padding)
-    options = Options(tuple(window_strides), pads, precision)
+    options = Options(tuple(window_strides), pads, present_precision(precision))
     shape = (y.shape[0], *image_size, kernel.shape[2])
     if (size := map_size(shape, kernel.shape, options)) != y.shape[1:3]:
         raise ValueError(
@@ -146,6 +147,15 @@ def transposed_convolution(
     size = tuple(length + sum(ends) for length, ends in zip(image_size, cut))
     pads = tuple((max(low, 0), max(high, 0)) for low, high in pads)
     return unpad(images(y, kernel, options._replace(padding=pads), size), cut)
+
+
+def present_precision(precision: lax.PrecisionLike) -> lax.PrecisionLike:
+    """Returns the precision, or that of a `jax.default_matmul_precision` around here.
+
+    The primitives are lowered to the convolutions of `lax` after such a context ends.
+    """
+    config: Any = jax.config  # not all versions of JAX declare its flags
+    return config.jax_default_matmul_precision if precision is None else precision
 
 
 def is_explicit(*arrays: Array) -> bool:

@@ -12,12 +12,49 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ebmjax.networks.convolutions import convolution, transposed_convolution
 from ebmjax.types import BATCH, DEVICE, Array, Key
 
-__all__ = ["TransposedConv", "batch_norm", "conv", "dense", "initializers"]
+__all__ = [
+    "TransposedConv",
+    "batch_norm",
+    "compute_type",
+    "conv",
+    "dense",
+    "initializers",
+    "rematerialized",
+    "widened",
+]
+
+DTYPES: dict[str, DTypeLike | None] = {"float32": None, "bfloat16": jnp.bfloat16}
+
+
+def compute_type(name: str) -> DTypeLike | None:
+    """Returns the type in which layers compute, for a network's `compute_dtype`.
+
+    None stands for the type of the parameters and the example.
+    """
+    if name not in DTYPES:
+        raise ValueError(f"compute_dtype must be one of {list(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def widened(x: Array) -> Array:
+    """Returns an array in float32 at least, for results and for sums of many terms."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def rematerialized(block: type[nn.Module]) -> type[nn.Module]:
+    """Returns the module, which is computed again where a derivative needs its inside.
+
+    The class keeps its name, after which Flax names the parameters.
+    """
+    found: type[nn.Module] = nn.remat(block)
+    found.__name__ = block.__name__
+    return found
 
 
 def initializers(fan_in: int) -> dict[str, Any]:
@@ -67,6 +104,8 @@ class TransposedConv(nn.Module):
       is_normalized: Whether batch normalisation follows, which removes the bias again.
         The bias is then fixed: its gradient would be rounding error, of which Adam
         would make full steps.
+      dtype: Type of the computation and of the result; by default that of the input and
+        the parameters together.
     """
 
     features: int
@@ -76,6 +115,7 @@ class TransposedConv(nn.Module):
     pad: int
     kernel_init: nn.initializers.Initializer | None = None
     is_normalized: bool = False
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -85,25 +125,31 @@ class TransposedConv(nn.Module):
         bias: Array = self.param("bias", init["bias_init"], (self.features,))
         if self.is_normalized:
             bias = jax.lax.stop_gradient(bias)
+        if self.dtype is not None:
+            x, kernel, bias = (y.astype(self.dtype) for y in (x, kernel, bias))
         pads = ((self.pad, self.pad), (self.pad, self.pad))
         strides = (self.stride, self.stride)
         y = transposed_convolution(x[None], kernel, strides, pads, self.out_size)
         return y[0] + bias[None, None]
 
 
-def batch_norm(x: Array, train: bool, **options: Any) -> Array:
+def batch_norm(
+    x: Array, train: bool, is_synchronized: bool = True, **options: Any
+) -> Array:
     """Applies batch normalisation (BN) to one example's channels.
 
     The layer belongs to the calling module. In training, it normalises by the examples
-    of the axis `BATCH` on all devices, and both axes must be mapped. Otherwise it uses
-    running statistics, and the example alone.
+    of the axis `BATCH` on all devices if `is_synchronized`, and both axes must be
+    mapped; otherwise by those on the device. In evaluation it uses running statistics,
+    and the example alone.
     """
+    axes = (BATCH, DEVICE) if is_synchronized else (BATCH,)
     y: Array = nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
         epsilon=1e-5,
         # Flax takes several axes, as `jax.lax.pmean` does; its annotation says one.
-        axis_name=(BATCH, DEVICE),  # type: ignore[arg-type]
+        axis_name=axes,  # type: ignore[arg-type]
         **options,
     )(x)
     return y

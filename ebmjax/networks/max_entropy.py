@@ -1,12 +1,11 @@
-"""Generators of images, energies and statistics networks of MEG, of two kinds.
+"""Energies and statistics networks of MEG for images, of two kinds.
 
 See https://arxiv.org/abs/1901.08508.
 
 "Strided" networks are 5x5 convolutions of stride 2, for the small grey images of MNIST
 and stacks of them. "Convnet" networks alternate 3x3 convolutions with 4x4 ones of
-stride 2, for CIFAR-10 and CelebA. A generator passes through the maps of its energy in
-reverse order, and has batch normalisation; energies and statistics networks never have
-it.
+stride 2, for CIFAR-10 and CelebA. None has batch normalisation, which their generators
+have (`generators`).
 
 Source:
   Kumar, Ozair, Goyal, Courville & Bengio (2019), "Maximum entropy generators for
@@ -21,15 +20,13 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from ebmjax.networks.base import check_sizes, from_module
-from ebmjax.networks.layer import TransposedConv, batch_norm, conv, dense
-from ebmjax.types import Array, Key, Network
+from ebmjax.networks.layer import compute_type, conv, dense, widened
+from ebmjax.types import Array, Network
 
 __all__ = [
     "convnet_energy",
-    "convnet_generator",
     "convnet_statistics",
     "strided_energy",
-    "strided_generator",
     "strided_statistics",
 ]
 
@@ -68,27 +65,20 @@ def _kernel_init(is_normal: bool) -> dict[str, Any]:
     return {"kernel_init": NORMAL} if is_normal else {}
 
 
-def _normalized(h: Array, train: bool, is_normal: bool) -> Array:
-    def scale_init(key: Key, shape: tuple[int, ...], dtype: DTypeLike = float) -> Array:
-        return 1 + NORMAL(key, shape, dtype)
-
-    options = {"scale_init": scale_init} if is_normal else {}
-    return nn.relu(batch_norm(h, train, **options))
-
-
 class Trunk(nn.Module):
     """Convolutions with leaky ReLUs; the result is the last map, flattened."""
 
     layers: tuple[Layer, ...]
     negative_slope: float
     is_normal: bool
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for layer in self.layers:
-            x = conv(x, *layer, **_kernel_init(self.is_normal))
+            x = conv(x, *layer, dtype=self.dtype, **_kernel_init(self.is_normal))
             x = nn.leaky_relu(x, self.negative_slope)
-        return x.reshape(-1)
+        return widened(x).reshape(-1)
 
 
 class Energy(nn.Module):
@@ -114,96 +104,12 @@ class Statistics(nn.Module):
         return dense(nn.leaky_relu(h, self.trunk.negative_slope), 1)[0]
 
 
-class StridedGenerator(nn.Module):
-    """Generator from the smallest map up, normalised before each convolution."""
-
-    image_shape: tuple[int, ...]
-    widths: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self, z: Array, train: bool = False) -> Array:
-        sizes = [self.image_shape[:2]]
-        for _ in self.widths:
-            sizes.insert(0, tuple(-(-side // 2) for side in sizes[0]))
-        h = dense(z, sizes[0][0] * sizes[0][1] * self.widths[-1])
-        h = h.reshape(*sizes[0], self.widths[-1])
-        for features, size in zip(self.widths[-2::-1], sizes[1:]):
-            h = _normalized(h, train, is_normal=True)
-            h = TransposedConv(features, size, 5, 2, 2, NORMAL, is_normalized=True)(h)
-        h = _normalized(h, train, is_normal=True)
-        h = TransposedConv(self.image_shape[-1], sizes[-1], 5, 2, 2, NORMAL)(h)
-        return jnp.tanh(h)
-
-
-class ConvnetGenerator(nn.Module):
-    """Generator from the smallest map up, normalised after each convolution."""
-
-    image_shape: tuple[int, ...]
-    widths: tuple[int, ...]
-    is_normal: bool
-
-    @nn.compact
-    def __call__(self, z: Array, train: bool = False) -> Array:
-        init = NORMAL if self.is_normal else None
-        height, width = (
-            side // 2 ** (len(self.widths) - 1) for side in self.image_shape[:2]
-        )
-        h = dense(z, height * width * self.widths[-1])
-        h = h.reshape(height, width, self.widths[-1])
-        for features in self.widths[-2::-1]:
-            size = (2 * h.shape[0], 2 * h.shape[1])
-            h = TransposedConv(features, size, 4, 2, 1, init, is_normalized=True)(h)
-            h = _normalized(h, train, self.is_normal)
-        h = TransposedConv(self.image_shape[-1], h.shape[:2], 3, 1, 1, init)(h)
-        return jnp.tanh(h)
-
-
-def strided_generator(
-    image_shape: tuple[int, int, int],
-    *,
-    latent_dim: int,
-    widths: Sequence[int] = (64, 128, 256, 512),
-) -> Network:
-    """Returns a MEG generator of transposed 5x5 convolutions that double the sides.
-
-    See https://arxiv.org/abs/1901.08508.
-
-    A dense layer makes the smallest map. Then every width has batch normalisation, a
-    ReLU and a transposed convolution; the last of these makes the image, in [-1, 1] by
-    a tanh. Sides are those of the energy's maps: 28 from 14, 7, 4 and 2. Kernels start
-    normal with standard deviation 0.02, and scales of the normalisation start normal
-    around 1 with the same standard deviation.
-
-    Args:
-      image_shape: `(height, width, channels)`.
-      latent_dim: Length of the latent.
-      widths: Channels of the energy's maps, first to last; the sides are halved as many
-        times.
-
-    Returns:
-      A `Network` with the mutable collection "batch_stats" and
-      `apply_stateful(params, model_state, latent, train=...)`. In training it must be
-      mapped over the axes `types.BATCH` and `types.DEVICE`, as `objectives.max_entropy`
-      and the update do.
-
-    Raises:
-      ValueError: If there are no widths, a width is not positive, or the image does not
-        have three axes.
-
-    Source:
-      Kumar et al. (2019), "Maximum entropy generators for energy-based models",
-      https://arxiv.org/abs/1901.08508, released code.
-    """
-    check_sizes(image_shape, widths, latent_dim)
-    module = StridedGenerator(tuple(image_shape), tuple(widths))
-    return from_module(module, (latent_dim,))
-
-
 def strided_energy(
     image_shape: tuple[int, int, int],
     *,
     widths: Sequence[int] = (64, 128, 256, 512),
     negative_slope: float = 0.2,
+    compute_dtype: str = "float32",
 ) -> Network:
     """Returns a MEG energy of 5x5 convolutions of stride 2, as in `strided_generator`.
 
@@ -213,6 +119,7 @@ def strided_energy(
       image_shape: `(height, width, channels)`.
       widths: Channels of the maps, each half as wide as the one before.
       negative_slope: Slope of the leaky ReLUs for negative inputs.
+      compute_dtype: Type of the convolutions, as in `short_run_energy`.
 
     Returns:
       A stateless `Network` whose `apply` is an energy.
@@ -225,7 +132,8 @@ def strided_energy(
       https://arxiv.org/abs/1901.08508, released code.
     """
     check_sizes(image_shape, widths)
-    trunk = Trunk(_strided(widths), negative_slope, is_normal=True)
+    dtype = compute_type(compute_dtype)
+    trunk = Trunk(_strided(widths), negative_slope, is_normal=True, dtype=dtype)
     return from_module(Energy(trunk), tuple(image_shape))
 
 
@@ -236,6 +144,7 @@ def strided_statistics(
     widths: Sequence[int] = (64, 128, 256, 512),
     hidden_width: int = 512,
     negative_slope: float = 0.2,
+    compute_dtype: str = "float32",
 ) -> Network:
     """Returns a MEG statistics network with the trunk of `strided_energy`.
 
@@ -247,6 +156,7 @@ def strided_statistics(
       widths: Channels of the maps, as in `strided_energy`.
       hidden_width: Width of the layer that takes both.
       negative_slope: Slope of the leaky ReLUs for negative inputs.
+      compute_dtype: Type of the convolutions, as in `short_run_energy`.
 
     Returns:
       A stateless `Network` with `apply(params, x, latent) -> []`.
@@ -259,50 +169,10 @@ def strided_statistics(
       https://arxiv.org/abs/1901.08508, released code.
     """
     check_sizes(image_shape, widths, latent_dim)
-    trunk = Trunk(_strided(widths), negative_slope, is_normal=True)
+    dtype = compute_type(compute_dtype)
+    trunk = Trunk(_strided(widths), negative_slope, is_normal=True, dtype=dtype)
     module = Statistics(trunk, hidden_width)
     return from_module(module, tuple(image_shape), (latent_dim,))
-
-
-def convnet_generator(
-    image_shape: tuple[int, int, int],
-    *,
-    latent_dim: int,
-    widths: Sequence[int] = (64, 128, 256, 512),
-    is_normal: bool = True,
-) -> Network:
-    """Returns a MEG generator of transposed 4x4 convolutions, and a 3x3 one at the end.
-
-    See https://arxiv.org/abs/1901.08508.
-
-    A dense layer makes the smallest map. Every width except the last has a transposed
-    convolution that doubles the sides, batch normalisation and a ReLU. A 3x3
-    convolution makes the image, in [-1, 1] by a tanh.
-
-    Args:
-      image_shape: `(height, width, channels)`, with sides that are multiples of
-        `2 ** (len(widths) - 1)`: 32 for CIFAR-10, and 64 for CelebA, with one more
-        width of 512.
-      latent_dim: Length of the latent.
-      widths: Channels of the energy's maps, first to last.
-      is_normal: Whether kernels start normal with standard deviation 0.02 (and scales
-        around 1), as for CIFAR-10. Otherwise they start uniform, by fan-in, as for
-        CelebA.
-
-    Returns:
-      A `Network` with the mutable collection "batch_stats", as `strided_generator`.
-
-    Raises:
-      ValueError: If there are no widths, a size is not positive, the image does not
-        have three axes, or its sides cannot be halved so often.
-
-    Source:
-      Kumar et al. (2019), "Maximum entropy generators for energy-based models",
-      https://arxiv.org/abs/1901.08508, released code.
-    """
-    check_sizes(image_shape, widths, latent_dim, divisor=2 ** (len(widths) - 1))
-    module = ConvnetGenerator(tuple(image_shape), tuple(widths), is_normal)
-    return from_module(module, (latent_dim,))
 
 
 def convnet_energy(
@@ -311,6 +181,7 @@ def convnet_energy(
     widths: Sequence[int] = (64, 128, 256, 512),
     negative_slope: float = 0.1,
     is_normal: bool = True,
+    compute_dtype: str = "float32",
 ) -> Network:
     """Returns a MEG energy of 3x3 convolutions, with 4x4 ones of stride 2 between them.
 
@@ -325,6 +196,7 @@ def convnet_energy(
         halved.
       negative_slope: Slope of the leaky ReLUs for negative inputs.
       is_normal: Whether kernels start normal, as in `convnet_generator`.
+      compute_dtype: Type of the convolutions, as in `short_run_energy`.
 
     Returns:
       A stateless `Network` whose `apply` is an energy.
@@ -337,7 +209,8 @@ def convnet_energy(
       https://arxiv.org/abs/1901.08508, released code.
     """
     check_sizes(image_shape, widths, divisor=2 ** (len(widths) - 1))
-    trunk = Trunk(_convnet(widths), negative_slope, is_normal)
+    dtype = compute_type(compute_dtype)
+    trunk = Trunk(_convnet(widths), negative_slope, is_normal, dtype)
     return from_module(Energy(trunk), tuple(image_shape))
 
 
@@ -349,6 +222,7 @@ def convnet_statistics(
     hidden_width: int = 512,
     negative_slope: float = 0.1,
     is_normal: bool = True,
+    compute_dtype: str = "float32",
 ) -> Network:
     """Returns a MEG statistics network with the trunk of `convnet_energy`.
 
@@ -361,6 +235,7 @@ def convnet_statistics(
       hidden_width: Width of the layer that takes image and latent.
       negative_slope: Slope of the leaky ReLUs for negative inputs.
       is_normal: Whether kernels start normal, as in `convnet_generator`.
+      compute_dtype: Type of the convolutions, as in `short_run_energy`.
 
     Returns:
       A stateless `Network` with `apply(params, x, latent) -> []`.
@@ -373,6 +248,7 @@ def convnet_statistics(
       https://arxiv.org/abs/1901.08508, released code.
     """
     check_sizes(image_shape, widths, latent_dim, divisor=2 ** (len(widths) - 1))
-    trunk = Trunk(_convnet(widths), negative_slope, is_normal)
+    dtype = compute_type(compute_dtype)
+    trunk = Trunk(_convnet(widths), negative_slope, is_normal, dtype)
     module = Statistics(trunk, hidden_width)
     return from_module(module, tuple(image_shape), (latent_dim,))

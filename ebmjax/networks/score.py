@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from ebmjax.networks.activation import activation_fn
 from ebmjax.networks.base import check_sizes, from_module
-from ebmjax.networks.layer import conv, dense
+from ebmjax.networks.layer import compute_type, conv, dense, rematerialized, widened
 from ebmjax.types import Array, Network
 
 __all__ = ["noise_mlp", "unet"]
@@ -138,7 +139,7 @@ class InstanceNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None) -> Array:
-        features = x.shape[-1]
+        features, x = x.shape[-1], widened(x)
 
         def coefficient(name: str, initial: float) -> Array:
             bias = nn.initializers.constant(initial)
@@ -163,15 +164,18 @@ class _Block(nn.Module):
 
     features: int
     activation: Callable[[Array], Array]
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array | None) -> Array:
         zeros = nn.initializers.zeros
-        h = conv(self.activation(InstanceNorm()(x, embedding)), self.features, 3, 1, 1)
+        layer = functools.partial(conv, features=self.features, dtype=self.dtype)
+        h = self.activation(InstanceNorm()(x, embedding))
+        h = layer(h, size=3, stride=1, pad=1)
         h = self.activation(InstanceNorm()(h, embedding))
-        h = conv(h, self.features, 3, 1, 1, kernel_init=zeros, bias_init=zeros)
+        h = layer(h, size=3, stride=1, pad=1, kernel_init=zeros, bias_init=zeros)
         if x.shape[-1] != self.features:
-            x = conv(x, self.features, 1, 1, 0)
+            x = layer(x, size=1, stride=1, pad=0)
         return x + h
 
 
@@ -183,6 +187,8 @@ class _UNet(nn.Module):
     activation: str
     conditioning: str
     is_energy: bool
+    dtype: DTypeLike | None
+    rematerialize: bool
 
     @nn.compact
     def __call__(self, x: Array, noise_scale: Array) -> Array:
@@ -199,21 +205,26 @@ class _UNet(nn.Module):
             width = 4 * NUM_FREQUENCIES
             embedding = activation(dense(embedding, width))
             embedding = activation(dense(embedding, width))
-        h = conv(x, self.widths[0], 3, 1, 1)
+        block = functools.partial(
+            rematerialized(_Block) if self.rematerialize else _Block,
+            activation=activation,
+            dtype=self.dtype,
+        )
+        h = conv(x, self.widths[0], 3, 1, 1, dtype=self.dtype)
         skips = []
         for level, width in enumerate(self.widths):
             if level:
                 h = nn.avg_pool(h, (2, 2), (2, 2))
             for _ in range(self.num_blocks):
-                h = _Block(width, activation)(h, embedding)
+                h = block(width)(h, embedding)
             skips.append(h)
         for width, skip in zip(self.widths[-2::-1], skips[-2::-1]):
             h = jnp.repeat(jnp.repeat(h, 2, axis=0), 2, axis=1)
             h = jnp.concatenate([h, skip], axis=-1)
             for _ in range(self.num_blocks):
-                h = _Block(width, activation)(h, embedding)
+                h = block(width)(h, embedding)
         h = activation(InstanceNorm()(h, embedding))
-        return conv(
+        h = conv(
             h,
             x.shape[-1],
             3,
@@ -221,7 +232,9 @@ class _UNet(nn.Module):
             1,
             kernel_init=nn.initializers.zeros,
             bias_init=nn.initializers.zeros,
+            dtype=self.dtype,
         )
+        return widened(h)
 
 
 def unet(
@@ -232,6 +245,8 @@ def unet(
     activation: str = "elu",
     conditioning: str = "embedding",
     is_energy: bool = False,
+    compute_dtype: str = "float32",
+    rematerialize: bool = False,
 ) -> Network:
     """Returns a U-Net score network, conditioned on the noise scale (as in NCSN).
 
@@ -257,6 +272,8 @@ def unet(
         activation that is twice differentiable.
       conditioning: Conditioning, as in `noise_mlp`.
       is_energy: Whether the result is an energy, as in `noise_mlp`.
+      compute_dtype: Type of the convolutions, as in `short_run_energy`.
+      rematerialize: Whether to save memory, as in `resnet_energy`.
 
     Returns:
       A stateless `Network` with `apply(params, x, noise_scale)`.
@@ -277,7 +294,15 @@ def unet(
     check_sizes(image_shape, widths, divisor=2 ** (len(widths) - 1))
     if num_blocks < 1:
         raise ValueError(f"num_blocks must be at least 1, got {num_blocks}")
-    module = _UNet(widths, num_blocks, activation, conditioning, is_energy)
+    module = _UNet(
+        widths,
+        num_blocks,
+        activation,
+        conditioning,
+        is_energy,
+        compute_type(compute_dtype),
+        rematerialize,
+    )
     return from_module(module, tuple(image_shape), ())
 
 

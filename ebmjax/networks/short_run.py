@@ -1,16 +1,14 @@
 """The plain convolutional energy of short-run MCMC."""
 
 import flax.linen as nn
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ebmjax.networks.activation import activation_fn
 from ebmjax.networks.base import from_module
-from ebmjax.networks.layer import conv, dense
+from ebmjax.networks.layer import compute_type, conv, dense, widened
 from ebmjax.types import Array, Network
 
 __all__ = ["short_run_energy"]
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 class ShortRun(nn.Module):
@@ -19,20 +17,19 @@ class ShortRun(nn.Module):
     width: int
     activation: str
     negative_slope: float
-    compute_dtype: str
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         activation = activation_fn(self.activation, self.negative_slope)
-        dtype = DTYPES[self.compute_dtype]
         features = self.width
-        h = activation(conv(x, features, 3, 1, 1, dtype=dtype))
+        h = activation(conv(x, features, 3, 1, 1, dtype=self.dtype))
         while min(h.shape[:2]) > 4:
             features = min(2 * features, 8 * self.width)
-            h = activation(conv(h, features, 4, 2, 1, dtype=dtype))
+            h = activation(conv(h, features, 4, 2, 1, dtype=self.dtype))
         # A convolution over the whole map is a matrix product. It sums thousands of
         # terms into the energy, so it is never done in less than float32.
-        return dense(h.astype(jnp.float32).reshape(-1), 1)[0]
+        return dense(widened(h).reshape(-1), 1)[0]
 
 
 def short_run_energy(
@@ -78,15 +75,12 @@ def short_run_energy(
       released code (which trains `f = -energy`).
     """
     activation_fn(activation, negative_slope)
-    if compute_dtype not in DTYPES:
-        raise ValueError(
-            f"compute_dtype must be one of {list(DTYPES)}, got {compute_dtype!r}"
-        )
+    dtype = compute_type(compute_dtype)
     if len(image_shape) != 3:
         raise ValueError(
             f"image_shape must be (height, width, channels), got {image_shape}"
         )
     if width <= 0:
         raise ValueError(f"width must be positive, got {width}")
-    module = ShortRun(width, activation, negative_slope, compute_dtype)
+    module = ShortRun(width, activation, negative_slope, dtype)
     return from_module(module, tuple(image_shape))

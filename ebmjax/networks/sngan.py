@@ -1,10 +1,11 @@
-"""Bases and energies of generalised energy-based models (GEBM) on images, as in SNGAN.
+"""Energies of generalised energy-based models (GEBM) on images, as in SNGAN.
 
 See https://arxiv.org/abs/1802.05957 and https://arxiv.org/abs/2003.05033.
 
-Bases have batch normalisation. Energies divide every matrix by its largest singular
-value, with one power-iteration step for every renewal of their state ("spectral"), and
-never have batch normalisation. All weights start from Xavier's uniform law.
+They divide every matrix by its largest singular value, with one power-iteration step
+for every renewal of their state ("spectral"), and never have batch normalisation, which
+their bases have (`generators`). Weights start from Xavier's
+uniform law, before they are divided.
 
 Source:
   Miyato, Kataoka, Koyama & Yoshida (2018), "Spectral normalization for generative
@@ -13,39 +14,41 @@ Source:
   https://arxiv.org/abs/2003.05033, released code.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 
 import flax.linen as nn
-import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from ebmjax.networks.base import check_sizes, from_module
 from ebmjax.networks.convolutions import convolution
-from ebmjax.networks.layer import TransposedConv, batch_norm
+from ebmjax.networks.layer import compute_type, widened
 from ebmjax.types import Array, Network
 
 __all__ = [
-    "dcgan_base",
     "dcgan_energy",
-    "sngan_base",
     "sngan_energy",
-    "sngan_resnet_base",
     "sngan_resnet_energy",
 ]
 
 ZEROS = nn.initializers.zeros
 
 
-def _xavier(gain: float = 1.0) -> nn.initializers.Initializer:
+def xavier(gain: float = 1.0) -> nn.initializers.Initializer:
     return nn.initializers.variance_scaling(gain**2, "fan_avg", "uniform")
 
 
-def _dense(features: int, name: str | None = None) -> nn.Dense:
-    return nn.Dense(features, kernel_init=_xavier(), bias_init=ZEROS, name=name)
+def xavier_dense(features: int, name: str | None = None) -> nn.Dense:
+    return nn.Dense(features, kernel_init=xavier(), bias_init=ZEROS, name=name)
 
 
-def _conv(features: int, size: int, stride: int = 1, gain: float = 1.0) -> nn.Conv:
+def xavier_conv(
+    features: int,
+    size: int,
+    stride: int = 1,
+    gain: float = 1.0,
+    dtype: DTypeLike | None = None,
+) -> nn.Conv:
     """Returns a padded convolution: 3x3 keep the size, 4x4 of stride 2 halve it.
 
     A 1x1 convolution takes single pixels.
@@ -56,8 +59,9 @@ def _conv(features: int, size: int, stride: int = 1, gain: float = 1.0) -> nn.Co
         (size, size),
         (stride, stride),
         ((pad, pad), (pad, pad)),
-        kernel_init=_xavier(gain),
+        kernel_init=xavier(gain),
         bias_init=ZEROS,
+        dtype=dtype,
         conv_general_dilated=convolution,
     )
 
@@ -69,53 +73,25 @@ def _spectral(layer: nn.Module, x: Array, train: bool) -> Array:
     return y
 
 
-def _normalized(h: Array, train: bool) -> Array:
-    return nn.relu(batch_norm(h, train))
-
-
-class ConvBase(nn.Module):
-    """Transposed 4x4 convolutions that double the sides, and a 3x3 one to the image."""
-
-    image_shape: tuple[int, ...]
-    widths: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self, z: Array, train: bool = False) -> Array:
-        doublings = len(self.widths) - 1
-        height, width = (side // 2**doublings for side in self.image_shape[:2])
-        h = _dense(height * width * self.widths[-1])(z)
-        h = _normalized(h.reshape(height, width, self.widths[-1]), train)
-        for features in self.widths[-2::-1]:
-            size = (2 * h.shape[0], 2 * h.shape[1])
-            layer = TransposedConv(
-                features, size, 4, 2, 1, _xavier(), is_normalized=True
-            )
-            h = _normalized(layer(h), train)
-        return jnp.tanh(_conv(self.image_shape[-1], 3)(h))
-
-
 class ConvEnergy(nn.Module):
     """3x3 convolutions, with 4x4 ones of stride 2 between them that widen them."""
 
     widths: tuple[int, ...]
     negative_slope: float
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        activation = functools.partial(
-            nn.leaky_relu, negative_slope=self.negative_slope
-        )
-        h = activation(_spectral(_conv(self.widths[0], 3), x, train))
+        def layer(h: Array, width: int, size: int, stride: int = 1) -> Array:
+            conv = xavier_conv(width, size, stride, dtype=self.dtype)
+            return nn.leaky_relu(_spectral(conv, h, train), self.negative_slope)
+
+        h = layer(x, self.widths[0], 3)
         for width in self.widths[1:]:
-            h = activation(_spectral(_conv(width, 4, 2), h, train))
-            h = activation(_spectral(_conv(width, 3), h, train))
+            h = layer(h, width, 4, 2)
+            h = layer(h, width, 3)
         # The last matrix alone is left as it is, as published.
-        return _dense(1)(h.reshape(-1))[0]
-
-
-def _doubled(h: Array) -> Array:
-    """Repeats every pixel in both directions."""
-    return jnp.repeat(jnp.repeat(h, 2, axis=0), 2, axis=1)
+        return xavier_dense(1)(widened(h).reshape(-1))[0]
 
 
 def _halved(h: Array) -> Array:
@@ -123,34 +99,17 @@ def _halved(h: Array) -> Array:
     return means
 
 
-class ResnetBase(nn.Module):
-    """Residual blocks that double the sides."""
-
-    image_shape: tuple[int, ...]
-    width: int
-    num_blocks: int
-
-    @nn.compact
-    def __call__(self, z: Array, train: bool = False) -> Array:
-        height, width = (side // 2**self.num_blocks for side in self.image_shape[:2])
-        h = _dense(height * width * self.width)(z).reshape(height, width, self.width)
-        for _ in range(self.num_blocks):
-            inner = _conv(self.width, 3)(_doubled(_normalized(h, train)))
-            inner = _conv(self.width, 3)(_normalized(inner, train))
-            h = inner + _doubled(h)
-        h = _normalized(h, train)
-        return jnp.tanh(_conv(self.image_shape[-1], 3)(h))
-
-
 class ResnetEnergy(nn.Module):
     """Two residual blocks that halve the sides, two that do not, and a mean."""
 
     width: int
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         def conv(h: Array, size: int, gain: float = 1.0) -> Array:
-            return _spectral(_conv(self.width, size, gain=gain), h, train)
+            layer = xavier_conv(self.width, size, gain=gain, dtype=self.dtype)
+            return _spectral(layer, h, train)
 
         # The first block has no ReLU before it, and means before it convolves.
         inner = conv(nn.relu(conv(x, 3)), 3)
@@ -160,73 +119,21 @@ class ResnetEnergy(nn.Module):
             if index == 0:
                 inner, h = _halved(inner), _halved(conv(h, 1, math.sqrt(2)))
             h = inner + h
-        return _spectral(_dense(1), nn.relu(h).mean((0, 1)), train)[0]
-
-
-class DcganBase(nn.Module):
-    """Transposed 4x4 convolutions, after a dense layer."""
-
-    image_shape: tuple[int, ...]
-    widths: tuple[int, ...]
-
-    @nn.compact
-    def __call__(self, z: Array, train: bool = False) -> Array:
-        height, width = (side // 2 ** len(self.widths) for side in self.image_shape[:2])
-        h = _dense(height * width * self.widths[-1])(z)
-        h = _normalized(h.reshape(height, width, self.widths[-1]), train)
-        for features in (*self.widths[-2::-1], self.image_shape[-1]):
-            size = (2 * h.shape[0], 2 * h.shape[1])
-            is_last = size == tuple(self.image_shape[:2])
-            layer = TransposedConv(
-                features, size, 4, 2, 1, _xavier(), is_normalized=not is_last
-            )
-            h = jnp.tanh(layer(h)) if is_last else _normalized(layer(h), train)
-        return h
+        return _spectral(xavier_dense(1), nn.relu(widened(h)).mean((0, 1)), train)[0]
 
 
 class DcganEnergy(nn.Module):
     """4x4 convolutions of stride 2, and a dense layer."""
 
     widths: tuple[int, ...]
+    dtype: DTypeLike | None
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         for width in self.widths:
-            x = nn.leaky_relu(_spectral(_conv(width, 4, 2), x, train), 0.2)
-        return _spectral(_dense(1), x.reshape(-1), train)[0]
-
-
-def sngan_base(
-    image_shape: tuple[int, int, int],
-    *,
-    latent_dim: int,
-    widths: Sequence[int] = (64, 128, 256, 512),
-) -> Network:
-    """Returns the plain base of SNGAN, transposed convolutions from a 4x4 map up.
-
-    See https://arxiv.org/abs/1802.05957.
-
-    Args:
-      image_shape: `(height, width, channels)`, with sides that are multiples of
-        `2 ** (len(widths) - 1)`. Values of the draws are in [-1, 1], by a tanh.
-      latent_dim: Length of the latent. The published value is 100, with standard normal
-        latents.
-      widths: Channels of the maps, from the image's end on.
-
-    Returns:
-      A `Network` with the mutable collection "batch_stats", as
-      `networks.strided_generator`.
-
-    Raises:
-      ValueError: If the image does not have three axes or its sides cannot be halved so
-        often, or a size is not positive.
-
-    Source:
-      Miyato et al. (2018), "Spectral normalization for generative adversarial
-      networks", https://arxiv.org/abs/1802.05957.
-    """
-    check_sizes(image_shape, widths, latent_dim, 2 ** (len(widths) - 1))
-    return from_module(ConvBase(tuple(image_shape), tuple(widths)), (latent_dim,))
+            layer = xavier_conv(width, 4, 2, dtype=self.dtype)
+            x = nn.leaky_relu(_spectral(layer, x, train), 0.2)
+        return _spectral(xavier_dense(1), widened(x).reshape(-1), train)[0]
 
 
 def sngan_energy(
@@ -234,6 +141,7 @@ def sngan_energy(
     *,
     widths: Sequence[int] = (64, 128, 256, 512),
     negative_slope: float = 0.1,
+    compute_dtype: str = "float32",
 ) -> Network:
     """Returns the plain energy of SNGAN, spectrally normalised convolutions.
 
@@ -243,6 +151,7 @@ def sngan_energy(
       image_shape: `(height, width, channels)`, as in `sngan_base`.
       widths: Channels; between two of them the sides are halved.
       negative_slope: Slope of the leaky ReLUs for negative inputs.
+      compute_dtype: Type of the convolutions, as in `short_run_energy`.
 
     Returns:
       A `Network` with the mutable collection "spectral", which
@@ -257,47 +166,15 @@ def sngan_energy(
       networks", https://arxiv.org/abs/1802.05957.
     """
     check_sizes(image_shape, widths, divisor=2 ** (len(widths) - 1))
-    module = ConvEnergy(tuple(widths), negative_slope)
+    module = ConvEnergy(tuple(widths), negative_slope, compute_type(compute_dtype))
     return from_module(module, tuple(image_shape))
 
 
-def sngan_resnet_base(
+def sngan_resnet_energy(
     image_shape: tuple[int, int, int],
     *,
-    latent_dim: int,
     width: int = 128,
-    num_blocks: int = 3,
-) -> Network:
-    """Returns the residual (ResNet) base of SNGAN, whose blocks double the sides.
-
-    See https://arxiv.org/abs/1802.05957.
-
-    The sides are doubled by repeating pixels.
-
-    Args:
-      image_shape: `(height, width, channels)`, with sides that are multiples of
-        `2 ** num_blocks`.
-      latent_dim: Length of the latent, as in `sngan_base`.
-      width: Channels of all blocks.
-      num_blocks: Number of blocks, each of which doubles the sides.
-
-    Returns:
-      A `Network` with the mutable collection "batch_stats", as `sngan_base`.
-
-    Raises:
-      ValueError: As in `sngan_base`.
-
-    Source:
-      Miyato et al. (2018), "Spectral normalization for generative adversarial
-      networks", https://arxiv.org/abs/1802.05957.
-    """
-    check_sizes(image_shape, (width,), latent_dim, 2**num_blocks)
-    module = ResnetBase(tuple(image_shape), width, num_blocks)
-    return from_module(module, (latent_dim,))
-
-
-def sngan_resnet_energy(
-    image_shape: tuple[int, int, int], *, width: int = 128
+    compute_dtype: str = "float32",
 ) -> Network:
     """Returns the residual (ResNet) energy of SNGAN, all of it spectrally normalised.
 
@@ -306,6 +183,7 @@ def sngan_resnet_energy(
     Args:
       image_shape: `(height, width, channels)`, with sides that are multiples of 4.
       width: Channels of all blocks.
+      compute_dtype: Type of the convolutions, as in `short_run_energy`.
 
     Returns:
       A `Network` with the mutable collection "spectral", as `sngan_energy`.
@@ -318,42 +196,15 @@ def sngan_resnet_energy(
       networks", https://arxiv.org/abs/1802.05957.
     """
     check_sizes(image_shape, (width,), divisor=4)
-    return from_module(ResnetEnergy(width), tuple(image_shape))
-
-
-def dcgan_base(
-    image_shape: tuple[int, int, int],
-    *,
-    latent_dim: int,
-    widths: Sequence[int] = (64, 128, 256),
-) -> Network:
-    """Returns the DCGAN base, transposed 4x4 convolutions after a dense layer.
-
-    See https://arxiv.org/abs/1511.06434.
-
-    Args:
-      image_shape: `(height, width, channels)`, with sides that are multiples of
-        `2 ** len(widths)`.
-      latent_dim: Length of the latent, as in `sngan_base`.
-      widths: Channels of the maps, from the image's end on.
-
-    Returns:
-      A `Network` with the mutable collection "batch_stats", as `sngan_base`.
-
-    Raises:
-      ValueError: As in `sngan_base`.
-
-    Source:
-      Radford, Metz & Chintala (2016), "Unsupervised representation learning with deep
-      convolutional generative adversarial networks" (DCGAN),
-      https://arxiv.org/abs/1511.06434.
-    """
-    check_sizes(image_shape, widths, latent_dim, 2 ** len(widths))
-    return from_module(DcganBase(tuple(image_shape), tuple(widths)), (latent_dim,))
+    module = ResnetEnergy(width, compute_type(compute_dtype))
+    return from_module(module, tuple(image_shape))
 
 
 def dcgan_energy(
-    image_shape: tuple[int, int, int], *, widths: Sequence[int] = (64, 128, 256)
+    image_shape: tuple[int, int, int],
+    *,
+    widths: Sequence[int] = (64, 128, 256),
+    compute_dtype: str = "float32",
 ) -> Network:
     """Returns the DCGAN energy, spectrally normalised 4x4 convolutions of stride 2.
 
@@ -362,6 +213,7 @@ def dcgan_energy(
     Args:
       image_shape: `(height, width, channels)`, as in `dcgan_base`.
       widths: Channels; each halves the sides.
+      compute_dtype: Type of the convolutions, as in `short_run_energy`.
 
     Returns:
       A `Network` with the mutable collection "spectral", as `sngan_energy`.
@@ -376,4 +228,5 @@ def dcgan_energy(
       https://arxiv.org/abs/1802.05957.
     """
     check_sizes(image_shape, widths, divisor=2 ** len(widths))
-    return from_module(DcganEnergy(tuple(widths)), tuple(image_shape))
+    module = DcganEnergy(tuple(widths), compute_type(compute_dtype))
+    return from_module(module, tuple(image_shape))

@@ -18,7 +18,14 @@ from ebmjax.checks import (
     warn_of_chain_axis,
 )
 from ebmjax.samplers.closures import as_pytree
-from ebmjax.samplers.layout import Layout, chain_keys, lay_out, over_devices, pad_chains
+from ebmjax.samplers.layout import (
+    Layout,
+    chain_keys,
+    lay_out,
+    over_blocks,
+    over_devices,
+    pad_chains,
+)
 from ebmjax.samplers.recompilation import watched_jit
 from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import DEVICE, Array, EnergyFn, Key
@@ -139,7 +146,8 @@ def adapt(
             " the sampler that it returns has numbers in it"
         )
     _check_start(make_sampler, energy_fn, x, initial_step_size)
-    # Blocks save no work here, because every move pools over all chains.
+    # Blocks save no work here, because every move pools over all chains. An accelerator
+    # may still make a move in blocks.
     layout = layout._replace(
         num_blocks=1, block_size=layout.num_blocks * layout.block_size
     )
@@ -282,7 +290,10 @@ def _stretch(
             return make_sampler(step_size=step_size, **options)
 
         def pooled(values: Array) -> Array:
-            mean = jnp.tensordot(weights.astype(values.dtype), values, 1)
+            # Means of positions: a GPU's rounding would be large far from 0.
+            mean = jnp.tensordot(
+                weights.astype(values.dtype), values, 1, precision="highest"
+            )
             if layout.num_devices == 1:
                 return mean
             total: Array = jax.lax.psum(mean, DEVICE)
@@ -297,7 +308,7 @@ def _stretch(
                 move_key = jax.random.fold_in(key, index)
                 return sampler.step(energy_fn, move_key, state)
 
-            states, infos = jax.vmap(one)(keys, states)
+            states, infos = over_blocks(jax.vmap(one), layout, (0, 0))(keys, states)
             if not hasattr(infos, "acceptance_rate"):
                 raise ValueError(
                     "make_sampler must make a sampler whose info has acceptance_rate,"

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax.checks import (
+    at_precision,
     check_array,
     check_count,
     check_number,
@@ -58,6 +59,7 @@ def coupled_chains(
     step_size: float,
     max_steps: int,
     coupling: str = "reflection",
+    precision: str | None = "highest",
 ) -> CoupledChains:
     """Runs two random-walk Metropolis chains that each have the right law and meet.
 
@@ -81,13 +83,14 @@ def coupled_chains(
         dimensions nearer. "maximal" draws the follower's proposal anew by rejection,
         which takes longer the nearer the chains are, and under `vmap` as long as the
         slowest pair.
+      precision: Precision of the products in the energy, as in `samplers.mala`.
 
     Returns:
       A `CoupledChains` of one pair.
 
     Raises:
       ValueError: If `step_size` is not positive, `max_steps` is below 1, or the
-        coupling is unknown.
+        coupling or the precision is unknown.
 
     Source:
       Jacob, O'Leary & Atchade (2020), "Unbiased Markov chain Monte Carlo methods with
@@ -97,7 +100,7 @@ def coupled_chains(
     check_count("max_steps", max_steps, 1)
     if coupling not in COUPLINGS:
         raise ValueError(f"coupling must be one of {COUPLINGS}, got {coupling!r}")
-    energy_fn = functools.partial(value, scalar_energy(energy_fn))
+    energy_fn = _precise(energy_fn, precision)
     propose = _reflected if coupling == "reflection" else _maximal
     x, y = check_array("x", x), check_array("y", y)
     _check_shapes(x, y)
@@ -146,6 +149,7 @@ def coupled_gibbs_chains(
     *,
     max_steps: int,
     values: tuple[float, float] = (0.0, 1.0),
+    precision: str | None = "highest",
 ) -> CoupledChains:
     """Runs two Gibbs chains of binary data that each have the right law and meet.
 
@@ -163,13 +167,14 @@ def coupled_gibbs_chains(
       max_steps: Number of moves of the leader, whether or not the chains meet before. A
         move takes two energies for every element and chain.
       values: The two values of an element.
+      precision: Precision of the products in the energy, as in `samplers.mala`.
 
     Returns:
       A `CoupledChains` of one pair.
 
     Raises:
-      ValueError: If `max_steps` is below 1, the two values are equal, or the type of
-        `x` cannot represent them.
+      ValueError: If `max_steps` is below 1, the two values are equal, the type of `x`
+        cannot represent them, or the precision is unknown.
 
     Source:
       Jacob, O'Leary & Atchade (2020), "Unbiased Markov chain Monte Carlo methods with
@@ -178,7 +183,7 @@ def coupled_gibbs_chains(
     check_count("max_steps", max_steps, 1)
     _check_shapes(x, y)
     check_values(values, x.dtype)
-    energy_fn = functools.partial(value, scalar_energy(energy_fn))
+    energy_fn = _precise(energy_fn, precision)
     low, high = (jnp.asarray(v, x.dtype) for v in values)
 
     def redrawn(position: Array, site: Array, logit: Array) -> Array:
@@ -209,6 +214,11 @@ def coupled_gibbs_chains(
         return sweep(key, (leader, follower))
 
     return _pair(key, ((x,), (y,)), sweep, together, max_steps)
+
+
+def _precise(energy_fn: EnergyFn, precision: str | None) -> EnergyFn:
+    """Returns the checked energy, in float32 at least, at a precision of products."""
+    return at_precision(precision)(functools.partial(value, scalar_energy(energy_fn)))
 
 
 def _check_shapes(x: Array, y: Array) -> None:

@@ -10,7 +10,14 @@ import numpy as np
 from ebmjax.checks import check_chains, check_count, check_number, shaped_score
 from ebmjax.diffusions import Diffusion
 from ebmjax.samplers.closures import as_pytree
-from ebmjax.samplers.layout import Layout, chain_keys, lay_out, over_devices, pad_chains
+from ebmjax.samplers.layout import (
+    Layout,
+    chain_keys,
+    lay_out,
+    over_blocks,
+    over_devices,
+    pad_chains,
+)
 from ebmjax.samplers.normal import draw_normal
 from ebmjax.samplers.recompilation import watched_jit
 from ebmjax.types import DEVICE, Array, Key, TimedScoreFn
@@ -176,7 +183,8 @@ def sample_diffusion(
     x = check_chains(key, x)
     known = _check_known(known, x)
     score_fn = as_pytree(score_fn)
-    # One block: a corrector sees all chains at once.
+    # One block: a corrector sees all chains at once. An accelerator may still compute
+    # their scores in blocks.
     layout = lay_out(x, (score_fn, key, x, known))
     layout = layout._replace(
         num_blocks=1, block_size=layout.num_blocks * layout.block_size
@@ -255,7 +263,11 @@ def _sample_diffusion(
         is_real: Array,
     ) -> tuple[Array, DiffusionInfo]:
         def scores_of(x: Array, time: Array) -> Array:
-            return jax.vmap(lambda x: shaped_score(score_fn)(x, time))(x)
+            def block(x: Array) -> tuple[Array]:
+                return (jax.vmap(lambda x: shaped_score(score_fn)(x, time))(x),)
+
+            scores: Array = over_blocks(block, layout, (0,))(x)[0]
+            return scores
 
         def mean_norm(vectors: Array) -> Array:
             """Returns the mean norm over the chains of all devices except padding."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebmjax.checks import check_count, check_number
+from ebmjax.checks import at_precision, check_count, check_number
 from ebmjax.samplers.normal import draw_normal
 from ebmjax.samplers.sampler import (
     Sampler,
@@ -68,6 +68,7 @@ def hmc(
     inverse_mass: float | Array | np.ndarray | None = None,
     randomize_num_leapfrog: bool = False,
     temperature: float | Array = 1.0,
+    precision: str | None = "highest",
 ) -> Sampler:
     """Returns a sampler that runs Hamiltonian Monte Carlo (HMC) with the leapfrog rule.
 
@@ -110,14 +111,15 @@ def hmc(
       randomize_num_leapfrog: Whether to randomize the number of leapfrogs, as described
         above.
       temperature: Temperature, as in `langevin`. Positive.
+      precision: Precision of the products in the energy and its gradient, as in `mala`.
 
     Returns:
       A `Sampler` with `HMCState` and `HMCInfo`. A move takes `num_leapfrog` gradients,
       only the last of them with the energy; the start takes one.
 
     Raises:
-      ValueError: If a number is not positive, or `inverse_mass` is not positive or does
-        not have the position's shape.
+      ValueError: If a number is not positive, `inverse_mass` is not positive or does
+        not have the position's shape, or the precision is unknown.
 
     Source:
       Neal (2011), "MCMC using Hamiltonian dynamics", https://arxiv.org/abs/1206.1901,
@@ -141,10 +143,12 @@ def hmc(
                 f" got shape {np.shape(diagonal)}"
             )
 
+    @at_precision(precision)
     def init(energy_fn: EnergyFn, x: Array) -> HMCState:
         check_mass(x)
         return HMCState(x, *value_and_gradient(energy_fn, x), jnp.zeros((), jnp.int32))
 
+    @at_precision(precision)
     def step(
         energy_fn: EnergyFn, key: Key, state: HMCState
     ) -> tuple[HMCState, HMCInfo]:
@@ -204,6 +208,8 @@ def trajectory(
     drift = step * inverse_mass
 
     # Whole kicks between half ones; the energy is computed at the end alone.
+    # If the number is traced, a GPU waits for the host at every turn. A masked loop of
+    # the largest number would not wait, but would take twice the gradients on average.
     def leapfrog(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         y, momentum = carry
         momentum = momentum - step * jax.grad(energy_fn)(y)

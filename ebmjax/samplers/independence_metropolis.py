@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ebmjax.checks import check_number
+from ebmjax.checks import at_precision, check_number
 from ebmjax.samplers.sampler import Sampler, metropolis, named, value
 from ebmjax.types import Array, EnergyFn, Key
 
@@ -48,6 +48,7 @@ def independence(
     *,
     proposal: tuple[Callable[[Key], Array], Callable[[Array], Array]],
     temperature: float | Array = 1.0,
+    precision: str | None = "highest",
 ) -> Sampler:
     """Returns a sampler whose proposals come from one fixed distribution (IMH).
 
@@ -70,14 +71,15 @@ def independence(
       proposal: `(sample, log_prob)` with `sample(key) -> x [*event]`, of the type of
         the chain's positions, and `log_prob(x) -> []`, in nats, up to a constant.
       temperature: Temperature, as in `langevin`. Positive.
+      precision: Precision of the products in the energy and the proposal, as in `mala`.
 
     Returns:
       A `Sampler` with `IndependenceState` and `IndependenceInfo`. A move takes one
       energy and no gradient; the start takes one energy.
 
     Raises:
-      ValueError: If `temperature` is not positive, or `sample` draws another shape than
-        the chain's.
+      ValueError: If `temperature` is not positive, the precision is unknown, or
+        `sample` draws another shape than the chain's.
 
     Source:
       Tierney (1994), "Markov chains for exploring posterior distributions", Annals of
@@ -88,11 +90,13 @@ def independence(
     temperature = check_number("temperature", temperature, positive=True)
     sample, log_prob = proposal
 
+    @at_precision(precision)
     def init(energy_fn: EnergyFn, x: Array) -> IndependenceState:
         return IndependenceState(
             x, value(energy_fn, x), value(log_prob, x, "log_prob of proposal")
         )
 
+    @at_precision(precision)
     def step(
         energy_fn: EnergyFn, key: Key, state: IndependenceState
     ) -> tuple[IndependenceState, IndependenceInfo]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import Var
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -39,13 +40,20 @@ would wait for the threads of the other device. Products with matrices of at lea
 random number."""
 
 
+MOST_BYTES = 2**32
+"""Largest memory, in bytes a device, of the values of chains that an accelerator moves
+together. It is a quarter of the memory of the smallest devices in use (TPU v5e), where
+parameters and results need room too. Blocks of this size still occupy a device."""
+
+
 class Layout(NamedTuple):
     """Division of chains among devices and blocks; changes speed and no random number.
 
     Attributes:
       devices: Devices, at least one, among which the chains are divided; None if arrays
         are traced, so that the program being traced decides.
-      num_blocks: Number of blocks of chains that each device runs one after the other.
+      num_blocks: Number of blocks of chains that each device runs one after the other;
+        where memory may demand more, the least number.
       block_size: Number of chains in a block.
     """
 
@@ -66,6 +74,12 @@ class Layout(NamedTuple):
     def num_chains(self) -> int:
         """Number of chains, including those that only fill up the last block."""
         return self.num_devices * self.num_blocks * self.block_size
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """Whether the devices are CPUs; False if arrays are traced, since the program
+        may then be compiled for another platform than this process has."""
+        return self.devices is not None and self.devices[0].platform == "cpu"
 
     @property
     def mesh(self) -> Mesh:
@@ -141,22 +155,33 @@ def over_blocks(
     """Runs `function(*chains)`, which takes one block of chains, on all blocks in turn.
 
     The returned function takes trees of `[chains, ...]` and returns a tuple of trees,
-    each with its chains at the axis that `out_axes` names.
+    each with its chains at the axis that `out_axes` names. Where all chains together
+    would need more memory of an accelerator than `MOST_BYTES`, there are more blocks
+    than the layout has, all of one size, the last of which may be filled up.
     """
-    num_blocks, size = layout.num_blocks, layout.block_size
-    if num_blocks == 1:
+    is_cpu = layout.is_on_cpu
+    if is_cpu and layout.num_blocks == 1:
         return function
 
     def mapped(*trees: Any) -> tuple[Any, ...]:
+        num_chains = jax.tree.leaves(trees)[0].shape[0]
+        num_blocks = layout.num_blocks
+        if not is_cpu:
+            needed = num_bytes(jax.make_jaxpr(function)(*trees).jaxpr)
+            num_blocks = max(num_blocks, min(num_chains, -(-needed // MOST_BYTES)))
+        if num_blocks == 1:
+            return function(*trees)
+        size = -(-num_chains // num_blocks)
+
         def divide(leaf: Array) -> Array:
             return leaf.reshape(num_blocks, size, *leaf.shape[1:])
 
         def join(axis: int, leaf: Array) -> Array:
             leaf = jnp.moveaxis(leaf, 0, axis)
             shape = leaf.shape[:axis] + (num_blocks * size,) + leaf.shape[axis + 2 :]
-            return leaf.reshape(shape)
+            return leaf.reshape(shape)[(slice(None),) * axis + (slice(num_chains),)]
 
-        blocks = jax.tree.map(divide, trees)
+        blocks = jax.tree.map(divide, pad_chains(trees, num_blocks * size))
         results = jax.lax.map(lambda block: function(*block), blocks)
         return tuple(
             jax.tree.map(functools.partial(join, axis), result)
@@ -164,6 +189,37 @@ def over_blocks(
         )
 
     return mapped
+
+
+def num_bytes(jaxpr: Any) -> int:
+    """Returns the memory of a traced program, in bytes, if it computes what it says.
+
+    It is the largest sum of values that are kept at one time for later use. Arguments
+    and results are not counted. A compiler fuses operations, and needs less.
+    """
+    results = {var for var in jaxpr.outvars if isinstance(var, Var)}
+    last_uses = {
+        var: index
+        for index, equation in enumerate(jaxpr.eqns)
+        for var in equation.invars
+        if isinstance(var, Var)
+    }
+    live: dict[Var, int] = {}
+    most = 0
+    for index, equation in enumerate(jaxpr.eqns):
+        live |= {var: _size(var) for var in equation.outvars if var not in results}
+        # Loops, branches and jitted functions have programs among their parameters.
+        parts = jax.tree.leaves(equation.params)
+        parts = [getattr(x, "jaxpr", x) for x in parts if hasattr(x, "eqns")]
+        most = max(most, sum(live.values()) + max(map(num_bytes, parts), default=0))
+        live = {var: n for var, n in live.items() if last_uses.get(var, -1) > index}
+    return most
+
+
+def _size(var: Var) -> int:
+    """Returns the bytes of a value of a traced program, 0 if it is no array."""
+    aval: Any = var.aval
+    return math.prod(aval.shape) * aval.dtype.itemsize if hasattr(aval, "shape") else 0
 
 
 def chain_keys(key: Key, num_chains: int) -> Key:

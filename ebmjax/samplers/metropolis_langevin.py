@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ebmjax.checks import check_number
+from ebmjax.checks import at_precision, check_number
 from ebmjax.samplers.normal import draw_normal
 from ebmjax.samplers.sampler import Sampler, metropolis, named, total
 from ebmjax.samplers.unadjusted_langevin import LangevinState, langevin_state
@@ -36,7 +36,12 @@ class MALAInfo(NamedTuple):
 
 
 @named
-def mala(*, step_size: float | Array, temperature: float | Array = 1.0) -> Sampler:
+def mala(
+    *,
+    step_size: float | Array,
+    temperature: float | Array = 1.0,
+    precision: str | None = "highest",
+) -> Sampler:
     """Returns a sampler that runs the Metropolis-adjusted Langevin algorithm (MALA).
 
     See https://doi.org/10.2307/3318418.
@@ -57,13 +62,22 @@ def mala(*, step_size: float | Array, temperature: float | Array = 1.0) -> Sampl
     Args:
       step_size: Step size as in `langevin`, in units of x^2 / energy. Positive.
       temperature: Temperature, as in `langevin`. Positive.
+      precision: Precision of the products in the energy and its gradient: "highest",
+        "high" or "default", as in `jax.default_matmul_precision`, or None for that of
+        the caller. It has no effect on a CPU. "default" is several times as fast for a
+        large network on a GPU or TPU, and the chain then leaves another law invariant.
+        For a dense normal law of 50 dimensions, the energies of exact draws are wrong
+        by 0.37 nats in bfloat16 (TPU) and 0.04 nats in TF32 (GPU) if the condition
+        number is 1e3. At 1e4, bfloat16 makes the precision matrix indefinite, and TF32
+        changes the variance by 6 %. At 100, neither matters.
 
     Returns:
       A `Sampler` with `MALAState` and `MALAInfo`. A move takes one gradient, and so
       does the start.
 
     Raises:
-      ValueError: If `step_size` or `temperature` is not positive.
+      ValueError: If `step_size` or `temperature` is not positive, or the precision is
+        unknown.
 
     Source:
       Roberts & Tweedie (1996), "Exponential convergence of Langevin distributions and
@@ -76,10 +90,12 @@ def mala(*, step_size: float | Array, temperature: float | Array = 1.0) -> Sampl
     temperature = check_number("temperature", temperature, positive=True)
     noise_std = (2.0 * step_size * temperature) ** 0.5
 
+    @at_precision(precision)
     def init(energy_fn: EnergyFn, x: Array) -> MALAState:
         state: MALAState = langevin_state(energy_fn, x)
         return state
 
+    @at_precision(precision)
     def step(
         energy_fn: EnergyFn, key: Key, state: MALAState
     ) -> tuple[MALAState, MALAInfo]:

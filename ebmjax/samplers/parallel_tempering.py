@@ -1,5 +1,6 @@
 """Replica exchange, also called parallel tempering (PT)."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ebmjax.checks import check_count
+from ebmjax.checks import at_precision, check_count
 from ebmjax.samplers.sampler import Sampler, draw_uniform, named, value
 from ebmjax.types import Array, EnergyFn, Key
 
@@ -70,6 +71,10 @@ def replica_exchange(
     where the pairs (0, 1), (2, 3), ... and (1, 2), (3, 4), ... alternate. If the levels
     are exact, so is the whole: the coldest replica has the law `exp(-E / T_0)`, and the
     others have theirs. This is not annealing: every temperature stays constant.
+
+    The swaps use the energies that the levels' states have, at the precision of the
+    levels' samplers. If they have none, energies are computed at the precision
+    "highest" of `mala`.
 
     `state.position` is the coldest replica; `state.replicas.position` has all, the
     coldest first. A swap moves `position`, `energy` and `gradient`, and leaves
@@ -137,7 +142,8 @@ def replica_exchange(
         if hasattr(replicas, "energy"):
             levels = replicas.energy
         else:
-            levels = jax.vmap(lambda x: value(energy_fn, x))(replicas.position)
+            precise = at_precision("highest")(functools.partial(value, energy_fn))
+            levels = jax.vmap(precise)(replicas.position)
         log_ratio = (inverse[:-1] - inverse[1:]) * (levels[:-1] - levels[1:])
         uniform = draw_uniform(swap_key, log_ratio.shape, state.position)
         turn = num_moves // swap_every - 1

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ebmjax import energies
+from ebmjax.checks import at_precision
 from ebmjax.targets.target import Target, one_example
 from ebmjax.types import Array, Key
 
@@ -109,6 +110,7 @@ def ica(mixing: ArrayLike) -> Target:
     unmixing = np.linalg.inv(mixing)
     matrix = mixing.astype(np.float32)
 
+    @at_precision("highest")
     def sample(key: Key, num: int) -> Array:
         return jax.random.logistic(key, (num, len(matrix))) @ jnp.asarray(matrix)
 

@@ -1,7 +1,7 @@
 """The update on one device, on several, and on the devices of a mesh."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -17,7 +17,7 @@ from ebmjax.training.state import (
     partition,
     put,
 )
-from ebmjax.training.update import Update, count_updates, make_update
+from ebmjax.training.update import Update, check_parts, count_updates, make_update
 from ebmjax.types import DEVICE, Array, Metrics
 
 __all__ = ["jit_update", "pmap_update", "pmap_updates", "shard_update"]
@@ -26,7 +26,11 @@ Updates = Callable[[TrainState, Any, int, int], tuple[TrainState, Metrics]]
 """Function `updates(state, batches, first, count) -> (state, scalars)`."""
 
 
-def _pmap(function: Callable[..., Any], num_numbers: int = 0) -> Any:
+def _pmap(
+    function: Callable[..., Any],
+    num_numbers: int = 0,
+    devices: Sequence[Any] | None = None,
+) -> Any:
     """Returns a function of a state, batches and numbers, on this process's devices."""
     return jax.pmap(
         function,
@@ -34,6 +38,7 @@ def _pmap(function: Callable[..., Any], num_numbers: int = 0) -> Any:
         in_axes=(AXES, 0, *[None] * num_numbers),
         out_axes=(AXES, None),
         donate_argnums=0,
+        devices=devices,
     )
 
 
@@ -72,7 +77,10 @@ def pmap_update(
 
 
 def pmap_updates(
-    players: Mapping[str, Player], *, ema_decay: float | None = None
+    players: Mapping[str, Player],
+    *,
+    ema_decay: float | None = None,
+    devices: Sequence[Any] | None = None,
 ) -> Updates:
     """Returns several steps of `make_update` as one program, under `jax.pmap`.
 
@@ -83,6 +91,9 @@ def pmap_updates(
     Args:
       players: Players by name.
       ema_decay: Decay of the average, as in `make_update`.
+      devices: Devices of the program; None for those of this process. A program for
+        devices that are not there, such as those of a topology description of JAX, can
+        be compiled by `updates.lower(state, batches, first, count)`, and not be run.
 
     Returns:
       The function `updates(state, batches, first, count) -> (state, scalars)`. The
@@ -114,7 +125,7 @@ def pmap_updates(
         )
         return last
 
-    run = _pmap(several, num_numbers=2)
+    run = _pmap(several, num_numbers=2, devices=devices)
     axes = _BatchAxes("pmap_updates", ("devices", "steps", "microbatches"), players)
 
     def updates(
@@ -299,7 +310,7 @@ class _BatchAxes:
         self, update: str, leading: tuple[str, ...], players: Mapping[str, Player]
     ):
         self.update, self.leading = update, leading
-        self.players, self.num_microbatches = list(players), count_updates(players)
+        self.players, self.num_microbatches = players, count_updates(players)
         self.ranks: dict[Any, list[int]] = {}
 
     def check(self, batch: Any, num_devices: int | None) -> None:
@@ -318,6 +329,7 @@ class _BatchAxes:
                 for axis, length in zip(self.leading, shape)
             ):
                 self._refuse(shape, sizes)
+            check_parts(self.players, size[0])
         for leaf, rank in zip(leaves, self.ranks.get(structure, ())):
             if np.ndim(leaf) != rank:
                 raise ValueError(
@@ -341,5 +353,5 @@ class _BatchAxes:
             hint = "; jit_update takes a batch without an axis for devices"
         raise ValueError(
             f"{self.update}: batch must have shape [{axes}]{rule} for players"
-            f" {self.players}, got shape {shape}{hint}"
+            f" {list(self.players)}, got shape {shape}{hint}"
         )

@@ -23,12 +23,24 @@ class Player(NamedTuple):
       objective: Objective, an `objectives.Objective`.
       optimizer: Optax transformation of those entries.
       num_updates: Number of inner updates in one step of the whole update (n_critic).
+      num_accumulated: Number of equal parts of each microbatch on a device, for a
+        microbatch that does not fit into memory. The objective is called for one part
+        after another, each with a key of its own and the carry of the part before, and
+        gradients, metrics and renewed model state are averaged before the optimizer's
+        step. A loss that is a mean over examples has the gradient of the undivided
+        microbatch, except that it draws other random numbers. Some losses combine
+        examples, and then do so within a part: networks with batch statistics,
+        `objectives.generalized` (log mean exp over draws), `objectives.kernel_stein`
+        and `objectives.f_contrastive` (pairs of examples),
+        `objectives.max_entropy.generator_objective` (latents of other examples), and
+        `objectives.contrastive_divergence` with an `entropy_weight` (nearest examples).
     """
 
     trains: tuple[str, ...]
     objective: Objective
     optimizer: optax.GradientTransformation
     num_updates: int = 1
+    num_accumulated: int = 1
 
 
 class TrainState(NamedTuple):
@@ -39,7 +51,7 @@ class TrainState(NamedTuple):
     Attributes:
       step: Number of updates done, `[]`, int32.
       key: Root key, `[]`, which never changes. All randomness is a function of it, the
-        step, the device, the player and the inner update.
+        step, the device, the player, the inner update and the part of its microbatch.
       params: Parameters by network name.
       model_state: Mutable collections by `"<network>_state"`, which are not trained.
       ema_params: Exponential moving average of `params`, or None.
@@ -101,11 +113,11 @@ def init_state(
     for name, player in players.items():
         if missing := sorted(set(player.trains) - set(params)):
             raise ValueError(f"player {name!r} trains {missing}, which params lacks")
-        if player.num_updates < 1:
-            raise ValueError(
-                f"player {name!r} must have num_updates of at least 1,"
-                f" got {player.num_updates}"
-            )
+        for field in ("num_updates", "num_accumulated"):
+            if (number := getattr(player, field)) < 1:
+                raise ValueError(
+                    f"player {name!r} must have {field} of at least 1, got {number}"
+                )
     if both := sorted(set(params) & set(model_state)):
         raise ValueError(f"{both} are in both params and model_state")
     if num_devices < 1 or num_devices % jax.process_count():

@@ -27,7 +27,8 @@ def make_update(
     Players take turns in the order of the dict, and later ones use the parameters that
     earlier ones have changed. A turn is `num_updates` inner updates, each on its own
     microbatch: the gradient of the objective in the player's own parameters, the mean
-    over devices, and an optimizer step.
+    over devices, and an optimizer step. A player with `num_accumulated` above 1 takes
+    its gradient over a microbatch in parts, one after another.
 
     Args:
       players: Players by name.
@@ -43,9 +44,10 @@ def make_update(
       every device. `"<player>/params_gradient_norm"` is the norm of the mean gradient.
 
     Raises:
-      ValueError: At trace, for a batch with another number of microbatches, an
-        objective that renews model state that the state lacks, a metric that is not a
-        scalar, or a state with an average that this update would not update.
+      ValueError: At trace, for a batch with another number of microbatches, a size that
+        a player's `num_accumulated` does not divide, an objective that renews model
+        state that the state lacks, a metric that is not a scalar, or a state with an
+        average that this update would not update.
     """
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
@@ -65,26 +67,34 @@ def make_update(
             trained, model_state, opt_state, carry = turn
             index, microbatch = inputs
 
-            def loss(trained: dict[str, Params]) -> tuple[Array, Aux]:
-                return player.objective.loss(
-                    params | model_state | trained,
-                    jax.random.fold_in(key, index),
-                    microbatch,
-                    carry,
-                )
+            def differentiate(
+                key: Key, batch: Any, carry: Any
+            ) -> tuple[dict[str, Params], dict[str, Any], Metrics, Any]:
+                def loss(trained: dict[str, Params]) -> tuple[Array, Aux]:
+                    return player.objective.loss(
+                        params | model_state | trained, key, batch, carry
+                    )
 
-            (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
-            _check_aux(name, aux, model_state)
-            # The only place where devices meet.
-            metrics = jax.tree.map(jnp.float32, {"loss": value, **aux.metrics})
+                (value, aux), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
+                _check_aux(name, aux, model_state)
+                metrics = jax.tree.map(jnp.float32, {"loss": value, **aux.metrics})
+                return gradient, aux.model_state, metrics, aux.carry
+
+            inner_key = jax.random.fold_in(key, index)
+            if player.num_accumulated == 1:
+                *found, carry = differentiate(inner_key, microbatch, carry)
+            else:
+                *found, carry = _accumulate(
+                    differentiate, player.num_accumulated, inner_key, microbatch, carry
+                )
+            # Devices meet here, and in layers whose batch statistics are synchronised.
             gradient, renewed, metrics = jax.tree.map(
-                lambda x: jax.lax.pmean(x, DEVICE).astype(x.dtype),
-                (gradient, aux.model_state, metrics),
+                lambda x: jax.lax.pmean(x, DEVICE).astype(x.dtype), tuple(found)
             )
             metrics["params_gradient_norm"] = optax.tree.norm(gradient)
             change, opt_state = player.optimizer.update(gradient, opt_state, trained)
             trained = optax.apply_updates(trained, change)
-            return (trained, model_state | renewed, opt_state, aux.carry), metrics
+            return (trained, model_state | renewed, opt_state, carry), metrics
 
         trained = {k: params[k] for k in player.trains}
         turn = trained, model_state, opt_state, carry
@@ -107,6 +117,7 @@ def make_update(
                     f" {num_microbatches} microbatches for players {list(players)};"
                     f" got shape {leaf.shape}"
                 )
+            check_parts(players, leaf.shape[1])
         if ema_decay is None and state.ema_params is not None:
             raise ValueError("state has ema_params, but the update has no ema_decay")
         key = jax.random.fold_in(state.key, state.step)
@@ -148,6 +159,41 @@ def make_update(
     return update
 
 
+def _accumulate(
+    differentiate: Callable[[Key, Any, Any], tuple[Any, ...]],
+    num_parts: int,
+    key: Key,
+    batch: Any,
+    carry: Any,
+) -> tuple[Any, ...]:
+    """Returns the means over parts of a batch, and the carry after the last part.
+
+    Every part has a key of its own. Only the sums are kept, in float32 or better.
+    """
+    parts = jax.tree.map(
+        lambda x: x.reshape(num_parts, x.shape[0] // num_parts, *x.shape[1:]), batch
+    )
+    first = jax.tree.map(lambda x: x[0], parts)
+    *shapes, _ = jax.eval_shape(differentiate, key, first, carry)
+
+    def sum_type(x: Any) -> Any:
+        return jnp.promote_types(x.dtype, jnp.float32)
+
+    def add(before: tuple[Any, Any], inputs: tuple[Array, Any]) -> Any:
+        (sums, carry), (index, part) = before, inputs
+        *found, carry = differentiate(jax.random.fold_in(key, index), part, carry)
+        sums = jax.tree.map(lambda total, x: total + x, sums, found)
+        return (sums, carry), None
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, sum_type(x)), shapes)
+    inputs = jnp.arange(num_parts), parts
+    (sums, carry), _ = jax.lax.scan(add, (zeros, carry), inputs)
+    means = jax.tree.map(
+        lambda total, x: (total / num_parts).astype(x.dtype), sums, shapes
+    )
+    return *means, carry
+
+
 def _check_aux(name: str, aux: Aux, model_state: dict[str, Any]) -> None:
     """Raises unless metrics and renewed model state have the right form."""
     for key, value in aux.metrics.items():
@@ -176,3 +222,13 @@ def _check_aux(name: str, aux: Aux, model_state: dict[str, Any]) -> None:
 def count_updates(players: Mapping[str, Player]) -> int:
     """Returns the number of microbatches that one step of the players takes."""
     return sum(player.num_updates for player in players.values())
+
+
+def check_parts(players: Mapping[str, Player], size: int) -> None:
+    """Raises unless microbatches of this size divide into every player's parts."""
+    for name, player in players.items():
+        if size % player.num_accumulated:
+            raise ValueError(
+                f"player {name!r}: the size of a microbatch on each device must be a"
+                f" multiple of num_accumulated = {player.num_accumulated}, got {size}"
+            )

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ebmjax.types import Array, Key
+from ebmjax.types import DEVICE, Array, Key
 
 __all__ = [
     "Batches",
@@ -27,14 +28,18 @@ __all__ = [
     "image_batches",
     "in_chunks",
     "mirror",
+    "over_accelerators",
     "process_rows",
     "quantize",
     "row_batches",
 ]
 
+DIGEST_BYTES = 2**24
+"""Of an array that `digest` takes at once."""
+
 
 class Images(NamedTuple):
-    """A data set of images, in memory.
+    """A data set of images, in memory or mapped into it.
 
     Attributes:
       train: `[n, height, width, channels]`, uint8, values below `num_levels`.
@@ -73,7 +78,10 @@ def digest(*parts: np.ndarray | str | os.PathLike) -> str:
     for part in parts:
         if isinstance(part, np.ndarray):
             found.update(f"{part.dtype.str}{part.shape}".encode())
-            found.update(np.ascontiguousarray(part).data)
+            rows = np.atleast_1d(part)
+            size = max(1, DIGEST_BYTES * len(rows) // max(rows.nbytes, 1))
+            for first in range(0, len(rows), size):
+                found.update(np.ascontiguousarray(rows[first : first + size]).data)
         else:
             with open(part, "rb") as file:
                 found.update(hashlib.file_digest(file, "sha256").digest())
@@ -333,6 +341,27 @@ def image_batches(
     return Batches(lambda step: images[rows(step)[local]], make)
 
 
+def over_accelerators(
+    x: np.ndarray | Array, devices: Sequence[Any] | None = None
+) -> np.ndarray | Array:
+    """Returns rows that lie on all of this process's GPUs or TPUs.
+
+    A jitted function of them then computes on all devices. The rows are returned as
+    they are where the devices are CPUs, which share their cores, or the number of rows
+    is no multiple of theirs.
+
+    Args:
+      x: `[n, ...]`.
+      devices: Devices; None for those of this process, if they are no CPUs.
+    """
+    if devices is None:
+        devices = [d for d in jax.local_devices() if d.platform != "cpu"]
+    if not devices or len(x) % len(devices):
+        return x
+    mesh = Mesh(np.array(devices), (DEVICE,))
+    return jax.device_put(x, NamedSharding(mesh, PartitionSpec(DEVICE)))
+
+
 def in_chunks(function: Callable, x: np.ndarray | Array, size: int):
     """`function` of the rows of `x`, so many at a time, as numpy arrays.
 
@@ -344,6 +373,6 @@ def in_chunks(function: Callable, x: np.ndarray | Array, size: int):
         chunk = np.asarray(x[first : first + size])
         num = len(chunk)
         padding = [(0, size - num), *[(0, 0)] * (chunk.ndim - 1)]
-        outputs = function(np.pad(chunk, padding))
+        outputs = function(over_accelerators(np.pad(chunk, padding)))
         parts.append(jax.tree.map(lambda y, num=num: np.asarray(y)[:num], outputs))
     return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)

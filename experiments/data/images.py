@@ -3,11 +3,12 @@
     python -m experiments.data.images --name mnist --data_dir D
 
 writes `D/mnist-train-28.npz` and `D/mnist-test-28.npz`, which a machine without
-tensorflow-datasets can read: copy them there and use the same `data_dir`.
+tensorflow-datasets can read: copy them there and use the same `data_dir`. With
+`--mapped` it writes `D/mnist-train-28.npy` and so on, which take more of the disk, and
+which all processes of a machine share in memory.
 """
 
 import argparse
-import contextlib
 import functools
 import gzip
 import importlib.util
@@ -16,17 +17,21 @@ import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from experiments.data.arrays import Images
+from experiments.data.stored import (
+    Split,
+    naming,
+    read_stored,
+    write_mapped,
+    write_packed,
+)
 
-__all__ = ["SOURCES", "load", "npz_path", "read_split", "write_npz"]
-
-Split = tuple[np.ndarray, np.ndarray | None]
-"""Images `[n, height, width, channels]` uint8, and labels `[n]` int32 if any."""
+__all__ = ["SOURCES", "load", "npz_path", "read_split", "write_split"]
 
 
 def _same(image: np.ndarray) -> np.ndarray:
@@ -41,21 +46,9 @@ def _inverted_grey(image: np.ndarray) -> np.ndarray:
     return 255 - image[..., :1]
 
 
-@contextlib.contextmanager
-def _naming(path: pathlib.Path) -> Iterator[None]:
-    """Turns what reading a damaged file raises into a ValueError with its path."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # of gzip, zlib, zipfile, struct, numpy and Pillow
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"{path} cannot be read: {reason}") from error
-
-
 def _read_idx(path: pathlib.Path) -> np.ndarray:
     """An array of bytes in the format of the MNIST files, gzipped."""
-    with _naming(path), gzip.open(path) as file:
+    with naming(path), gzip.open(path) as file:
         content = file.read()
     num_dims = content[3] if content[:3] == b"\0\0\x08" else 0
     head = 4 + 4 * num_dims
@@ -105,7 +98,7 @@ def _omniglot_zip(folder: pathlib.Path, split: str) -> Split | None:
             break
     else:
         return None
-    with _naming(path), zipfile.ZipFile(path) as archive:
+    with naming(path), zipfile.ZipFile(path) as archive:
         names = sorted(n for n in archive.namelist() if n.endswith(".png"))
         images = [
             np.asarray(Image.open(io.BytesIO(archive.read(name))).convert("L"))
@@ -214,27 +207,9 @@ def _source(name: str) -> Source:
 def npz_path(
     name: str, split: str, data_dir: str | os.PathLike | None, size: int | None = None
 ) -> pathlib.Path:
-    """Where the portable copy of a split lies, whether or not it is there."""
+    """Where the packed copy of a split lies, whether or not it is there."""
     size = _source(name).size if size is None else size
     return _directory(data_dir) / f"{name}-{split}-{size}.npz"
-
-
-def _read_npz(path: pathlib.Path, size: int) -> Split | None:
-    if not path.is_file():
-        return None
-    with _naming(path), np.load(path) as arrays:
-        images, labels = arrays["images"], arrays.get("labels")
-    is_image = images.ndim == 4 and images.shape[1:3] == (size, size) and images.size
-    if images.dtype != np.uint8 or not is_image:
-        raise ValueError(
-            f"{path}: images must be uint8 [n, {size}, {size}, channels],"
-            f" got {images.dtype} {images.shape}"
-        )
-    if labels is not None and labels.dtype.kind not in "iu":
-        raise ValueError(f"{path}: labels must be whole numbers, got {labels.dtype}")
-    if labels is not None and labels.shape != images.shape[:1]:
-        raise ValueError(f"{path}: {len(images)} images, but labels {labels.shape}")
-    return images, labels
 
 
 def _read_tfds(
@@ -308,7 +283,8 @@ def read_split(
 ) -> Split:
     """One split of an image data set, decoded to an array.
 
-    Looks in `data_dir` for, in this order: the `npz_path` file; files as published
+    Looks in `data_dir` for, in this order: files of `write_split`, those that are
+    mapped before the packed one; files as published
     (`<name>/t10k-images-idx3-ubyte.gz` and the like, the zips of Omniglot); a TFDS
     directory in the array_record format. The images are the same, but TFDS has its own
     order of them.
@@ -334,7 +310,8 @@ def read_split(
     """
     source, data_dir = _source(name), _directory(data_dir)
     size = source.size if size is None else size
-    stored = _read_npz(npz_path(name, split, data_dir, size), size)
+    path, has_labels = npz_path(name, split, data_dir, size), bool(source.label_name)
+    stored = read_stored(path, size, has_labels)
     if stored is not None:
         return stored
     originals = source.read_originals(data_dir / name, split)
@@ -374,39 +351,30 @@ def load(
     return Images(train[0], held_out[0], train[1], held_out[1], num_levels=256)
 
 
-def write_npz(
+def write_split(
     name: str,
     split: str,
     *,
     data_dir: str | os.PathLike | None = None,
     size: int | None = None,
     download: bool = False,
+    is_mapped: bool = False,
 ) -> pathlib.Path:
-    """Stores a split as the portable file that `read_split` reads first.
+    """Stores a split as files that `read_split` reads first; see `stored`.
 
-    The file appears whole or not at all. Arguments and errors are those of
+    Every file appears whole or not at all. Arguments and errors are those of
     `read_split`.
 
+    Args:
+      is_mapped: Whether to write the files that are mapped into memory, instead of the
+        packed one.
+
     Returns:
-      The file's path.
+      The path of the file with the images.
     """
-    images, labels = read_split(
-        name, split, data_dir=data_dir, size=size, download=download
-    )
-    path = npz_path(name, split, data_dir, size)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    arrays = (
-        {"images": images} if labels is None else dict(images=images, labels=labels)
-    )
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    found = read_split(name, split, data_dir=data_dir, size=size, download=download)
+    write = write_mapped if is_mapped else write_packed
+    return write(npz_path(name, split, data_dir, size), found)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -414,15 +382,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--name", required=True, choices=sorted(SOURCES))
     parser.add_argument("--data_dir", help="default: ~/tensorflow_datasets, as TFDS")
     parser.add_argument("--size", type=int, help="height and width of the images")
+    parser.add_argument(
+        "--mapped", action="store_true", help="files that processes share in memory"
+    )
     parser.add_argument("--splits", nargs="+", help="default: the two that are used")
     options = parser.parse_args(arguments)
     for split in options.splits or SOURCES[options.name].splits:
-        path = write_npz(
+        path = write_split(
             options.name,
             split,
             data_dir=options.data_dir,
             size=options.size,
             download=True,
+            is_mapped=options.mapped,
         )
         print(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 

@@ -24,15 +24,12 @@ Other than published: pictures have uniform noise within each level, CelebA's ar
 import functools
 import math
 import pathlib
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ebmjax import networks
-from ebmjax.objectives import generalized
 from ebmjax.types import Key, Network
 from experiments.data import (
     Images,
@@ -45,25 +42,26 @@ from experiments.data import (
 )
 from experiments.generalized.latents import (
     check_sampler,
+    make_chains,
     make_refine,
     sample_model,
     sampler_section,
 )
+from experiments.generalized.model import NETWORKS, bind_networks, make_networks
 from experiments.generalized.players import (
     base_player,
     check_players,
-    energy_floor,
     energy_player,
     make_config,
     make_experiment,
     objective_section,
     players_section,
 )
-from experiments.judge import generators, plots
+from experiments.judge import plots
 from experiments.judge.inception import Inception
 from experiments.judge.judge import make_judge
 from experiments.run import cli
-from experiments.run.config import adam_section, check_counts, construct, train_section
+from experiments.run.config import adam_section, check_counts, train_section
 from experiments.run.experiment import Experiment, Keys, Trained, evaluated_params
 from experiments.run.sweep import Cell, Sweep
 from experiments.run.workdir import format_table, save_arrays, write_atomically
@@ -125,6 +123,10 @@ def make_paper_scale(name: str, network: dict | None = None) -> dict:
     config = make_digits()
     config["data"] = image_section(name, batch_size=128, size=32)
     config["network"] = network or {"name": "sngan", "widths": (64, 128, 256, 512)}
+    config["network"] |= {
+        "is_synchronized": True,  # whether batch statistics are of all devices
+        "compute_dtype": "float32",  # or "bfloat16"; parameters stay float32
+    }
     config["latent_dim"] = 100
     config["objective"]["energy_floor"] = -10.0
     config["players"] |= {"num_extra_updates": 100, "redescends": True}
@@ -159,62 +161,12 @@ PRESETS = {
     "imagenet32": lambda: make_paper_scale("imagenet32"),
 }
 
+CHOICES = {"network": NETWORKS}
+
 
 def get_config(preset: str = "digits") -> ConfigDict:
     """Returns the locked config of `"preset"` or of `"preset,estimator"`."""
     return make_config(PRESETS, preset)
-
-
-def _pair(base, energy):
-    """Returns the constructor of a base and an energy with the same widths."""
-
-    def make(shape, latent_dim, *, widths: Sequence[int]):
-        return (
-            base(shape, latent_dim=latent_dim, widths=widths),
-            energy(shape, widths=widths),
-        )
-
-    return make
-
-
-def _resnet(shape, latent_dim, *, width: int, num_blocks: int = 3):
-    return (
-        networks.sngan_resnet_base(
-            shape, latent_dim=latent_dim, width=width, num_blocks=num_blocks
-        ),
-        networks.sngan_resnet_energy(shape, width=width),
-    )
-
-
-NETWORKS = {
-    "sngan": _pair(networks.sngan_base, networks.sngan_energy),
-    "sngan_resnet": _resnet,
-    "dcgan": _pair(networks.dcgan_base, networks.dcgan_energy),
-    "strided": _pair(networks.strided_generator, networks.strided_energy),
-}
-
-CHOICES = {"network": NETWORKS}
-
-
-def make_networks(config, image_shape) -> dict[str, Network]:
-    """Returns the base and the energy, neither of them with parameters."""
-    shape = tuple(image_shape)
-    base, energy = construct(
-        "network", config.network, NETWORKS, shape, config.latent_dim
-    )
-    return {"base": base, "energy": energy}
-
-
-def bind_networks(config, built: dict[str, Network], params, model_state):
-    """Returns `energy_fn` of an image, with its floor, and `generator_fn` of a latent.
-
-    The base normalises by its running statistics.
-    """
-    base_fn, energy_fn = (
-        generators.bind(network, params[name], model_state.get(f"{name}_state"))
-        for name, network in built.items()
-    )
-    return generalized.floored(energy_fn, energy_floor(config)), base_fn
 
 
 def draw_samples(config, refine, key: Key, num: int) -> np.ndarray:
@@ -322,7 +274,26 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         evaluate=evaluate,
         model_state=model_state,
         facts={"image_shape": list(data.image_shape)},
+        programs=make_programs(config, built),
     )._replace(data_digest=digest(data.train, data.held_out))
+
+
+def make_programs(config, built: dict[str, Network]) -> dict:
+    """Returns the large programs of the evaluation, see `Experiment.programs`."""
+    options, section = config.evaluation, config.evaluation.sampler
+
+    def draw(params, model_state, key):
+        _, generator_fn = bind_networks(config, built, params, model_state)
+        latents = jax.random.normal(key, (options.chunk_size, config.latent_dim))
+        return jax.vmap(generator_fn)(latents)
+
+    def move(params, model_state, key):
+        bound = bind_networks(config, built, params, model_state)
+        chains = make_chains("langevin", section, *bound, section.temperatures[0])
+        latents = jax.random.normal(key, (options.num_samples, config.latent_dim))
+        return chains(key, latents, section.chain_lengths[-1], 1.0)[0]
+
+    return {"base": draw, "latent chains": move}
 
 
 def make_measure(config, data: Images):

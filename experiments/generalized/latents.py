@@ -270,19 +270,23 @@ def make_transport(section, energy_fn, generator_fn, key, starts):
             f" {LIPSCHITZ_DRAWS} draws: the energy is flat, or below its floor"
         )
 
-    def descend(pair, step_size, num_steps, steepest):
+    # All stretches are multiples of one length, which the program knows. If the length
+    # were an argument, a GPU would wait for the host after every step of the loop.
+    length = math.gcd(*section["chain_lengths"], section["decay_every"])
+
+    def descend(pair, step_size, steepest):
         z, start = pair
 
         def cost(z):
             distance = jnp.linalg.norm(z - start + 0.001)
             return energy_at(z) / steepest + distance
 
-        def move_once(_, z):
+        def move_once(z, _):
             gradient = jax.grad(cost)(z)
             along = jnp.dot(gradient, z) / len(z) ** 0.5
-            return z - step_size * (gradient - along * z)
+            return z - step_size * (gradient - along * z), None
 
-        return jax.lax.fori_loop(0, num_steps, move_once, z)
+        return jax.lax.scan(move_once, z, length=length)[0]
 
     @jax.jit
     def descend_all(position, *given):
@@ -292,7 +296,8 @@ def make_transport(section, energy_fn, generator_fn, key, starts):
 
     def move(key, position, num_steps, scale):
         step_size = section["transport_step_size"] * scale
-        moved = descend_all(position, step_size, num_steps, steepest)
-        return moved, float("nan")
+        for _ in range(num_steps // length):
+            position = descend_all(position, step_size, steepest)
+        return position, float("nan")
 
     return move

@@ -12,6 +12,7 @@ from ebmjax import energies, samplers
 from ebmjax.objectives import max_entropy
 from ebmjax.objectives.base import Aux, Objective, generate, interpolate
 from ebmjax.types import Array, Energy, EnergyFn, Key, Network
+from experiments.data.arrays import over_accelerators
 
 __all__ = [
     "Sampled",
@@ -125,7 +126,7 @@ def draw(
     for chunk in range(-(-num // chunk_size)):
         shape = (chunk_size, latent_dim)
         latents = jax.random.normal(jax.random.fold_in(key, chunk), shape)
-        chunks.append(np.asarray(of_chunk(latents)))
+        chunks.append(np.asarray(of_chunk(over_accelerators(latents))))
     return np.concatenate(chunks)[:num]
 
 

@@ -62,6 +62,8 @@ def make_cifar10() -> dict:
             "widths": (64, 128, 256, 512),  # channels of the energy's maps
             "hidden_width": 512,  # of the statistics network
             "is_normal": True,  # whether kernels start normal, else uniform by fan-in
+            "is_synchronized": True,  # whether batch statistics are of all devices
+            "compute_dtype": "float32",  # or "bfloat16"; parameters stay float32
         },
         "latent_dim": 128,  # paper: the length of z
         **image_training(),

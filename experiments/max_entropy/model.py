@@ -55,16 +55,25 @@ def make_mlps(
 
 
 def make_strided(
-    event_shape, latent_dim, *, widths: Sequence[int], hidden_width: int
+    event_shape,
+    latent_dim,
+    *,
+    widths: Sequence[int],
+    hidden_width: int,
+    is_synchronized: bool = True,
+    compute_dtype: str = "float32",
 ) -> Networks:
+    options = {"widths": widths, "compute_dtype": compute_dtype}
     return Networks(
-        networks.strided_generator(event_shape, latent_dim=latent_dim, widths=widths),
-        networks.strided_energy(event_shape, widths=widths),
-        networks.strided_statistics(
+        networks.strided_generator(
             event_shape,
             latent_dim=latent_dim,
-            widths=widths,
-            hidden_width=hidden_width,
+            is_synchronized=is_synchronized,
+            **options,
+        ),
+        networks.strided_energy(event_shape, **options),
+        networks.strided_statistics(
+            event_shape, latent_dim=latent_dim, hidden_width=hidden_width, **options
         ),
     )
 
@@ -76,10 +85,21 @@ def make_convnets(
     widths: Sequence[int],
     hidden_width: int,
     is_normal: bool,
+    is_synchronized: bool = True,
+    compute_dtype: str = "float32",
 ) -> Networks:
-    options = {"widths": widths, "is_normal": is_normal}
+    options = {
+        "widths": widths,
+        "is_normal": is_normal,
+        "compute_dtype": compute_dtype,
+    }
     return Networks(
-        networks.convnet_generator(event_shape, latent_dim=latent_dim, **options),
+        networks.convnet_generator(
+            event_shape,
+            latent_dim=latent_dim,
+            is_synchronized=is_synchronized,
+            **options,
+        ),
         networks.convnet_energy(event_shape, **options),
         networks.convnet_statistics(
             event_shape, latent_dim=latent_dim, hidden_width=hidden_width, **options

@@ -11,11 +11,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ebmjax import samplers, training
+from ebmjax import energies, samplers, training
 from ebmjax.objectives import max_entropy
 from ebmjax.types import Array
 from experiments.judge import generators
-from experiments.max_entropy.model import Networks
+from experiments.max_entropy.model import Networks, bind_networks
 from experiments.run.config import (
     adam_section,
     check_name,
@@ -266,4 +266,34 @@ def make_experiment(
         evaluate=evaluate,
         model_state=model_state,
         facts=facts,
+        programs=make_programs(config, nets),
     )
+
+
+def make_programs(config: ConfigDict, nets: Networks) -> dict[str, Any]:
+    """Returns the large programs of the evaluation, see `Experiment.programs`."""
+    options = config.evaluation
+
+    def draw(params, model_state, key):
+        _, generator_fn = bind_networks(nets, params, model_state)
+        num = options.get("chunk_size", options.num_samples)
+        latents = jax.random.normal(key, (num, config.latent_dim))
+        return jax.vmap(generator_fn)(latents)
+
+    def move(params, model_state, key):
+        energy_fn, generator_fn = bind_networks(nets, params, model_state)
+        section = options.sampler
+        latents = jax.random.normal(key, (options.num_chains, config.latent_dim))
+        return samplers.sample_chains(
+            samplers.mala(step_size=section.step_size),
+            energies.latent_energy(
+                energy_fn, generator_fn, section.temperature, section.prior
+            ),
+            key,
+            latents,
+            section.num_steps,
+            collect=None,
+        )
+
+    has_chains = "sampler" in options and options.sampler.num_steps
+    return {"samples": draw} | ({"latent chains": move} if has_chains else {})

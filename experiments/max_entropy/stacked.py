@@ -71,6 +71,8 @@ def make_stacked(num_digits: int = 3) -> dict:
             "name": "strided",  # or "convnet", with its own options
             "widths": (64, 128, 256, 512),  # channels of the energy's maps
             "hidden_width": 512,  # of the statistics network
+            "is_synchronized": True,  # whether batch statistics are of all devices
+            "compute_dtype": "float32",  # or "bfloat16"; parameters stay float32
         },
         "latent_dim": 128,  # paper: the length of z
         **image_training(),

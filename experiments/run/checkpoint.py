@@ -29,10 +29,10 @@ from experiments.run.digests import (
     write_digests,
 )
 from experiments.run.errors import CheckpointError, failing_as, reason_of
+from experiments.run.files import CONFIG, FOLDER, RUN
+from experiments.run.processes import by_all, check_shared, first_process
+from experiments.run.remote import AnyPath, fetched, to_path
 
-CONFIG = "config.json"
-RUN = "run.json"
-FOLDER = "checkpoints"
 _ITEMS = ("params", "model_state", "ema_params", "training")
 
 
@@ -133,6 +133,8 @@ class Checkpoints:
       workdir: The run's folder.
       keep: Number of newest checkpoints that `prune` keeps.
       is_read_only: Removes and renames nothing.
+      is_shared: Whether the processes of the run have one folder. If each works in a
+        copy of it (see `remote.mirrored`), the first one alone writes to its own.
     """
 
     def __init__(
@@ -141,12 +143,21 @@ class Checkpoints:
         *,
         keep: int = 2,
         is_read_only: bool = False,
+        is_shared: bool = True,
     ):
         self.folder = pathlib.Path(workdir).absolute() / FOLDER
-        self.keep = keep
-        self._is_read_only = is_read_only
+        self.keep, self._is_read_only = keep, is_read_only
+        index = jax.process_index()
+        self._owns = index == 0 or not is_shared  # the folder
+        self._writes = index == 0 or is_shared  # Orbax shares the work of one folder
+        self._told: list[int] = []  # the newest step, where another process writes
         self._unsealed: int | None = None  # a step that is saved without digests so far
         self.folder.mkdir(parents=True, exist_ok=True)
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=index,
+            active_processes={index},
+            barrier_sync_key_prefix=str(index),
+        )
         with failing_as(f"{self.folder} cannot be opened", self.folder):
             self._manager = ocp.CheckpointManager(
                 self.folder,
@@ -154,15 +165,16 @@ class Checkpoints:
                 options=ocp.CheckpointManagerOptions(
                     # What a killed process left; one that is alive may be writing it.
                     max_to_keep=None,
-                    create=True,
+                    create=is_shared,  # Orbax refuses it of one process
                     cleanup_tmp_directories=not is_read_only,
                     lightweight_initialize=True,  # metadata may be damaged
+                    **({} if is_shared else {"multiprocessing_options": alone}),
                 ),
             )
 
     def latest_step(self) -> int | None:
         """The newest step that was saved whole, if there is one."""
-        return max(self._manager.all_steps(), default=None)
+        return max([*self._manager.all_steps(), *self._told], default=None)
 
     def save(self, step: int, state: training.TrainState) -> None:
         """Writes a checkpoint in the background; atomic; does nothing if it is there.
@@ -172,11 +184,14 @@ class Checkpoints:
           CheckpointError: If this or the last one cannot be written.
         """
         self.wait()
+        items = _to_host(state)  # by all processes together
         if step in self._manager.all_steps():
             return
-        items = _to_host(state)
         if name := _find_not_finite(items):
             raise FloatingPointError(f"step {step}: {name} is not finite; not saved")
+        if not self._writes:
+            self._told = [step]
+            return
         save = ocp.args.StandardSave
         arguments = {name: save(item) for name, item in items.items()}
         with self._saving(step):
@@ -202,7 +217,7 @@ class Checkpoints:
     def prune(self, best: int | None = None) -> None:
         """Deletes all but the newest `keep` checkpoints and the best one."""
         self.wait()
-        steps = sorted(self._manager.all_steps())
+        steps = sorted(self._manager.all_steps()) if self._writes else []
         for step in steps[: -self.keep]:
             if step != best:
                 with failing_as(f"step {step} could not be deleted", self.folder):
@@ -229,10 +244,13 @@ class Checkpoints:
 
         Raises:
           ValueError: If the checkpoint is of another model or cannot be split over the
-            devices, naming the leaf, what it is and what it must be.
+            devices, naming the leaf, what it is and what it must be; or if the
+            processes of the run see different checkpoints.
           CheckpointError: If there are checkpoints and none can be read.
         """
-        steps = first_process(sorted(self._manager.all_steps(), reverse=True))
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        check_shared(self.folder, steps)
+        steps = first_process(steps)
         if not steps:
             return None
         step, items = _first_readable(self._manager, self.folder, steps, by_all)
@@ -244,7 +262,7 @@ class Checkpoints:
         """Moves unreadable steps away, so that they can be written again."""
         if not steps or self._is_read_only:
             return
-        if jax.process_index() == 0:
+        if self._owns:
             for step in steps:
                 target = self.folder / f"{step}.unreadable"
                 while target.exists():
@@ -317,22 +335,6 @@ def _rebuild(where, items, template, num_devices) -> training.TrainState:
     return training.place(fresh._replace(key=template.key), num_local)
 
 
-def first_process(steps: list[int]) -> list[int]:
-    """Returns the steps that the first process sees, to all processes."""
-    if jax.process_count() == 1:
-        return steps
-    num = int(multihost_utils.broadcast_one_to_all(np.int32(len(steps))))
-    mine = np.resize(np.array([*steps, 0], np.int32), num)
-    return [int(step) for step in multihost_utils.broadcast_one_to_all(mine)]
-
-
-def by_all(is_sound: bool) -> bool:
-    """Returns whether a checkpoint is sound to every process of the run."""
-    if jax.process_count() == 1:
-        return is_sound
-    return bool(np.all(multihost_utils.process_allgather(np.array(is_sound))))
-
-
 def _first_readable(
     manager: ocp.CheckpointManager,
     folder: pathlib.Path,
@@ -364,18 +366,18 @@ def _first_readable(
     raise CheckpointError(f"{folder}: none of {steps} can be read")
 
 
-def read_config(workdir: str | pathlib.Path) -> ConfigDict:
+def read_config(workdir: str | AnyPath) -> ConfigDict:
     """The config that a run was started with, locked.
 
     Raises:
       FileNotFoundError: If `workdir` holds no run.
       ValueError: If its config is damaged.
     """
-    path = pathlib.Path(workdir) / CONFIG
+    workdir = to_path(workdir)
+    path, run = workdir / CONFIG, workdir / RUN
     if not path.is_file():
         raise FileNotFoundError(f"{workdir} holds no run: {path} is missing")
     found = read_json(path)
-    run = path.with_name(RUN)
     try:
         known = read_json(run).get("config_digests", "") if run.is_file() else ""
     except ValueError:  # who needs it says so
@@ -386,7 +388,7 @@ def read_config(workdir: str | pathlib.Path) -> ConfigDict:
 
 
 def read(
-    workdir: str | pathlib.Path, *, step: int | None = None
+    workdir: str | AnyPath, *, step: int | None = None
 ) -> dict[str, dict[str, Any]]:
     """A checkpoint as it lies on disk: its items as dicts of numpy arrays.
 
@@ -398,7 +400,12 @@ def read(
       FileNotFoundError: If there is no checkpoint, or not this step.
       CheckpointError: If there are checkpoints and none can be read.
     """
-    folder = pathlib.Path(workdir).absolute() / FOLDER
+    with fetched(to_path(workdir)) as local:
+        return _read_local(local, step)
+
+
+def _read_local(workdir: pathlib.Path, step: int | None) -> dict[str, dict[str, Any]]:
+    folder = workdir.absolute() / FOLDER
     if not folder.is_dir():
         raise FileNotFoundError(f"{workdir} has no checkpoint yet: {folder} is missing")
     options = ocp.CheckpointManagerOptions(create=False, lightweight_initialize=True)
@@ -416,7 +423,7 @@ def read(
 
 
 def load_run(
-    workdir: str | pathlib.Path, *, step: int | None = None, ema: bool = False
+    workdir: str | AnyPath, *, step: int | None = None, ema: bool = False
 ) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
     """A trained model, for scoring and sampling.
 

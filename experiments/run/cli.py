@@ -29,13 +29,15 @@ from ml_collections import ConfigDict
 from experiments.run.cache import keep_programs
 from experiments.run.config import CHOICES, with_options
 from experiments.run.errors import (
-    CheckpointError,
+    CommandError,
     hide_tracebacks_of_threads,
     sentence_of,
 )
 from experiments.run.experiment import Experiment, Keys
 from experiments.run.loop import run
 from experiments.run.options import list_options
+from experiments.run.processes import ending_together
+from experiments.run.remote import to_path
 from experiments.run.signals import Preemption
 from experiments.run.sweep import Sweep, over, run_sweep
 
@@ -87,6 +89,13 @@ def main(
             "Evaluate the newest checkpoint again, and train nothing.",
             flag_values=values,
         )
+        flags.DEFINE_list(
+            "profile",
+            None,
+            "Two steps, such as 100,110: a profiler's trace of the steps between them"
+            " is kept in the folder of the run, for TensorBoard.",
+            flag_values=values,
+        )
         flags.DEFINE_bool(
             "sweep", False, "Run the problem's table of runs.", flag_values=values
         )
@@ -107,7 +116,8 @@ def main(
         flags.DEFINE_string(
             "cells",
             "*",
-            "Pattern of the cells of the sweep that are run, such as 'kale*'.",
+            "Pattern of the cells of the sweep that are run, such as 'kale*'; or 'i/n',"
+            " every n-th run from the i-th on, so that n machines share a sweep.",
             flag_values=values,
         )
 
@@ -122,6 +132,8 @@ def main(
     def start_watched(command, workdir, preemption):
         values = command.values
         if values.sweep or values.over:
+            if values.profile:
+                raise ValueError("--profile cannot be combined with --sweep")
             if values.evaluate_only:
                 raise ValueError("--evaluate_only cannot be combined with --sweep")
             plan = None if sweep is None else sweep(command.preset)
@@ -151,18 +163,32 @@ def main(
             workdir,
             evaluate_only=values.evaluate_only,
             preemption=preemption,
+            profile=read_steps(values.profile),
         )
         for name, value in scalars.items():
             print(f"{name}: {value:.6g}")
 
-    command_line(start, problem, file, define)
+    command_line(start, problem, file, define, may_be_remote=True)
 
 
+def read_steps(texts: Sequence[str] | None) -> tuple[int, int] | None:
+    """Returns the two steps of `--profile`."""
+    if texts is None:
+        return None
+    if len(texts) != 2 or not all(text.strip().isdigit() for text in texts):
+        given = ",".join(texts)
+        raise ValueError(f"--profile must be two steps, such as 100,110, got {given!r}")
+    return int(texts[0]), int(texts[1])
+
+
+@ending_together()
 def command_line(
     start: Callable[[Command, str], Any],
     problem: ModuleType,
     file: str,
     define: Callable[[flags.FlagValues], None] = lambda values: None,
+    *,
+    may_be_remote: bool = False,
 ) -> None:
     """Parses a command line and calls `start(command, workdir)`.
 
@@ -174,6 +200,7 @@ def command_line(
       problem: Module with `get_config` and its docstring.
       file: Its `__file__`.
       define: Defines further flags.
+      may_be_remote: Whether `start` takes a workdir that is not a local folder.
     """
     if "force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
         # XLA reads it when it makes its first client: see tests/conftest.py.
@@ -186,20 +213,25 @@ def command_line(
         values = _define_flags(define)
         command = _parse(values, arguments, problem, pathlib.Path(file))
         if any(text in ("-h", "--help", "--helpfull") for text in arguments):
-            print(_help(values, command, problem))
+            print(_help(values, command, problem), flush=True)
             return
         if values.print_config:
-            print(command.config())
+            print(command.config(), flush=True)
             return
         if not values.workdir:
             raise ValueError("--workdir must be given: the folder of the run")
+        is_local = isinstance(to_path(values.workdir), pathlib.Path)
+        if not (is_local or may_be_remote):
+            raise ValueError(f"--workdir must be a local folder, got {values.workdir}")
         if values.distributed:
             _join(values.distributed)
         start(command, values.workdir)
-    except (flags.Error, ValueError, FloatingPointError, CheckpointError) as error:
+    except (flags.Error, ValueError, FloatingPointError, CommandError) as error:
         if "--traceback" in arguments:
             raise
         sys.exit(f"error: {error}")
+    except BrokenPipeError:  # `... --help | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if "--traceback" in arguments:
             raise
@@ -208,7 +240,12 @@ def command_line(
 
 def _define_flags(define) -> flags.FlagValues:
     values = flags.FlagValues()
-    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of the run: a local one, or a URL such as 'gs://bucket/run'.",
+        flag_values=values,
+    )
     flags.DEFINE_string(
         "config",
         "",

@@ -168,6 +168,7 @@ def train_section(num_steps: int, **others) -> dict[str, Any]:
         "checkpoint_every": 1_000,  # steps; 0 for never; the last step is saved too
         "keep": 2,  # newest checkpoints
         "best": "",  # a scalar of the evaluation: where lowest is kept too
+        "num_accumulated": 1,  # parts of a batch, one after another to save memory
         "abort_above": 1e8,  # a metric this large: training has diverged; 0: no limit
         **others,
     }

@@ -15,10 +15,13 @@ from experiments.run.files import write_atomically
 NAME = "digests.json"
 
 
-def digest_of(path: pathlib.Path) -> str:
-    """Returns the SHA-256 of a file, in hexadecimal digits."""
+def digest_of(path: Any) -> str:
+    """Returns the SHA-256 of a file, which need not be local, in hexadecimal digits."""
+    found = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(2**18):
+            found.update(block)
+    return found.hexdigest()
 
 
 def write_digests(folder: pathlib.Path) -> None:
@@ -60,14 +63,14 @@ def sign(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"digest": _digest_of_values(record)}
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: Any) -> dict[str, Any]:
     """Returns the object in a file, without the digest of `sign`.
 
     Raises:
       ValueError: If the file is damaged.
     """
     try:
-        found = json.loads(path.read_text(errors="replace"))
+        found = json.loads(path.read_bytes().decode(errors="replace"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(found, dict):

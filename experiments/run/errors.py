@@ -12,7 +12,11 @@ CODES = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, err
 """Errors of the file system that Orbax's errors quote."""
 
 
-class CheckpointError(RuntimeError):
+class CommandError(RuntimeError):
+    """An error that ends a command with one sentence, as a ValueError does."""
+
+
+class CheckpointError(CommandError):
     """A checkpoint that cannot be written, or none of several that can be read."""
 
 

@@ -12,6 +12,9 @@ from ml_collections import ConfigDict
 from ebmjax import training
 from ebmjax.types import Array, Key, Network
 
+MOST_STEPS, MOST_BYTES = 64, 2**22
+"""Of batches that are made together."""
+
 
 class Keys(NamedTuple):
     """Independent streams of randomness; a new draw in one moves no other.
@@ -47,6 +50,9 @@ class Experiment(NamedTuple):
         as the shape of an example: JSON values, which the problem's `load` gets back.
       data_digest: Digest of the data that were read from files, such as
         `experiments.data.digest` makes; the empty string where there are none.
+      programs: Name -> `program(params, model_state, key)`, the large programs of the
+        evaluation as functions that can be traced, with the sizes of the config. They
+        are compiled for chips that are not there, see `experiments.compile`.
     """
 
     players: Mapping[str, training.Player]
@@ -58,6 +64,7 @@ class Experiment(NamedTuple):
     phase: Callable[[int], str] = lambda step: ""
     facts: Mapping[str, Any] = {}
     data_digest: str = ""
+    programs: Mapping[str, Callable[[Any, Any, Key], Any]] = {}
 
 
 class Trained(NamedTuple):
@@ -101,6 +108,31 @@ def stack_batches(
     if hasattr(batch, "stack"):
         return batch.stack(steps)
     return np.stack([np.asarray(batch(step)) for step in steps])
+
+
+def all_phases(experiment: Experiment) -> dict[str, Mapping[str, training.Player]]:
+    """Returns the players of every phase by its name; "" is the usual one."""
+    return {"": experiment.players, **experiment.phases}
+
+
+def in_parts(experiment: Experiment, num_accumulated: int) -> Experiment:
+    """Returns the experiment, whose players take each microbatch in so many parts."""
+
+    def divide(players):
+        return {
+            name: player._replace(
+                num_accumulated=player.num_accumulated * num_accumulated
+            )
+            for name, player in players.items()
+        }
+
+    phases = {name: divide(players) for name, players in experiment.phases.items()}
+    return experiment._replace(players=divide(experiment.players), phases=phases)
+
+
+def num_stacked(num_bytes: int) -> int:
+    """Returns for how many steps batches of so many bytes are made together."""
+    return max(1, min(MOST_STEPS, MOST_BYTES // max(num_bytes, 1)))
 
 
 def make_keys(seed: int) -> Keys:

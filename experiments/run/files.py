@@ -4,8 +4,11 @@ import contextlib
 import errno
 import os
 import pathlib
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from absl import logging
 
@@ -14,22 +17,37 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None
 
+CONFIG = "config.json"
+RUN = "run.json"
+METRICS = "metrics.jsonl"
+FOLDER = "checkpoints"
+TRAINER_LOCK = ".trainer.lock"
+
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTSUP)
 """Errors of a file system that has no locks."""
 
 
 @contextlib.contextmanager
-def replacing(path: pathlib.Path, suffix: str = "") -> Iterator[pathlib.Path]:
+def replacing(path: Any, suffix: str = "") -> Iterator[pathlib.Path]:
     """Gives the path of a temporary file that replaces `path` when all went well.
 
     A failure, such as a full disk, leaves `path` as it was and removes the temporary
     file.
 
     Args:
-      path: File to write.
+      path: File to write: a local one, or one of `remote.to_path`, whose store replaces
+        files whole.
       suffix: End of the temporary file's name, for writers that add one of their own.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{suffix}")
+    if not isinstance(path, pathlib.Path):
+        with tempfile.TemporaryDirectory() as folder:
+            temporary = pathlib.Path(folder) / f"{path.name}{suffix}"
+            yield temporary
+            copy_file(temporary, path)
+        return
+    # Machines that share the folder may have processes of the same number.
+    owner = f"{socket.gethostname()}.{os.getpid()}"
+    temporary = path.with_name(f".{path.name}.{owner}.tmp{suffix}")
     try:
         with naming(path):
             yield temporary
@@ -51,7 +69,14 @@ def naming(path: pathlib.Path) -> Iterator[None]:
         raise
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
+def copy_file(source: Any, target: Any) -> None:
+    """Copies a file from or to a path of `remote.to_path`."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        shutil.copyfileobj(reader, writer, 2**24)
+
+
+def write_atomically(path: Any, text: str) -> None:
     """Writes a file whole or not at all."""
     with replacing(path) as temporary, temporary.open("w") as file:
         file.write(text)

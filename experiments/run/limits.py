@@ -17,8 +17,8 @@ from experiments.run.config import OPTIONAL, flat
 # Whole numbers of at least 1, and of at least 0.
 COUNTS = frozenset(
     """batch_size capacity chunk_size depth dim every hidden_width keep latent_dim
-    max_steps num_bins num_blocks num_chains num_critic_updates num_digits
-    num_draws num_energy_updates num_flow_updates num_fractions
+    max_steps num_accumulated num_bins num_blocks num_chains num_critic_updates
+    num_digits num_draws num_energy_updates num_flow_updates num_fractions
     num_generator_updates num_groups num_hidden num_image_rounds num_importance
     num_inducing num_inverted num_layers num_leapfrog num_long num_long_run num_noise
     num_points num_projections num_rounds num_squares num_steps_per_level
@@ -60,14 +60,15 @@ COUNT_TUPLES = frozenset(
 TEXT_TUPLES = frozenset("contenders samplers workloads".split())
 FLAGS = frozenset(
     """download has_offset is_energy is_mirrored is_normal is_smooth
-    last_step_gradient leaks nesterov prior redescends saves_scores
+    is_synchronized last_step_gradient leaks nesterov prior redescends rematerialize
+    saves_scores
     transforms_log_partition variance_reduced""".split()
 )
 TEXTS = frozenset(
     """activation best compute_dtype conditioning csv data_dir divergence
     estimator first inception_weights jacobian kernel label_column law marginal
-    name normalization penalty_on predictor preset projection reduction scaling
-    score_csv statistic variance_reduction weighting whiten""".split()
+    name normalization penalty_on precision predictor preset projection reduction
+    scaling score_csv statistic variance_reduction weighting whiten""".split()
 )
 LARGEST = 1e12  # of a number in magnitude: its square does not overflow float32
 LARGEST_RATE = 1e4  # of a schedule of learning rates: far above any that trains

@@ -11,16 +11,28 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import jax
+import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from ebmjax import training
+from ebmjax.types import DEVICE
 from experiments.run.checkpoint import CONFIG, Checkpoints
-from experiments.run.experiment import Experiment, Keys, make_keys, stack_batches
+from experiments.run.experiment import (
+    Experiment,
+    Keys,
+    all_phases,
+    in_parts,
+    make_keys,
+    num_stacked,
+    stack_batches,
+)
 from experiments.run.limits import check_options
+from experiments.run.meter import Meter, Profile
+from experiments.run.remote import AnyPath, mirrored, to_path
 from experiments.run.signals import Preemption
 from experiments.run.workdir import (
     Log,
@@ -37,9 +49,6 @@ from experiments.run.workdir import (
     training_alone,
 )
 
-MOST_STEPS, MOST_BYTES = 64, 2**22
-"""Of batches that are made together."""
-
 PROGRAM_SECONDS = 0.1
 """Time that a program of several updates may take: a signal ends none."""
 
@@ -55,7 +64,14 @@ def _check(config: ConfigDict) -> None:
     if size < 1 or size % num_devices:
         raise ValueError(
             f"data.batch_size must be a positive multiple of the {num_devices} devices,"
-            f" got {size}"
+            f" got {size}; to use all devices with a small batch, train several seeds"
+            " side by side, each on devices of its own"
+        )
+    num_rows, num_parts = size // num_devices, config.train.num_accumulated
+    if num_rows % num_parts:
+        raise ValueError(
+            "train.num_accumulated must divide the rows of data.batch_size on each of"
+            f" the {num_devices} devices, which are {num_rows}, got {num_parts}"
         )
 
 
@@ -72,10 +88,11 @@ def _lay_out(batches, num_local: int, num_microbatches: int):
 def run(
     build: Callable[[ConfigDict, Keys], Experiment],
     config: ConfigDict,
-    workdir: str | pathlib.Path,
+    workdir: str | AnyPath,
     *,
     evaluate_only: bool = False,
     preemption: Preemption | None = None,
+    profile: tuple[int, int] | None = None,
 ) -> dict[str, float]:
     """Starts, resumes, or (when all is trained) only evaluates a run.
 
@@ -88,9 +105,12 @@ def run(
         `num_steps`, `log_every`, `eval_every`, `checkpoint_every` (in steps; 0 for
         never, the last step saves and evaluates all the same), `keep` (newest
         checkpoints), `best` (the evaluation's scalar whose lowest checkpoint is kept
-        too; "" for none), `abort_above` (a training metric of larger size stops the run
-        as one that is not finite does: training that diverges; 0 for no limit).
-      workdir: Made if missing. Holds one run.
+        too; "" for none), `num_accumulated` (parts of each microbatch on a device,
+        which are taken one after another to save memory), `abort_above` (a training
+        metric of larger size stops the run as one that is not finite does: training
+        that diverges; 0 for no limit).
+      workdir: Made if missing. Holds one run. A local folder, or a URL such as
+        `gs://bucket/run`: see `remote.to_path`.
       evaluate_only: Trains nothing; evaluates the newest checkpoint, and changes
         nothing of the run except its figures, its arrays and this evaluation's line.
         The section `evaluation` may then differ from the run's. If it differs in
@@ -98,6 +118,8 @@ def run(
         "other_eval" and the `options` that differ, the run's own line stays, and its
         figures and arrays go to `figures_other`.
       preemption: Notices signals; by default one that handles SIGTERM.
+      profile: `(first, last)`: a profiler's trace of the steps after `first` up to
+        `last` is kept in the folder `plugins` of `workdir`, for TensorBoard.
 
     Returns:
       The scalars of the last evaluation; empty if the run was preempted.
@@ -113,8 +135,9 @@ def run(
     preemption = preemption or Preemption()
     is_alone = jax.process_count() == 1  # JAX handles the signals of several processes
     with preemption.watching() if is_alone else contextlib.nullcontext():
-        workdir = pathlib.Path(workdir)
-        return _run(build, config, workdir, evaluate_only, preemption)
+        workdir = to_path(workdir)
+        trace = Profile(profile, config.train.num_steps)
+        return _run(build, config, workdir, evaluate_only, preemption, trace)
 
 
 def problem_of(build: Callable) -> str:
@@ -126,7 +149,9 @@ def problem_of(build: Callable) -> str:
     return spec.name if spec is not None else os.path.abspath(module.__file__)
 
 
-def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
+def _run(
+    build, config, workdir, evaluate_only, preemption, profile
+) -> dict[str, float]:
     _check(config)
     check_folder(workdir)
     if evaluate_only and not (workdir / CONFIG).is_file():
@@ -137,7 +162,7 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
     other = {k: v for k, v in allowed.items() if k.startswith("evaluation.sampler.")}
     num_devices, ema_decay = jax.device_count(), config.ema_decay or None
     keys = make_keys(config.seed)
-    experiment = build(config, keys)
+    experiment = in_parts(build(config, keys), config.train.num_accumulated)
     state = training.init_state(
         experiment.players,
         experiment.params,
@@ -148,18 +173,21 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
     )
     updates = {
         name: training.pmap_updates(players, ema_decay=ema_decay)
-        for name, players in _all_phases(experiment).items()
+        for name, players in all_phases(experiment).items()
     }
     with contextlib.ExitStack() as stack:
+        folder, send = stack.enter_context(mirrored(workdir, trains=not evaluate_only))
         if not evaluate_only:
-            workdir.mkdir(exist_ok=True, parents=True)
-            stack.enter_context(training_alone(workdir))
-            guard_config(config, workdir)  # another start may have been first
-        guard_data(workdir, experiment.data_digest)
+            folder.mkdir(exist_ok=True, parents=True)
+            stack.enter_context(training_alone(folder))
+            guard_config(config, folder)  # another start may have been first
+        guard_data(folder, experiment.data_digest)
         return _run_built(
             experiment,
             config,
-            workdir,
+            folder,
+            send,
+            folder == workdir,
             state,
             updates,
             keys,
@@ -167,6 +195,7 @@ def _run(build, config, workdir, evaluate_only, preemption) -> dict[str, float]:
             other,
             evaluate_only,
             preemption,
+            profile,
         )
 
 
@@ -174,6 +203,8 @@ def _run_built(
     experiment,
     config,
     workdir,
+    send,
+    is_shared,
     state,
     updates,
     keys,
@@ -181,13 +212,17 @@ def _run_built(
     other,
     evaluate_only,
     preemption,
+    profile,
 ) -> dict[str, float]:
     figures = workdir / ("figures_other" if other else "figures")
     figures.mkdir(exist_ok=True, parents=True)
     checkpoints = Checkpoints(
-        workdir, keep=config.train.keep, is_read_only=evaluate_only
+        workdir,
+        keep=config.train.keep,
+        is_read_only=evaluate_only,
+        is_shared=is_shared,
     )
-    log = Log(workdir, config.train.num_steps)
+    log = Log(workdir, config.train.num_steps, send)
     try:
         restored = checkpoints.restore(state, jax.device_count())
         if evaluate_only and restored is None:
@@ -200,6 +235,7 @@ def _run_built(
         if not evaluate_only:
             claim(config, workdir, problem, experiment.facts, experiment.data_digest)
             log.rewind(step)
+            send()
 
         def evaluate(step, state):
             say(f"evaluating step {step}")
@@ -221,6 +257,7 @@ def _run_built(
                 log.write("other_eval", step, line, options=other)
             else:
                 log.write_evaluation(step, line)
+            send()
             check_sound(step, scalars, kept=checkpoints.latest_step())
             evaluated[step] = scalars
             return scalars
@@ -249,6 +286,8 @@ def _run_built(
                     evaluate,
                     best,
                     preemption,
+                    profile,
+                    workdir,
                 )
     except BaseException:
         # A folder that is full or gone fails again, which would hide the error.
@@ -260,11 +299,6 @@ def _run_built(
     log.close()
     checkpoints.close()
     return result
-
-
-def _all_phases(experiment: Experiment) -> dict[str, Mapping[str, training.Player]]:
-    """Name -> players; "" is the usual one."""
-    return {"": experiment.players, **experiment.phases}
 
 
 class _Feed:
@@ -282,7 +316,7 @@ class _Feed:
         self._lengths = {}
         self.num_microbatches = {
             name: sum(player.num_updates for player in players.values())
-            for name, players in _all_phases(experiment).items()
+            for name, players in all_phases(experiment).items()
         }
         self.phase, self.batches, self.steps = "", None, range(0)
 
@@ -300,11 +334,17 @@ class _Feed:
         self.steps = range(step, last)
         # Always as many, so that one program takes them: the last one fills up.
         filled = [*self.steps, *[last - 1] * (length - len(self.steps))]
-        self.batches = _lay_out(
+        batches = _lay_out(
             stack_batches(self._experiment.batch, filled),
             jax.local_device_count(),
             self.num_microbatches[phase],
         )
+        if jax.process_count() == 1 and jax.default_backend() != "cpu":
+            # They are sent ahead, and once for all of their steps.
+            mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (DEVICE,))
+            rows = jax.sharding.PartitionSpec(DEVICE)
+            batches = jax.device_put(batches, jax.sharding.NamedSharding(mesh, rows))
+        self.batches = batches
 
     def _length(self, step: int) -> int:
         """Returns for how many steps of a phase batches are made together."""
@@ -315,11 +355,21 @@ class _Feed:
             raise ValueError(
                 f"batch({step}) must have {rows} rows, got {found.shape[1]}"
             )
-        return max(1, min(MOST_STEPS, MOST_BYTES // max(found.nbytes, 1)))
+        return num_stacked(found.nbytes)
 
 
 def _train(
-    experiment, config, updates, state, checkpoints, log, evaluate, best, preemption
+    experiment,
+    config,
+    updates,
+    state,
+    checkpoints,
+    log,
+    evaluate,
+    best,
+    preemption,
+    profile,
+    workdir,
 ) -> dict[str, float]:
     train = config.train
     is_cpu = jax.default_backend() == "cpu"
@@ -329,29 +379,34 @@ def _train(
         feed.prepare(step)
     say("compiling the update")
     pace, num_programs = 1.0, 0  # `pace` is how many steps one program may make
-    last_time, last_step, result = None, step, {}
+    phases = all_phases(experiment)
+    meter = Meter(phases, config.data.batch_size, config.ema_decay or None)
+    is_first, result = True, {}
     while step < train.num_steps:
-        phase, num = feed.phase, feed.steps.stop - step
+        phase, num = feed.phase, profile.most(step, feed.steps.stop - step)
         for every in (train.log_every, train.eval_every, train.checkpoint_every):
             num = min(num, every - step % every) if every > 0 else num
         # The first step after a save may take long: it compiles, or is a new phase's.
         with preemption.leaving_at_once(is_saved=step == saved):
             start = time.perf_counter()
             num = max(1, int(min(num, pace)))
-            first = step - feed.steps.start
-            state, scalars = updates[phase](state, feed.batches, first, num)
+            first, batches = step - feed.steps.start, feed.batches
+            profile.before(step)
+            state, scalars = updates[phase](state, batches, first, num)
             step += num
             if step < train.num_steps:
                 feed.prepare(step)  # while the devices work
-            if is_cpu or last_time is None:
+            if is_cpu or is_first:
                 # Forced host devices deadlock when steps are issued without waiting.
                 jax.block_until_ready(state.step)
-            if jax.process_count() > 1 or (last_time is not None and not is_cpu):
+            if jax.process_count() > 1 or not (is_first or is_cpu):
                 pace = math.inf  # the same for all processes
-            elif last_time is not None:
+            elif not is_first:
                 pace = PROGRAM_SECONDS * num / (time.perf_counter() - start)
-        if last_time is None:  # the first step compiles, and is not timed
-            last_time, last_step = time.perf_counter(), step
+        profile.after(step, state, workdir)
+        if is_first:  # the first step compiles, and is not timed
+            meter.start(step)
+            is_first = False
         num_programs += 1
         stops = preemption.must_stop(num_programs)
         is_evaluating = _is_due(step, train.eval_every, train.num_steps)
@@ -365,18 +420,9 @@ def _train(
             values = fetch(scalars)
             limit = train.abort_above
             if is_logging or not all(is_sound(x, limit) for x in values.values()):
-                now = time.perf_counter()
-                clock = {}
-                if step > last_step:
-                    rate = (step - last_step) / (now - last_time)
-                    size = config.data.batch_size * feed.num_microbatches[phase]
-                    clock = {
-                        "steps_per_second": rate,
-                        "examples_per_second": rate * size,
-                    }
-                log.write("train", step, values | clock)
-                log.progress(step, values | clock)
-                last_time, last_step = now, step
+                values_and_rates = values | meter.read(step, phase, state, batches)
+                log.write("train", step, values_and_rates)
+                log.progress(step, values_and_rates)
             check_sound(step, values, limit, kept=checkpoints.latest_step())
         if is_saving:
             checkpoints.save(step, state)
@@ -389,7 +435,7 @@ def _train(
         if is_evaluating:
             with preemption.leaving_at_once():
                 result = evaluate(step, state)
-            last_time, last_step = time.perf_counter(), step  # not training time
+            meter.start(step)  # it is no training time
         if is_saving:
             checkpoints.prune(best())
     checkpoints.wait()

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments.run.checkpoint import CONFIG, read_config
+from experiments.run.remote import AnyPath, to_path
 from experiments.run.sweep import CELLS, TABLE
 from experiments.run.workdir import (
     finite_evaluations,
@@ -28,13 +29,13 @@ from experiments.run.workdir import (
     write_atomically,
 )
 
-QUALITY = pathlib.Path("figures") / "quality.md"
+QUALITY = "figures/quality.md"
 PLACE = re.compile(
     r"(<!-- table (?P<path>\S+) -->\n).*?(<!-- end of table -->)", re.DOTALL
 )
 
 
-def minutes(workdir: pathlib.Path) -> float:
+def minutes(workdir: AnyPath) -> float:
     """Returns the minutes that a run took to train and to evaluate.
 
     Compilation is left out, as are steps that a killed process had not logged.
@@ -49,7 +50,7 @@ def minutes(workdir: pathlib.Path) -> float:
     return seconds / 60
 
 
-def record(workdir: pathlib.Path) -> str:
+def record(workdir: AnyPath) -> str:
     """Returns the table of a run or sweep with where it comes from, in Markdown.
 
     Raises:
@@ -57,7 +58,8 @@ def record(workdir: pathlib.Path) -> str:
     """
     runs = [workdir]
     if (workdir / CELLS).is_dir():
-        runs = sorted(p for p in (workdir / CELLS).iterdir() if (p / CONFIG).is_file())
+        cells = sorted((workdir / CELLS).iterdir(), key=lambda path: path.name)
+        runs = [path for path in cells if (path / CONFIG).is_file()]
     runs = [run for run in runs if finite_evaluations(read_lines(run))]
     if not runs:
         raise FileNotFoundError(f"{workdir} holds no run that has been evaluated")
@@ -81,7 +83,7 @@ def record(workdir: pathlib.Path) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(workdir: pathlib.Path, runs: list[pathlib.Path]) -> str:
+def _table(workdir: AnyPath, runs: list[AnyPath]) -> str:
     for path in (workdir / TABLE, workdir / QUALITY):
         if path.is_file():
             return path.read_text()
@@ -116,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workdir", type=pathlib.Path, help="folder of a run or sweep")
+    parser.add_argument("--workdir", help="folder of a run or sweep")
     parser.add_argument("--to", type=pathlib.Path, help="file of results to write")
     parser.add_argument(
         "--pages", type=pathlib.Path, nargs="*", default=[], help="pages to fill in"
@@ -129,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if found.workdir is not None:
             found.to.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(found.to, record(found.workdir))
+            write_atomically(found.to, record(to_path(found.workdir)))
         for page in found.pages:
             fill(page, pathlib.Path.cwd())
     except (FileNotFoundError, ValueError) as error:

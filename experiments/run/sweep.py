@@ -9,6 +9,7 @@ import fnmatch
 import functools
 import itertools
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from ml_collections import ConfigDict
 from experiments.run.config import known_options, with_options
 from experiments.run.experiment import Experiment, Keys
 from experiments.run.loop import run
+from experiments.run.remote import AnyPath, filling, to_path
 from experiments.run.signals import Preemption
 from experiments.run.workdir import (
     check_folder,
@@ -63,7 +65,7 @@ class Row(NamedTuple):
 
     name: str
     configs: list[ConfigDict]
-    folders: list[pathlib.Path]
+    folders: list[AnyPath]
     found: list[dict[str, float]]
     num_ended: int
     num_failed: int
@@ -107,7 +109,8 @@ class Sweep(NamedTuple):
         stands for a run. `evaluations` maps steps to finite evaluations, `has_ended`
         tells whether the last step is among them.
       table: `table(rows, columns) -> text`, in Markdown.
-      finish: `finish(rows, workdir)`, called at the end, such as for a picture.
+      finish: `finish(rows, workdir)`, called when all runs have ended, such as for a
+        picture. It writes its files into the local folder `workdir`.
       skip: `skip(config) -> reason`: a cell with a reason is left out, and the reason
         is printed.
     """
@@ -169,7 +172,7 @@ def run_sweep(
     build: Callable[[ConfigDict, Keys], Experiment],
     get_config: Callable[..., ConfigDict],
     plan: Sweep,
-    workdir: str | pathlib.Path,
+    workdir: str | AnyPath,
     *,
     given: Mapping[str, Any] | None = None,
     choices: Mapping[str, Mapping[str, Callable]] | None = None,
@@ -188,13 +191,15 @@ def run_sweep(
       build: As for `loop.run`.
       get_config: `get_config(preset) -> ConfigDict`.
       plan: The table.
-      workdir: Folder of the sweep; several sweeps may share it if cells of one name
-        have one config.
+      workdir: Folder of the sweep, as for `loop.run`; several sweeps may share it if
+        cells of one name have one config.
       given: Options of the command line, dotted path -> value, for every cell that has
         them; a cell's own overrides win.
       choices: As for `config.with_options`.
       num_seeds: Number of seeds, from `seed` on; the plan's own by default.
-      cells: Pattern of the names of the cells that are run.
+      cells: Pattern of the names of the cells that are run; or `"i/n"`, which runs
+        every n-th run of the whole sweep from the i-th one on, so that n machines share
+        the sweep. The table then has all cells, with the runs that have ended so far.
       preemption: As for `loop.run`.
 
     Returns:
@@ -204,8 +209,10 @@ def run_sweep(
       ValueError: Before anything is run, if no cell matches the pattern or has one of
         the options given, or a folder holds another run.
     """
-    workdir, given = pathlib.Path(workdir), dict(given or {})
+    workdir, given = to_path(workdir), dict(given or {})
     check_folder(workdir)
+    share = _parse_share(cells)
+    cells = "*" if share else cells
     configs = _make_configs(get_config, plan, given, choices or {}, num_seeds, cells)
     # Cells of one config, as where the columns of a table cross, are one run.
     firsts: dict[str, str] = {}
@@ -217,8 +224,11 @@ def run_sweep(
         guard_config(config, folders[name], may_differ=())
     train = functools.partial(run, preemption=preemption) if preemption else run
     unique = [name for name, first in firsts.items() if name == first]
+    first, num_shares = share or (1, 1)
     for index, name in enumerate(unique, 1):
         folder = folders[name]
+        if index % num_shares != first % num_shares:  # another machine's
+            continue
         if _has_ended(folder, configs[name]) or (folder / FAILURE).is_file():
             continue
         say(f"cell {index}/{len(unique)}: {name}")
@@ -233,10 +243,23 @@ def run_sweep(
                 raise SystemExit(0)  # preempted; the same command goes on
         _report(plan, configs, folders, workdir)
     rows = _report(plan, configs, folders, workdir)
-    plan.finish(rows, workdir)
+    if all(row.num_ended + row.num_failed >= len(row.folders) for row in rows):
+        with filling(workdir) as folder:
+            plan.finish(rows, folder)
     table = (workdir / TABLE).read_text()
     print(table)
     return table
+
+
+def _parse_share(cells: str) -> tuple[int, int] | None:
+    """Returns i and n of `--cells=i/n`, or None for a pattern of names."""
+    found = re.fullmatch(r"(-?\d+)/(-?\d+)", cells)
+    if found is None:
+        return None
+    first, num_shares = int(found[1]), int(found[2])
+    if not 1 <= first <= num_shares:
+        raise ValueError(f"--cells=i/n must have 1 <= i <= n, got {cells!r}")
+    return first, num_shares
 
 
 def _make_configs(
@@ -251,7 +274,8 @@ def _make_configs(
     chosen = fnmatch.filter(plan.cells, pattern)
     if not chosen:
         raise ValueError(
-            f"--cells must match some of {sorted(plan.cells)}, got {pattern!r}"
+            f"--cells must match some of {sorted(plan.cells)}, or be a share 'i/n', got"
+            f" {pattern!r}"
         )
     unused, configs = set(given), {}
     for name in chosen:

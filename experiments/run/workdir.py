@@ -9,7 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,19 +18,30 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import ebmjax
-from experiments.run.checkpoint import CONFIG, FOLDER, RUN, read_config
+from experiments.run.checkpoint import read_config
 from experiments.run.config import flat
 from experiments.run.digests import digest_of, read_json, sign
-from experiments.run.files import append, locked, occupied, replacing, write_atomically
+from experiments.run.files import (
+    CONFIG,
+    FOLDER,
+    METRICS,
+    RUN,
+    TRAINER_LOCK,
+    append,
+    locked,
+    occupied,
+    replacing,
+    write_atomically,
+)
+from experiments.run.remote import AnyPath
 
-METRICS = "metrics.jsonl"
-TRAINER_LOCK = ".trainer.lock"
 LOG_LOCK = ".metrics.lock"
 
 
-def check_folder(workdir: pathlib.Path) -> None:
+def check_folder(workdir: AnyPath) -> None:
     """Raises a ValueError if the workdir or a folder above it is a file."""
-    for path in (workdir, *workdir.absolute().parents):
+    is_local = isinstance(workdir, pathlib.Path)
+    for path in (workdir, *(workdir.absolute().parents if is_local else ())):
         if path.exists() and not path.is_dir():
             raise ValueError(f"workdir must be a folder, but {path} is a file")
 
@@ -78,7 +89,7 @@ def record_table(
 
 def guard_config(
     config: ConfigDict,
-    workdir: pathlib.Path,
+    workdir: AnyPath,
     *,
     may_differ: tuple[str, ...] = ("train.num_steps",),
 ) -> dict[str, Any]:
@@ -128,9 +139,9 @@ def guard_data(workdir: pathlib.Path, data_digest: str) -> None:
         )
 
 
-def _has_begun(workdir: pathlib.Path) -> bool:
+def _has_begun(workdir: AnyPath) -> bool:
     log, checkpoints = workdir / METRICS, workdir / FOLDER
-    has_log = log.is_file() and log.stat().st_size > 0
+    has_log = log.is_file() and bool(log.read_bytes())
     return has_log or (checkpoints.is_dir() and any(checkpoints.iterdir()))
 
 
@@ -203,7 +214,7 @@ def _commit() -> str:
     return found.stdout.strip()
 
 
-def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+def read_run(workdir: AnyPath) -> dict[str, Any]:
     """Returns the contents of `run.json`.
 
     Raises:
@@ -231,14 +242,14 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
-def read_lines(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def read_lines(workdir: AnyPath) -> list[dict[str, Any]]:
     """Returns the lines of `metrics.jsonl`, without those that cannot be read.
 
     A killed process leaves a torn line. A line that something else damaged is reported.
     """
     path, lines, damaged = workdir / METRICS, [], []
     if path.is_file():
-        texts = path.read_text(errors="replace").split("\n")
+        texts = path.read_bytes().decode(errors="replace").split("\n")
         for number, text in enumerate(texts, 1):
             line = _parse(text)
             if line is not None:
@@ -285,9 +296,21 @@ class Log:
 
     An evaluation alone may write while another process trains. Each holds the lock of
     the log while it appends or replaces, so that neither loses a line of the other.
+
+    Args:
+      workdir: Local folder of the run.
+      num_steps: Number of steps of the run, for the time that is left.
+      send: Brings the workdir up to the folder where it is elsewhere: see
+        `remote.mirrored`.
     """
 
-    def __init__(self, workdir: pathlib.Path, num_steps: int):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        num_steps: int,
+        send: Callable[[], None] = lambda: None,
+    ):
+        self._send = send
         self._path = workdir / METRICS
         self._lock = workdir / LOG_LOCK
         self._num_steps = num_steps
@@ -341,9 +364,10 @@ class Log:
                 self._events.add_scalar(f"{kind}/{name}", value, step)
 
     def flush(self) -> None:
-        """Writes TensorBoard's events out."""
+        """Writes TensorBoard's events out, and sends what the run has written."""
         if self._events is not None:
             self._events.flush()
+        self._send()
 
     def progress(self, step: int, scalars: Mapping[str, float]) -> None:
         if not self._is_first:

@@ -101,6 +101,8 @@ def image_preset(
             "activation": "swish",  # or "softplus", "leaky_relu"
             "conditioning": "embedding",  # or "division", NCSNv2's Technique 3
             "is_energy": False,  # whether the score is minus an energy's gradient
+            "compute_dtype": "float32",  # or "bfloat16"; parameters stay float32
+            "rematerialize": False,  # whether blocks are computed twice to save memory
         },
         "process": sections["process"],
         "objective": sections["objective"],
@@ -246,7 +248,22 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         evaluate=make_evaluation(config, data, model, keys.evaluation),
         facts=facts,
         data_digest=digest(data.train, data.held_out),
+        programs=make_programs(config, model, data.image_shape),
     )
+
+
+def make_programs(config: ConfigDict, model: Model, shape) -> dict[str, Any]:
+    """Returns the large programs of the evaluation, see `Experiment.programs`."""
+    num = config.evaluation.chunk_size
+
+    def draw(params, model_state, key):
+        return model.sample(params[model.name], key, num)
+
+    def score(params, model_state, key):
+        x = jax.random.normal(key, (num, *shape))
+        return model.log_prob(params[model.name], key, x)
+
+    return {"samples": draw, "likelihood": score}
 
 
 def check_options(config: ConfigDict) -> None:

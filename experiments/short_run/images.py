@@ -17,10 +17,13 @@ Presets: `digits` (embedded 8x8 images, 3 to 9 minutes on two CPU cores), `mnist
 and `celeb_a_128`. The sweep varies the number of moves, the data noise and the width.
 """
 
+import functools
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
+from ebmjax import samplers
 from ebmjax.types import Key
 from experiments.data import digest, image_batches, image_section, load_section
 from experiments.run import cli
@@ -32,10 +35,12 @@ from experiments.short_run.model import (
     NETWORKS,
     SAMPLERS,
     STARTS,
+    Model,
     bind_model,
     draw_chunks,
     make_model,
     make_players,
+    run_chains,
 )
 
 
@@ -199,7 +204,39 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         evaluate=make_evaluation(config, data, model, keys.evaluation),
         facts={"event_shape": list(data.image_shape)},
         data_digest=digest(data.train, data.held_out),
+        programs=make_programs(config, model),
     )
+
+
+def make_programs(config: ConfigDict, model: Model) -> dict[str, Any]:
+    """Returns the large programs of the evaluation, see `Experiment.programs`."""
+    options = config.evaluation
+
+    def draw(params, model_state, key):
+        start_key, chain_key = jax.random.split(key)
+        num, num_steps = options.chunk_size, config.objective.num_steps
+        energy = params["energy"]
+        return run_chains(model, energy, start_key, chain_key, num, num_steps)
+
+    def reconstruct(params, model_state, key):
+        energy_fn = functools.partial(model.network.apply, params["energy"])
+        z = model.draw_noise(key, (options.num_inverted, *model.event_shape))
+        generate = samplers.chain_generator(
+            model.sampler,
+            energy_fn,
+            config.objective.num_steps,
+            jacobian=options.jacobian,
+        )
+        return samplers.invert_chain(
+            generate,
+            key,
+            z,
+            z,
+            num_iterations=options.num_iterations,
+            step_size=options.iteration_step,
+        )
+
+    return {"samples": draw, "reconstruction": reconstruct}
 
 
 # The paper's three tables in small: the number of moves K, with the larger data noise

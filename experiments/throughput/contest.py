@@ -8,6 +8,7 @@ import sys
 from ml_collections import ConfigDict
 
 from experiments.run.config import check_name
+from experiments.run.errors import CommandError
 from experiments.run.limits import check_options
 from experiments.throughput import peers, process
 from experiments.throughput.process import Cell
@@ -147,7 +148,7 @@ class Contest:
             rows[name] = {"contender": name} | cell._asdict() | built
             if "skipped" not in built:
                 if not built["is_finite"]:
-                    raise RuntimeError(f"{name}: draws of {cell} are not finite")
+                    raise CommandError(f"{name}: draws of {cell} are not finite")
                 running.append(name)
         announce(f"{what}: timing {num_rounds} rounds")
 

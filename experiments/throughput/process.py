@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.run.errors import CommandError
+
 ROOT = pathlib.Path(__file__).parents[2]
 PROC_STATUS, PROC_CLEAR = "/proc/self/status", "/proc/self/clear_refs"
 
@@ -298,7 +300,7 @@ class Process:
         """The reply, perhaps `{"skipped": reason}`.
 
         Raises:
-          RuntimeError: If the contender failed, or its process ended.
+          CommandError: If the contender failed, or its process ended.
         """
         line = json.dumps({"do": do, **request}) + "\n"
         try:
@@ -308,13 +310,13 @@ class Process:
         except BrokenPipeError:
             answer = ""
         if not answer:
-            raise RuntimeError(
+            raise CommandError(
                 f"{self.name}: the process ended, with exit status"
                 f" {self.process.wait()}, when asked to {do}"
             )
         reply = json.loads(answer)
         if "error" in reply:
-            raise RuntimeError(f"{self.name}: {do} failed: {reply['error']}")
+            raise CommandError(f"{self.name}: {do} failed: {reply['error']}")
         return reply
 
     def close(self) -> None:

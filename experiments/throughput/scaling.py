@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from ebmjax.checks import check_count
 from experiments.judge import plots
+from experiments.run.errors import CommandError
 from experiments.run.workdir import format_table, write_atomically
 from experiments.throughput import process
 from experiments.throughput.contest import (
@@ -117,13 +118,13 @@ def largest(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
                 cell = make_cell(config, workload, "langevin", num_chains)
                 try:
                     (found,) = contest.rows(cell, ["ebmjax"], 1, measured=False)
-                except RuntimeError as error:
+                except CommandError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise
                     break
                 num_chains *= 2
             if found is None:
-                raise RuntimeError(f"{workload}: not even {num_chains} chains fit")
+                raise CommandError(f"{workload}: not even {num_chains} chains fit")
             is_full = num_chains <= config.most_chains
             rows.append(found | {"is_full": is_full} | where(config))
             print(f"{cell_name(found)} chains fit", flush=True)

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 
+from experiments.run.errors import CommandError
 from experiments.run.workdir import format_table
 from experiments.throughput.process import ROOT
 
@@ -30,7 +31,7 @@ def seconds_to_first_step(module: str, workdir: pathlib.Path, cache: pathlib.Pat
       cache: Folder of compiled programs, which the start fills.
 
     Raises:
-      RuntimeError: If the run ends before a step.
+      CommandError: If the run ends before a step.
     """
     variables = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k}
     arguments = [f"--workdir={workdir}", "--config.train.log_every=1"]
@@ -49,7 +50,7 @@ def seconds_to_first_step(module: str, workdir: pathlib.Path, cache: pathlib.Pat
                 process.kill()
                 return seconds
             said.append(line)
-    raise RuntimeError(f"{module} ended before its first step: {''.join(said[-5:])}")
+    raise CommandError(f"{module} ended before its first step: {''.join(said[-5:])}")
 
 
 def measure_starts(name: str, num_rounds: int) -> dict:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from ebmjax.checks import check_count
 from experiments.run.config import check_name
+from experiments.run.errors import CommandError
 from experiments.run.limits import check_options
 from experiments.run.workdir import format_table, write_atomically
 from experiments.throughput import updates
@@ -90,7 +91,7 @@ def measure_workload(workload: str, names, num_rounds: int, seconds: float):
         def run(name, index):
             reply = processes[name].ask("run", count=counts[name])
             if not reply["is_finite"]:
-                raise RuntimeError(f"{name}: {workload} is not finite")
+                raise CommandError(f"{name}: {workload} is not finite")
             return reply["seconds"] / counts[name]
 
         found = alternate(list(processes), num_rounds, run)

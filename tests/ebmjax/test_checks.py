@@ -7,9 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases import GAUSSIAN_PARAMS, OBJECTIVES, STANDARD
+from cases import GAUSSIAN_PARAMS, OBJECTIVES, SAMPLERS, STANDARD
 
-from ebmjax import energies, metrics, objectives, samplers, starts
+from ebmjax import (
+    counter_prng,
+    energies,
+    metrics,
+    objectives,
+    samplers,
+    starts,
+    targets,
+)
+from ebmjax.checks import at_precision, check_key
+from ebmjax.networks import convolution
 from ebmjax.objectives import (
     entropy_gradient,
     f_contrastive,
@@ -336,6 +346,10 @@ def test_chains_of_numbers_are_fine_if_the_energy_takes_nothing_else(recwarn):
         (lambda: samplers.mala(step_size="0.1"), "step_size must be one number"),
         (lambda: samplers.mala(step_size=jnp.ones(2)), "step_size must be one number"),
         (
+            lambda: samplers.mala(step_size=0.1, precision="float16"),
+            "precision must be one of .*'highest', None.*, got 'float16'",
+        ),
+        (
             lambda: samplers.hmc(step_size=0.1, num_leapfrog=1, temperature=np.inf),
             "temperature must be finite, got inf",
         ),
@@ -358,3 +372,230 @@ def test_chains_of_numbers_are_fine_if_the_energy_takes_nothing_else(recwarn):
 def test_numbers_that_are_not_finite_or_not_one_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+# --- keys
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+def test_keys_whose_draws_depend_on_vmap_are_refused(impl):
+    """Two chains with keys of their own draw other numbers than each draws alone."""
+    key = jax.random.key(0, impl=impl)
+    draw = lambda key: jax.random.normal(key, (3,))  # noqa: E731
+    keys = jax.random.split(key)
+    assert (jax.vmap(draw)(keys)[1] != draw(keys[1])).any()  # why
+    message = f"key must draw the same numbers in and out of jax.vmap.*got {impl}"
+    with pytest.raises(ValueError, match=message):
+        samplers.sample_chains(MALA, log_prob, key, BATCH, 2)
+    with pytest.raises(ValueError, match=message):
+        jax.jit(check_key)(key)
+    for impl in ("threefry2x32", counter_prng.IMPL):
+        key = jax.random.key(0, impl=impl)
+        check_key(key)
+        keys = jax.random.split(key)
+        np.testing.assert_array_equal(jax.vmap(draw)(keys)[1], draw(keys[1]))
+
+
+# --- precision of products
+
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def equations(jaxpr):
+    """Yields the equations of a program and of the programs in it."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in jax.tree.leaves(equation.params):
+            if hasattr(part, "eqns"):
+                yield from equations(getattr(part, "jaxpr", part))
+
+
+def precisions(function, *arguments):
+    """Returns the precisions of the convolutions and the products of matrices.
+
+    Products with a vector are left out: samplers write their sums so.
+    """
+    found = []
+    for equation in equations(jax.make_jaxpr(function)(*arguments).jaxpr):
+        name, params = equation.primitive.name, equation.params
+        if name.startswith("convolution"):
+            found.append(jax.lax.Precision(params["options"].precision or "default"))
+        elif name == "dot_general" and min(x.aval.ndim for x in equation.invars) > 1:
+            pair = params["precision"] or (jax.lax.Precision.DEFAULT,)
+            found += [jax.lax.Precision(precision) for precision in pair]
+    return found
+
+
+def products(kernel, x):
+    """Energy with a matrix product and a convolution."""
+    image = (x[None] @ kernel[0, 0])[None, None]
+    numbers = ("NHWC", "HWIO", "NHWC")
+    y = convolution(image, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+    return jnp.sum(jnp.sin(y))
+
+
+def run(sampler, kernel):
+    energy_fn = functools.partial(products, kernel)
+    x = jnp.ones((2, 3)) + kernel.sum()
+    return samplers.sample_chains(sampler, energy_fn, KEY, x, 2)[0].position
+
+
+KERNEL = jnp.ones((1, 1, 3, 3))
+UNADJUSTED = {"langevin", "underdamped"}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_that_refuse_compute_all_products_in_float32(name):
+    found = precisions(functools.partial(run, SAMPLERS[name].make((3,))), KERNEL)
+    assert len(found) >= 4
+    expected = {jax.lax.Precision.DEFAULT} if name in UNADJUSTED else {HIGHEST}
+    assert set(found) == expected
+
+
+@pytest.mark.parametrize("precision", ["default", "high", None])
+@pytest.mark.parametrize("name", ["mala", "hmc", "independence"])
+def test_the_precision_of_a_sampler_can_be_chosen(name, precision):
+    make = {
+        "mala": functools.partial(samplers.mala, step_size=0.1),
+        "hmc": functools.partial(samplers.hmc, step_size=0.1, num_leapfrog=3),
+        "independence": functools.partial(
+            samplers.independence, proposal=(sample, log_prob)
+        ),
+    }[name]
+    program = functools.partial(run, make(precision=precision))
+    expected = jax.lax.Precision(precision or "default")
+    assert set(precisions(program, KERNEL)) == {expected}
+    # None is the precision of the caller, which the others do not ask for.
+    caller = at_precision("highest")(program)
+    expected = HIGHEST if precision is None else expected
+    assert set(precisions(caller, KERNEL)) == {expected}
+    # And of a program that differentiates the chain.
+    backwards = jax.grad(lambda kernel: jnp.sum(program(kernel)))
+    expected = jax.lax.Precision(precision or "default")
+    assert set(precisions(backwards, KERNEL)) == {expected}
+
+
+def of_energy(function):
+    """Returns `function` of the energy of the kernel's products."""
+    return lambda kernel: function(functools.partial(products, kernel))
+
+
+def batched(energy, params):
+    """Returns the energies of three examples, which are the rows of the kernel."""
+    return lambda kernel: jax.vmap(functools.partial(energy, params))(kernel[0, 0])
+
+
+def ais(make_sampler):
+    return of_energy(
+        lambda energy_fn: (
+            metrics.annealed_importance_sampling(
+                make_sampler(), energy_fn, **{k: REFERENCE[k] for k in ANNEAL}, **DRAW
+            ).log_weights
+        )
+    )
+
+
+ANNEAL = ("key", "num_chains", "fractions")
+DRAW = {"reference": (sample, log_prob)}
+MATRIX = jnp.eye(3)
+MANY = jnp.ones((5, 3, 4))  # of more dimensions than are written out
+
+PRECISE = {
+    "ais, mala": ais(lambda: samplers.mala(step_size=0.1, precision=None)),
+    "ais, hmc": ais(
+        lambda: samplers.hmc(step_size=0.1, num_leapfrog=1, precision=None)
+    ),
+    "importance_sampling": of_energy(
+        lambda f: metrics.importance_sampling(
+            f, KEY, proposal=(sample, log_prob), num_samples=4
+        )[0]
+    ),
+    "kernel_stein_discrepancy": of_energy(
+        lambda f: metrics.kernel_stein_discrepancy(f, BATCH)
+    ),
+    "kernel_stein_test": of_energy(
+        lambda f: metrics.kernel_stein_test(f, KEY, BATCH).statistic
+    ),
+    "stein_kernel": lambda kernel: metrics.stein_kernel(kernel.sum() * MANY, MANY),
+    "median_distance": lambda kernel: metrics.median_distance(kernel.sum() * MANY),
+    "coupled_chains": of_energy(
+        lambda f: (
+            samplers.coupled_chains(
+                f, KEY, BATCH[0], BATCH[0], step_size=0.1, max_steps=2
+            ).leader
+        )
+    ),
+    "coupled_gibbs_chains": of_energy(
+        lambda f: (
+            samplers.coupled_gibbs_chains(
+                f, KEY, BATCH[0], BATCH[0], max_steps=2
+            ).leader
+        )
+    ),
+    "gaussian": batched(energies.gaussian, {"mean": jnp.zeros(3), "precision": MATRIX}),
+    "gaussian_mixture": batched(
+        energies.gaussian_mixture,
+        {
+            "means": MATRIX,
+            "precisions": jnp.stack([MATRIX] * 3),
+            "log_weights": jnp.zeros(3),
+        },
+    ),
+    "gaussian_bernoulli_rbm": batched(
+        energies.gaussian_bernoulli_rbm,
+        {
+            "weights": MATRIX,
+            "visible_bias": jnp.zeros(3),
+            "hidden_bias": jnp.zeros(3),
+        },
+    ),
+    "ica": batched(energies.ica, {"unmixing": MATRIX}),
+    "targets.ica": lambda kernel: targets.ica(np.eye(3)).sample(KEY, 2),
+}
+
+
+@pytest.mark.parametrize("name", PRECISE)
+def test_closed_forms_and_metrics_compute_all_products_in_float32(name):
+    function = PRECISE[name]
+    found = precisions(function, KERNEL)
+    assert found and set(found) == {HIGHEST}
+    backwards = jax.grad(lambda kernel: jnp.sum(function(kernel)).astype(jnp.float32))
+    assert set(precisions(backwards, KERNEL)) <= {HIGHEST}
+
+
+def test_quadrature_computes_all_products_in_float32():
+    """It looks at its grid, so it cannot be traced as a whole."""
+    seen = []
+
+    def energy_fn(x):
+        seen.append(jax.config.jax_default_matmul_precision)
+        return jnp.sum(x**2)
+
+    metrics.quadrature(energy_fn, (-1.0, 1.0), 5)
+    assert set(seen) == {"highest"}
+
+
+def test_energies_of_swaps_are_computed_in_float32():
+    """The levels' states have none, and their moves need not be accurate."""
+    sampler = samplers.replica_exchange(
+        lambda t: samplers.underdamped(step_size=0.1, friction=1.0, temperature=t),
+        temperatures=(1.0, 2.0),
+        swap_every=1,
+    )
+    found = precisions(functools.partial(run, sampler), KERNEL)
+    assert set(found) == {HIGHEST, jax.lax.Precision.DEFAULT}
+
+
+def test_the_precision_reaches_programs_of_other_platforms():
+    """Convolutions are lowered to those of `lax` when the context is gone."""
+    program = jax.jit(functools.partial(run, MALA)).trace(KERNEL)
+    for platform in ("cuda", "tpu"):
+        text = program.lower(lowering_platforms=(platform,)).as_text()
+        lines = [
+            line
+            for line in text.splitlines()
+            if "stablehlo.convolution" in line or "stablehlo.dot_general" in line
+        ]
+        assert len(lines) >= 8
+        for line in lines:
+            assert "[HIGHEST, HIGHEST]" in line or "HIGHEST>, #" in line

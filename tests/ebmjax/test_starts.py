@@ -61,6 +61,45 @@ def test_replay_draws_distinct_rows_of_its_memory_and_new_ones_at_the_given_rate
     assert (np.abs(counts - 300) < 5 * 75**0.5).all()
 
 
+@pytest.mark.parametrize("capacity", [5, 40])
+def test_every_sequence_of_distinct_slots_is_as_likely(capacity):
+    """Of 5 slots, 2 are drawn by a permutation, and of 40 slots without sorting them.
+
+    The chi-square statistic of uniform counts in m cells has mean m - 1 and variance
+    2 (m - 1).
+    """
+    draw = jax.vmap(lambda key: starts.draw_slots(key, 2, capacity))
+    first, second = np.asarray(draw(jax.random.split(KEY, 200_000))).T
+    counts = np.bincount(first * capacity + second, minlength=capacity**2)
+    counts = counts.reshape(capacity, capacity)
+    assert counts.sum() == 200_000 and not counts.diagonal().any()
+    counts = counts[~np.eye(capacity, dtype=bool)]
+    expected = 200_000 / counts.size
+    statistic = ((counts - expected) ** 2 / expected).sum()
+    mean = counts.size - 1
+    assert abs(statistic - mean) < 5 * (2 * mean) ** 0.5
+
+
+@pytest.mark.parametrize("num, most", [(1, 1), (64, 110), (128, 180), (4_000, 8_192)])
+def test_few_numbers_are_sorted_to_draw_few_slots(num, most):
+    draw = jax.jit(lambda key: starts.draw_slots(key, num, 8_192))
+    slots = np.asarray(draw(KEY))
+    assert len(np.unique(slots)) == num and 0 <= slots.min() <= slots.max() < 8_192
+    program = jax.make_jaxpr(draw)(KEY).jaxpr
+    sizes = [var.aval.size for var in _sorted(program)]
+    assert sizes and max(sizes) <= most
+
+
+def _sorted(jaxpr):
+    """Yields the arrays that a program sorts."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "sort":
+            yield equation.invars[0]
+        for part in jax.tree.leaves(equation.params):
+            if hasattr(part, "eqns"):
+                yield from _sorted(getattr(part, "jaxpr", part))
+
+
 @pytest.mark.parametrize("reinit_prob", [0.0, 1.0])
 def test_replay_never_or_always_begins_anew(reinit_prob):
     start = replay(reinit_prob=reinit_prob)

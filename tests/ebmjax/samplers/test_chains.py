@@ -31,13 +31,14 @@ def test_every_public_sampler_has_a_case():
 SHOWN = {
     "langevin": "langevin(step_size=0.3, temperature=1.0, gradient_clip=None,"
     " position_clip=None, project=<lambda>)",
-    "mala": "mala(step_size=0.9, temperature=1.0)",
+    "mala": "mala(step_size=0.9, temperature=1.0, precision='highest')",
     "hmc": "hmc(step_size=1.3, num_leapfrog=3, inverse_mass=None,"
-    " randomize_num_leapfrog=False, temperature=1.0)",
+    " randomize_num_leapfrog=False, temperature=1.0, precision='highest')",
     "hmc, random lengths": "hmc(step_size=1.3, num_leapfrog=2, inverse_mass=None,"
-    " randomize_num_leapfrog=True, temperature=1.0)",
+    " randomize_num_leapfrog=True, temperature=1.0, precision='highest')",
     "underdamped": "underdamped(step_size=0.5, friction=1.0, temperature=1.0)",
-    "independence": "independence(proposal=(sample, <lambda>), temperature=1.0)",
+    "independence": "independence(proposal=(sample, <lambda>), temperature=1.0,"
+    " precision='highest')",
     "replica_exchange": "replica_exchange(make_sampler=<lambda>,"
     " temperatures=(1.0, 2.0), swap_every=2)",
 }
@@ -64,7 +65,7 @@ def test_the_repr_of_a_sampler_abbreviates_its_arrays_and_long_options():
     )
     assert repr(sampler) == (
         "hmc(step_size=0.1, num_leapfrog=2, inverse_mass=float32[2,3],"
-        " randomize_num_leapfrog=False, temperature=0.5)"
+        " randomize_num_leapfrog=False, temperature=0.5, precision='highest')"
     )
     make = partial(samplers.mala, step_size=0.1)
     ladder = samplers.replica_exchange(
@@ -79,7 +80,7 @@ def test_the_repr_of_a_sampler_abbreviates_its_arrays_and_long_options():
     assert len(option) == 60
     shown = []
     jax.jit(lambda t: shown.append(repr(make(temperature=t))))(1.0)
-    assert shown == ["mala(step_size=0.1, temperature=float32[])"]
+    assert shown == ["mala(step_size=0.1, temperature=float32[], precision='highest')"]
 
 
 # --- laws --------------------------------------------------------------------------

@@ -316,6 +316,12 @@ def test_model_state_is_renewed_and_does_not_depend_on_the_number_of_devices():
             "num_updates of at least 1, got 0",
         ),
         (
+            lambda: training.init_state(
+                one_player(num_accumulated=0), w(0.0), jax.random.key(0)
+            ),
+            "num_accumulated of at least 1, got 0",
+        ),
+        (
             lambda: training.init_state(one_player(), w(0.0), jax.random.key(0), 0),
             "num_devices must be a positive multiple of the 1 processes, got 0",
         ),
@@ -770,3 +776,123 @@ def test_every_update_is_traced_once_and_donates_its_state(name, num_devices):
         jax.block_until_ready(state.step)
         assert former.params["energy"]["w"].is_deleted()
     assert len(num_traces) == 1
+
+
+# --- microbatches in parts ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("name, num_devices", [("pmap", 2), ("shard", 2), ("jit", 1)])
+@pytest.mark.parametrize("num_updates", [1, 2])
+def test_parts_of_a_batch_have_the_gradient_of_the_whole(
+    name, num_devices, num_updates
+):
+    """From w = 10 with rate 1, every update lands on the mean of all its rows."""
+    rows = jnp.arange(8.0 * num_updates * num_devices) ** 2  # parts of unequal means
+    batch = rows.reshape(num_devices, num_updates, 8)
+    ends = []
+    for num_parts in (1, 2, 4):
+        players = one_player(num_updates=num_updates, num_accumulated=num_parts)
+        update = updates(players, num_devices)[name]
+        state = training.init_state(players, w(10.0), jax.random.key(0), num_devices)
+        leads = (
+            jnp.squeeze(batch, (0, 1)[: 3 - num_updates]) if name == "jit" else batch
+        )
+        state, scalars = update(state, leads)
+        ends.append((state.params["energy"]["w"], scalars))
+    assert float(ends[0][0]) == pytest.approx(float(batch[:, -1].mean()), rel=1e-6)
+    for end in ends[1:]:
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), end, ends[0])
+
+
+def remember(params, key, batch, carry):
+    """A loss that is its own key's number, and writes it and the rows to its carry."""
+    number = jax.random.uniform(key)
+    value = params["energy"]["w"] * number + 0.0 * batch.sum()
+    place = carry["calls"]
+    carry = {
+        "calls": place + 1,
+        "numbers": carry["numbers"].at[place].set(number),
+        "rows": carry["rows"].at[place].set(batch),
+    }
+    state = {"energy_state": {"mean": params["energy_state"]["mean"] + batch.mean()}}
+    return value, Aux(carry, {"number": number}, state)
+
+
+def test_parts_take_turns_with_a_key_of_their_own_and_pass_the_carry_on():
+    """The key of part p is fold_in(fold_in(key of the player, inner update), p)."""
+    memory = {"calls": 0, "numbers": jnp.zeros(8), "rows": jnp.zeros((8, 2))}
+    objective = Objective(lambda key: jax.tree.map(jnp.asarray, memory), remember)
+    player = Player(("energy",), objective, optax.sgd(1.0), 2, num_accumulated=3)
+    players = {"energy": player}
+    state = training.init_state(
+        players,
+        w(0.0),
+        jax.random.key(5),
+        model_state={"energy_state": {"mean": jnp.zeros(())}},
+    )
+    rows = jnp.arange(12.0).reshape(2, 6)
+    state, scalars = training.jit_update(players)(state, rows)
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(5), 0), 0)
+    key = jax.random.fold_in(key, 0)
+    numbers = [
+        jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, index), part))
+        for index in range(2)
+        for part in range(3)
+    ]
+    carry = jax.tree.map(lambda x: x[0], state.carry["energy"])
+    assert int(carry["calls"]) == 6
+    np.testing.assert_array_equal(carry["numbers"][:6], numbers)
+    np.testing.assert_array_equal(carry["rows"][:6], rows.reshape(6, 2))
+    # Gradients, metrics and model state are means over the parts.
+    mean = np.mean(numbers)
+    np.testing.assert_allclose(state.params["energy"]["w"], -2 * mean, rtol=1e-6)
+    np.testing.assert_allclose(scalars["energy/number"], mean, rtol=1e-6)
+    # Each part starts from the former state: it adds 2.5, and then 8.5.
+    assert float(state.model_state["energy_state"]["mean"]) == 11.0
+
+
+def test_parts_replay_chains_one_part_after_another():
+    """Two parts of four chains each move at most eight slots, and at least four."""
+    players = {"energy": ONE["energy"]._replace(num_accumulated=2)}
+    state = start(players)
+    before = np.array(state.carry["energy"].memory)
+    update = training.jit_update(players, ema_decay=0.9)
+    state, scalars = update(state, jax.random.normal(jax.random.key(0), (8, 2)))
+    moved = (np.asarray(state.carry["energy"].memory) != before).any(2).sum()
+    assert 4 <= moved <= 8
+    assert np.isfinite(list(scalars.values())).all()
+
+
+def test_one_part_alone_takes_memory():
+    """A layer's activations are 4 MiB for 4,096 rows, and 0.25 MiB for a part."""
+
+    def loss(params, key, batch):
+        hidden = jnp.tanh(jnp.tanh(batch @ params["energy"]["w"]))
+        return jnp.mean(jnp.tanh(hidden @ params["energy"]["w"]) ** 2), {}
+
+    temporary = []
+    for num_parts in (1, 16):
+        players = one_player(loss, num_accumulated=num_parts)
+        params = {"energy": {"w": jnp.ones((256, 256))}}
+        state = training.init_state(players, params, jax.random.key(0))
+        program = training.jit_update(players).lower(state, jnp.ones((4096, 256)))
+        temporary.append(program.compile().memory_analysis().temp_size_in_bytes)
+    assert temporary[1] < temporary[0] / 4
+
+
+@pytest.mark.parametrize("name, num_devices", [("pmap", 2), ("shard", 2), ("jit", 1)])
+def test_a_size_that_does_not_divide_into_parts_is_refused(name, num_devices):
+    def loss(params, key, batch):
+        raise AssertionError("traced")
+
+    players = one_player(loss, num_accumulated=3)
+    state = training.init_state(players, w(0.0), jax.random.key(0), num_devices)
+    batch = jnp.zeros((8,) if name == "jit" else (num_devices, 1, 8))
+    message = (
+        "player 'energy': the size of a microbatch on each device must be a multiple of"
+        " num_accumulated = 3, got 8"
+    )
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        updates(players, num_devices)[name](state, batch)
+    with pytest.raises(ValueError, match=f"^{message}"):  # make_update, at its trace
+        jax.eval_shape(under_vmap(players), state, jnp.zeros((num_devices, 1, 8)))

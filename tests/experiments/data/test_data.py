@@ -21,6 +21,7 @@ from PIL import Image
 
 from ebmjax import targets
 from experiments.data import (
+    arrays,
     dequantize,
     digest,
     epoch_rows,
@@ -290,6 +291,18 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all():
         read_split("minst", "test")
 
 
+@pytest.mark.quick
+@pytest.mark.parametrize("num_bytes", [1, 24, 25, 10**6])
+@pytest.mark.parametrize("shape", [(), (0, 3), (3, 0), (7, 3), (5,)])
+def test_a_digest_is_that_of_all_rows_at_once(shape, num_bytes, monkeypatch):
+    """It takes so many bytes of an array at a time that a large one needs no copy."""
+    x = np.random.default_rng(0).normal(size=shape)
+    at_once = hashlib.sha256(f"{x.dtype.str}{x.shape}".encode() + x.tobytes())
+    monkeypatch.setattr(arrays, "DIGEST_BYTES", num_bytes)
+    assert digest(x) == at_once.hexdigest()
+    assert digest(np.array(x, order="F")) == at_once.hexdigest()
+
+
 def test_a_digest_is_of_every_byte_the_type_and_the_shape(tmp_path):
     x, path = np.arange(6, dtype=np.int32), tmp_path / "file"
     path.write_bytes(x.tobytes())
@@ -510,8 +523,52 @@ def test_the_module_is_a_program_without_warnings(mnist_files):
     assert (mnist_files / "mnist-test-28.npz").is_file()
 
 
+def test_files_that_are_mapped_stand_for_the_data_set(mnist_files, capsys):
+    """Their images are a map of the file, read only, and go before the packed ones."""
+    original = load_images("mnist", data_dir=mnist_files)
+    images.main(["--name", "mnist", "--data_dir", str(mnist_files)])
+    for path in mnist_files.glob("*.npz"):
+        path.write_bytes(b"not read")
+        path.rename(path.with_suffix(".aside"))
+    images.main(["--name", "mnist", "--data_dir", str(mnist_files), "--mapped"])
+    for path in mnist_files.glob("*.aside"):
+        path.rename(path.with_suffix(".npz"))
+    stems = [f"mnist-{split}-28" for split in ("test", "train")]
+    names = sorted(f"{stem}{end}.npy" for stem in stems for end in ("", "-labels"))
+    assert sorted(path.name for path in mnist_files.glob("*.npy")) == names
+    assert f"{mnist_files / 'mnist-test-28.npy'}: " in capsys.readouterr().out
+    found = load_images("mnist", data_dir=mnist_files)
+    for a, b in zip(original, found, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert type(found.train) is np.ndarray and isinstance(found.train.base, np.memmap)
+    assert not found.train.flags.writeable
+    assert digest(found.train) == digest(original.train)
+    batches = [
+        np.asarray(image_batches(KEY, x, 4, num_levels=256)(3))
+        for x in (found.train, original.train)
+    ]
+    np.testing.assert_array_equal(*batches)
+
+
+def test_what_is_wrong_with_mapped_files_is_named(mnist_files):
+    path = images.write_split("mnist", "test", data_dir=mnist_files, is_mapped=True)
+    labels = path.with_name("mnist-test-28-labels.npy")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match=f"^{path} cannot be read: "):
+        read_split("mnist", "test", data_dir=mnist_files)
+    path.write_bytes(whole)
+    np.save(labels, np.zeros(3, np.int32))
+    with pytest.raises(ValueError, match=rf"^{path}: 4 images, but labels \(3,\)"):
+        read_split("mnist", "test", data_dir=mnist_files)
+    labels.unlink()
+    message = f"{labels}, the labels of {path}, is missing"
+    with pytest.raises(FileNotFoundError, match=message):
+        read_split("mnist", "test", data_dir=mnist_files)
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_other(mnist_files, monkeypatch):
-    path = images.write_npz("mnist", "test", data_dir=mnist_files)
+    path = images.write_split("mnist", "test", data_dir=mnist_files)
     before = path.read_bytes()
 
     def torn(file, **arrays):
@@ -520,7 +577,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(mnist_files, monkeypatc
 
     monkeypatch.setattr(np, "savez_compressed", torn)
     with pytest.raises(OSError, match="disk full"):
-        images.write_npz("mnist", "test", data_dir=mnist_files)
+        images.write_split("mnist", "test", data_dir=mnist_files)
     assert path.read_bytes() == before
     assert [p.name for p in mnist_files.iterdir() if p.is_file()] == [path.name]
 
@@ -679,3 +736,18 @@ def test_real_mnist_of_tfds_is_that_of_the_files_in_another_order():
         return sorted(row.tobytes() for row in table)
 
     assert rows(os.environ["EBMJAX_TFDS"]) == rows(os.environ["EBMJAX_DATA"])
+
+
+def test_chunks_lie_on_all_accelerators():
+    """Forced devices of a CPU, which share its cores, get no shares by default."""
+    x = np.arange(32.0).reshape(16, 2)
+    assert arrays.over_accelerators(x) is x
+    devices = jax.local_devices()
+    placed = arrays.over_accelerators(x, devices)
+    assert len(placed.addressable_shards) == len(devices) == 8
+    assert all(shard.data.shape == (2, 2) for shard in placed.addressable_shards)
+    np.testing.assert_array_equal(placed, x)
+    double = jax.jit(jax.vmap(lambda row: 2 * row))
+    assert len(double(placed).sharding.device_set) == 8
+    assert arrays.over_accelerators(x[:12], devices) is not placed
+    np.testing.assert_array_equal(arrays.over_accelerators(x[:12], devices), x[:12])

@@ -9,6 +9,7 @@ import pytest
 from resuming import check_resumes
 
 from ebmjax import training
+from ebmjax.types import BATCH
 from experiments import load
 from experiments.data import images as sources
 from experiments.generalized import images
@@ -224,3 +225,28 @@ def test_a_sweep_has_three_seeds_of_the_preset():
     plan = images.sweep("")
     assert plan.cells == {"digits": Cell("")} and plan.num_seeds == 3
     assert images.sweep("mnist").cells == {"mnist": Cell("mnist")}
+
+
+@pytest.mark.parametrize("name", ["sngan", "sngan_resnet", "dcgan", "strided"])
+def test_options_of_devices_reach_the_base_and_the_energy(name):
+    """Statistics of one device need no axis of devices; both compute in bfloat16."""
+    given = {
+        "network.name": name,
+        "network.is_synchronized": "False",
+        "network.compute_dtype": "bfloat16",
+        "latent_dim": 4,
+    }
+    if name == "sngan_resnet":
+        given |= {"network.width": 4, "network.num_blocks": 1}
+    config = with_options(images.get_config(), given, images.CHOICES)
+    built = images.make_networks(config, (8, 8, 1))
+    for network, shape in ((built["base"], (4,)), (built["energy"], (8, 8, 1))):
+        params, state = jax.jit(network.init)(jax.random.key(0))
+
+        def apply(x, network=network, params=params, state=state):
+            if network.apply_stateful is None:
+                return network.apply(params, x)
+            return network.apply_stateful(params, state, x, train=True)[0]
+
+        over_examples = jax.vmap(apply, axis_name=BATCH)
+        assert "bf16" in str(jax.make_jaxpr(over_examples)(jnp.zeros((2, *shape))))

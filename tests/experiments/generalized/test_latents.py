@@ -247,6 +247,30 @@ def test_transport_descends_as_on_paper():
     assert np.isnan(found.acceptance_rate)
 
 
+def test_transport_makes_every_step_of_stretches_of_different_lengths():
+    """One coordinate, of which d = 1 leaves g - g z^2; steps decay after 4 and 8."""
+    latents = jnp.array([[0.5], [-1.5]])
+    section = SECTION | {"decay_every": 4, "decay": 0.5}
+    arguments = (lambda x: 3 * x[0], identity, jax.random.key(0), latents)
+    found = refine("transport", section, *arguments, chain_lengths=(2, 6, 10))
+    z = start = np.asarray(latents)
+    for step in range(10):
+        gradient = 1.0 + np.sign(z - start + 0.001)
+        z = z - 0.05 * 0.5 ** (step // 4) * (gradient - gradient * z**2)
+        if step + 1 in found:
+            np.testing.assert_allclose(found[step + 1].latents, z, rtol=1e-4)
+
+
+def test_the_loop_of_transport_has_a_length_that_its_program_knows():
+    section = SECTION | {"chain_lengths": (4, 6), "decay_every": 0}
+    latents = jnp.zeros((3, 2))
+    move = latents_module.make_transport(
+        section, quadratic, identity, jax.random.key(0), latents
+    )
+    program = str(jax.make_jaxpr(lambda z: move(None, z, 4, 1.0)[0])(latents))
+    assert "while[" not in program and "length=2" in program
+
+
 @pytest.mark.parametrize(
     "name, lengths, message",
     [

@@ -2,14 +2,17 @@
 the model back from its folder."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from resuming import check_resumes
 
+from ebmjax.types import BATCH
 from experiments import load
 from experiments.data.images import npz_path
 from experiments.judge.inception import Inception
 from experiments.max_entropy import images
+from experiments.max_entropy.model import make_networks
 from experiments.run.config import with_options
 from experiments.run.experiment import make_keys
 from experiments.run.loop import run
@@ -119,3 +122,29 @@ def test_weights_come_from_a_file_and_are_checked_before_training(tmp_path):
     config = tiny("digits", None, evaluation__inception_weights=str(other))
     with pytest.raises(ValueError, match="must have 'fc.bias'"):
         images.build(config, make_keys(0))
+
+
+@pytest.mark.parametrize("name", ["strided", "convnet"])
+def test_options_of_devices_reach_all_three_networks(name):
+    """Statistics of one device need no axis of devices; all compute in bfloat16."""
+    given = {
+        "networks.name": name,
+        "networks.is_synchronized": "False",
+        "networks.compute_dtype": "bfloat16",
+        "latent_dim": 4,
+    }
+    if name == "convnet":
+        given["networks.is_normal"] = "True"
+    config = with_options(images.get_config(), given, images.CHOICES)
+    generator, energy, statistics = make_networks(config, (8, 8, 1))
+    x, z = jnp.zeros((8, 8, 1)), jnp.zeros((2, 4))
+    params, state = jax.jit(generator.init)(jax.random.key(0))
+
+    def draw(z):
+        return generator.apply_stateful(params, state, z, train=True)[0]
+
+    programs = [jax.make_jaxpr(jax.vmap(draw, axis_name=BATCH))(z)]
+    for network, arguments in ((energy, (x,)), (statistics, (x, z[0]))):
+        params, _ = jax.eval_shape(network.init, jax.random.key(0))
+        programs.append(jax.make_jaxpr(network.apply)(params, *arguments))
+    assert all("bf16" in str(program) for program in programs)

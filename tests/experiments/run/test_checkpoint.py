@@ -71,6 +71,21 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
     step(players, found, 2, ema_decay=0.9)
 
 
+def test_a_process_with_a_copy_of_the_folder_leaves_saving_to_the_first(
+    tmp_path, monkeypatch
+):
+    """Orbax's own signals between two that write would mix up their folders."""
+    _, state = make(2)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    checkpoints = Checkpoints(tmp_path, is_shared=False)
+    assert checkpoints.latest_step() is None
+    checkpoints.save(1, state)
+    checkpoints.prune()
+    assert checkpoints.latest_step() == 1
+    checkpoints.close()
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
 @pytest.mark.parametrize("saved_on, read_on", [(8, 1), (1, 8), (8, 2)])
 def test_a_memory_is_split_anew_over_other_devices(saved_on, read_on, tmp_path):
     players, state = make(saved_on)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import subprocess
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from small_experiment import step_of
 
 from experiments.run import cli
 from experiments.run.config import parse_option, with_options
+from experiments.run.errors import CommandError
 from experiments.run.sweep import Cell, Sweep
 from experiments.short_run import plane
 
@@ -43,6 +45,28 @@ def test_help_lists_flags_presets_and_options_with_their_comments(command):
     assert line.split("#")[0].strip() == "evaluation.sampler.factor=1.0"
     assert "Options of the preset 'small'" in out  # that of `get_config()`
     assert "  train.num_steps=400" in command("--config=long", "--help")[1]
+
+
+def test_help_may_be_read_in_part(tmp_path):
+    """As `--help | head -1` does, which closes the pipe."""
+    script = (
+        "import sys; sys.argv = ['run', '--help']\n"
+        "from experiments.tutorial import run; from experiments.run import cli\n"
+        "cli.main(run.build, run.__file__)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert process.wait(120) == 0
+    assert b"Broken pipe" not in process.stderr.read()
+
+
+@pytest.mark.parametrize("steps", ["5", "5,x", "5,6,7", "-1,3", "9,3", "0,999"])
+def test_a_profile_that_is_none_is_one_line(steps, command, tmp_path):
+    status, _, _ = command(f"--workdir={tmp_path / 'run'}", f"--profile={steps}")
+    assert status.startswith("error: --profile must be two steps")
+    assert "\n" not in status and not (tmp_path / "run").exists()
 
 
 def test_the_config_is_printed_with_the_options_given(command):
@@ -95,6 +119,9 @@ def test_a_preset_and_options_reach_the_run(command, tmp_path):
             "each option once, got 'seed' twice",
         ),
         (["--workdir=x", "--evaluate_only"], "holds no run to evaluate"),
+        (["--workdir=foo://x"], "workdir foo://x cannot be used: Protocol not known"),
+        (["--workdir=https://x/y"], "but https:// can only be read"),
+        (["--workdir=x", "--sweep", "--cells=3/2"], "must have 1 <= i <= n, got '3/2'"),
         (["--workdir=x", "--config.data.batch_size=12"], "multiple of the 8 devices"),
     ],
 )
@@ -106,6 +133,21 @@ def test_an_error_is_one_line_and_makes_nothing(
     assert isinstance(status, str) and message in status
     assert len(status.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_that_needs_a_local_folder_refuses_another(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["small", "--workdir=memory://runs/a"])
+    with pytest.raises(SystemExit, match="must be a local folder, got memory://runs/a"):
+        cli.command_line(lambda *_: None, small_experiment, small_experiment.__file__)
+
+
+def test_a_contender_that_fails_is_one_line(monkeypatch, tmp_path):
+    def start(command, workdir):
+        raise CommandError("torch: build failed: no memory")
+
+    monkeypatch.setattr(sys, "argv", ["small", f"--workdir={tmp_path}"])
+    with pytest.raises(SystemExit, match="^error: torch: build failed: no memory$"):
+        cli.command_line(start, small_experiment, small_experiment.__file__)
 
 
 def test_traceback_shows_where_an_error_arose(command):

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -86,7 +87,7 @@ def test_how_many_steps_a_program_makes_changes_no_bit(
     """One a program, or as many as there are to the next line of the log; and batches
     made one by one, or all at once."""
     monkeypatch.setattr(loop, "PROGRAM_SECONDS", seconds)
-    monkeypatch.setattr(loop, "MOST_STEPS", 3 if seconds else 64)
+    monkeypatch.setattr("experiments.run.experiment.MOST_STEPS", 3 if seconds else 64)
     counts, original = [], training.pmap_updates
 
     def spy(players, **options):
@@ -130,7 +131,7 @@ def test_a_program_makes_no_step_of_another_phase(tmp_path, monkeypatch):
 
     ends = []
     for most_steps in (1, 64):
-        monkeypatch.setattr(loop, "MOST_STEPS", most_steps)
+        monkeypatch.setattr("experiments.run.experiment.MOST_STEPS", most_steps)
         seen, workdir = [], tmp_path / str(most_steps)
         run(build_phases, config(), workdir)
         assert set(seen) == set(range(40))
@@ -309,7 +310,17 @@ def test_cadences_of_zero_mean_never_but_for_the_end(tmp_path):
             "train.num_steps must be a whole number of at least 0, got -1",
         ),
         ({"train__keep": 0}, "train.keep must be a whole number of at least 1, got 0"),
-        ({"data__batch_size": 12}, "multiple of the 8 devices, got 12"),
+        (
+            {"data__batch_size": 12},
+            "data.batch_size must be a positive multiple of the 8 devices, got 12; to"
+            " use all devices with a small batch, train several seeds side by side,"
+            " each on devices of its own",
+        ),
+        (
+            {"train__num_accumulated": 3},
+            "train.num_accumulated must divide the rows of data.batch_size on each of"
+            " the 8 devices, which are 2, got 3",
+        ),
     ],
 )
 def test_a_config_that_cannot_work_is_refused_before_anything_is_made(
@@ -318,6 +329,28 @@ def test_a_config_that_cannot_work_is_refused_before_anything_is_made(
     with pytest.raises(ValueError, match=message):
         run(build, config(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("num_accumulated", [1, 2])
+def test_every_player_takes_its_batches_in_parts(num_accumulated, tmp_path):
+    """Two rows on each device: the objective sees them together, or one by one."""
+    sizes = []
+
+    def watched(config, keys):
+        experiment = build(config, keys)
+        player = experiment.players["energy"]
+
+        def loss(params, key, batch, carry):
+            sizes.append(len(batch))
+            return player.objective.loss(params, key, batch, carry)
+
+        objective = player.objective._replace(loss=loss)
+        players = {"energy": player._replace(objective=objective)}
+        return experiment._replace(players=players)
+
+    settings = config(train__num_accumulated=num_accumulated, train__num_steps=1)
+    run(watched, settings, tmp_path)
+    assert set(sizes) == {2 // num_accumulated}
 
 
 def test_evaluating_nothing_is_refused_and_makes_nothing(tmp_path):
@@ -468,12 +501,14 @@ def both_processes(workdir, *options, program=SMALL):
 
 
 @pytest.mark.slow
-def test_two_processes_train_save_and_resume_as_one_does(tmp_path):
+@pytest.mark.parametrize("num_accumulated", [1, 2])
+def test_two_processes_train_save_and_resume_as_one_does(num_accumulated, tmp_path):
     """2 processes of 2 devices, stopped and resumed, against 1 process of 4."""
     both, one = tmp_path / "both", tmp_path / "one"
-    both_processes(both, "--config.train.num_steps=15")
-    both_processes(both)
-    finish(start(one, devices=4))
+    parts = f"--config.train.num_accumulated={num_accumulated}"
+    both_processes(both, parts, "--config.train.num_steps=15")
+    both_processes(both, parts)
+    finish(start(one, parts, devices=4))
     pair, alone = state_of(both), state_of(one)
     assert step_of(both) == 40
     # Reductions over processes may add in another order.
@@ -482,8 +517,63 @@ def test_two_processes_train_save_and_resume_as_one_does(tmp_path):
     )
     assert pair["training"]["carry/energy/memory"].shape == (4, 16, 2)
     # And what two processes saved, one process on one device goes on from.
-    finish(start(both, "--config.train.num_steps=45", devices=1))
+    finish(start(both, parts, "--config.train.num_steps=45", devices=1))
     assert step_of(both) == 45
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_workdir_elsewhere_train_as_with_a_folder(tmp_path):
+    """Each process works in a copy, and the first one sends its own."""
+    here, there = tmp_path / "here", f"file://{tmp_path}/there"
+    length = "--config.train.num_steps=15"
+    both_processes(here, length)
+    both_processes(there, "--config.train.num_steps=10")
+    both_processes(there, length)
+    jax.tree.map(np.testing.assert_array_equal, state_of(here), state_of(there))
+    assert step_of(there) == 15
+    both_processes(there, length, "--evaluate_only")
+    assert lines(tmp_path / "there")[-1] == lines(here)[-1]
+
+
+@pytest.mark.slow
+def test_a_process_ends_by_name_soon_after_another_was_killed(tmp_path):
+    """Its usual end would wait for that one for more than a minute, and abort."""
+    address = f"127.0.0.1:{free_port()}"
+    pair = [
+        start(tmp_path, f"--distributed={address},2,{index}", *LONG, devices=1)
+        for index in range(2)
+    ]
+    while not (line := pair[0].stderr.readline()).startswith("step 40/"):
+        assert line
+    pair[1].kill()
+    since = time.monotonic()
+    _, err = pair[0].communicate(timeout=240)
+    assert pair[0].returncode == 1 and time.monotonic() - since < 30
+    last = err.splitlines()[-1]
+    assert last.startswith("error: another process of the run has ended")
+    pair[1].communicate()
+
+
+@pytest.mark.slow
+def test_processes_with_different_folders_are_refused(tmp_path):
+    """The second process sees a copy of the folder from before the last steps."""
+    workdirs = tmp_path / "new", tmp_path / "old"
+    run(build, config(train__num_steps=5), workdirs[0])
+    shutil.copytree(*workdirs)
+    run(build, config(train__num_steps=10), workdirs[0])
+    address = f"127.0.0.1:{free_port()}"
+    pair = [
+        start(workdir, f"--distributed={address},2,{index}", devices=2)
+        for index, workdir in enumerate(workdirs)
+    ]
+    for process, workdir in zip(pair, workdirs):
+        _, err = process.communicate(timeout=240)
+        assert process.returncode == 1
+        assert err.splitlines()[-1] == (
+            f"error: {workdir}/checkpoints must be shared by all processes, but process"
+            " 1 found step 5 and the first one step 10"
+        )
+    assert step_of(workdirs[0]) == 10 and step_of(workdirs[1]) == 5
 
 
 @pytest.mark.slow

@@ -104,6 +104,11 @@ def test_a_cell_with_a_reason_is_left_out(tmp_path, capsys):
     "options, message",
     [
         ({"cells": "c*"}, "--cells must match some of"),
+        ({"cells": "0/2"}, "--cells=i/n must have 1 <= i <= n, got '0/2'"),
+        ({"cells": "3/2"}, "--cells=i/n must have 1 <= i <= n, got '3/2'"),
+        ({"cells": "1/0"}, "--cells=i/n must have 1 <= i <= n, got '1/0'"),
+        ({"cells": "-1/2"}, "--cells=i/n must have 1 <= i <= n, got '-1/2'"),
+        ({"cells": "1.5/2"}, "or be a share 'i/n', got '1.5/2'"),
         ({"given": {"data.width": 1}}, "no cell of the sweep has the options"),
     ],
 )
@@ -113,6 +118,26 @@ def test_a_sweep_that_cannot_be_is_refused_before_anything_is_run(
     with pytest.raises(ValueError, match=message):
         run_sweep(build, small_config, Sweep({"a": Cell("")}), tmp_path, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_machines_that_share_a_sweep_run_every_nth_of_its_runs(tmp_path):
+    """Four runs on three machines, of which the last one draws the picture."""
+    drawn = []
+    plan = Sweep(
+        {"a": Cell(""), "same": Cell("long"), "b": Cell("", {"data.std": 3.0})},
+        finish=lambda rows, workdir: drawn.append([row.num_ended for row in rows]),
+    )
+    cells = tmp_path / "cells"
+    options = {"num_seeds": 2, "cells": "1/3"}
+    table = run_small(plan, tmp_path, **options)
+    assert sorted(p.name for p in cells.iterdir()) == ["a,0", "b,1"]
+    assert "| a |" in table and "| b |" in table and not drawn
+    run_small(plan, tmp_path, **options | {"cells": "3/3"})
+    run_small(plan, tmp_path, **options | {"cells": "2/3"})
+    assert sorted(p.name for p in cells.iterdir()) == ["a,0", "a,1", "b,0", "b,1"]
+    assert drawn == [[2, 2, 2]]
+    run_small(plan, tmp_path, **options | {"cells": "9/9"})  # has no run to make
+    assert len(drawn) == 2
 
 
 def test_another_run_in_a_cell_s_folder_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.run.cli import command_line
+from experiments.run.errors import CommandError
 from experiments.throughput import __main__ as throughput
 from experiments.throughput import floors, process
 from experiments.throughput.contest import PLAIN, Contest, cells
@@ -222,7 +223,7 @@ def test_the_largest_number_of_chains_is_the_last_that_fits(monkeypatch, tmp_pat
     class Small(Clock):
         def ask(self, do, **request):
             if do == "build" and request["cell"].num_chains > 300:
-                raise RuntimeError("ebmjax: build failed: RESOURCE_EXHAUSTED: memory")
+                raise CommandError("ebmjax: build failed: RESOURCE_EXHAUSTED: memory")
             return super().ask(do, **request)
 
     monkeypatch.setattr(process, "Process", Small)

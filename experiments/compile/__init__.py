@@ -1,0 +1,1 @@
+"""Compiles the papers' own programs for accelerators that are not there."""

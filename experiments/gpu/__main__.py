@@ -157,9 +157,12 @@ def main() -> None:
     records = run_items(
         options.workdir, options.data_dir, options.minutes, options.small
     )
-    failed = [record["item"] for record in records if record["status"] == "failed"]
+    failed = [record for record in records if record["status"] == "failed"]
+    for record in failed:
+        print(f"{record['item']}:", *record["last_lines"], sep="\n  ", file=sys.stderr)
     if failed:
-        sys.exit(f"error: failed: {', '.join(failed)}; see {options.workdir}")
+        names = ", ".join(record["item"] for record in failed)
+        sys.exit(f"error: failed: {names}; see {options.workdir}")
 
 
 if __name__ == "__main__":

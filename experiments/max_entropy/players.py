@@ -276,7 +276,7 @@ def make_programs(config: ConfigDict, nets: Networks) -> dict[str, Any]:
 
     def draw(params, model_state, key):
         _, generator_fn = bind_networks(nets, params, model_state)
-        num = options.get("chunk_size", options.num_samples)
+        num = options.chunk_size if "chunk_size" in options else options.num_samples
         latents = jax.random.normal(key, (num, config.latent_dim))
         return jax.vmap(generator_fn)(latents)
 

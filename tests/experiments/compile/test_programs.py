@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from ebmjax import energies, samplers
+from ebmjax import energies, samplers, training
+from ebmjax.networks import convolution_forms
+from ebmjax.types import DEVICE
 from experiments.compile.estimate import compile_program
 from experiments.compile.presets import (
     compile_preset,
@@ -20,7 +22,12 @@ from experiments.compile.presets import (
     find_preset,
     list_problems,
 )
-from experiments.compile.programs import build_problem, state_shapes, update_program
+from experiments.compile.programs import (
+    build_problem,
+    first_steps,
+    state_shapes,
+    update_program,
+)
 from experiments.compile.topologies import make_topology
 from experiments.tutorial.methods import METHODS
 from tests.cases import GAUSSIAN_PARAMS, OBJECTIVES, SAMPLERS
@@ -41,6 +48,7 @@ PRESETS = [
     "generalized.tables:red_wine",
     "tutorial.deep_kernel.run:sliced_score_matching,red_wine",
 ]
+PROBLEMS = list_problems()
 # Every method's objectives, those of two players among them.
 PRESETS += [f"tutorial.run:{name},{METHODS[name].targets[0]}" for name in METHODS]
 
@@ -73,6 +81,45 @@ def test_the_update_of_every_paper_and_method_compiles(chips, name):
     trained = jax.tree.leaves((state.params, state.opt_state))
     size = sum(x.size * x.dtype.itemsize for x in trained if x.ndim)
     assert record["donated_gb"] * 1e9 >= 0.9 * size
+
+
+@pytest.mark.parametrize("name", PRESETS[:9])
+def test_the_update_of_every_paper_is_lowered_for_a_gpu(name, monkeypatch):
+    """Without the plugin, whose wheels have gigabytes: to the language before XLA."""
+
+    def refuse(*args):
+        raise AssertionError("a form of a convolution for a CPU is in the program")
+
+    monkeypatch.setattr(convolution_forms, "is_product", refuse)
+    problem, preset = find_preset(name)
+    module = list_problems()[problem]
+    built = build_problem(module, module.get_config(preset), 1)
+    players, ema_decay = built.experiment.players, built.config.ema_decay or None
+    rows = built.experiment.batch(first_steps(built).get("", 0))
+    num = sum(player.num_updates for player in players.values())
+    batch = jax.ShapeDtypeStruct(
+        (1, num, rows.shape[0] // num, *rows.shape[1:]), rows.dtype
+    )
+    update = jax.vmap(
+        training.make_update(players, ema_decay=ema_decay),
+        in_axes=(training.AXES, 0),
+        out_axes=(training.AXES, None),
+        axis_name=DEVICE,
+    )
+    traced = jax.jit(update).trace(state_shapes(built), batch)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "xf64>" not in text and "callback" not in text
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_programs_of_every_problem_can_be_traced(name):
+    """From shapes alone, with the options of its first preset."""
+    preset = next(iter(PROBLEMS[name].PRESETS))
+    built = build_problem(PROBLEMS[name], PROBLEMS[name].get_config(preset), 1)
+    state, key = state_shapes(built), jax.eval_shape(lambda: jax.random.key(0))
+    for program in built.experiment.programs.values():
+        shapes = jax.eval_shape(program, state.params, state.model_state, key)
+        assert jax.tree.leaves(shapes)
 
 
 @needs_tpu_compiler

@@ -76,6 +76,11 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=float, default=0, help="seconds for one program; 0 for no limit"
     )
+    parser.add_argument(
+        "--update_only",
+        action="store_true",
+        help="compiles no program of the evaluation, which may take minutes each",
+    )
     options = parser.parse_args()
     if bool(options.preset) == options.all:
         parser.error("either --preset or --all must be given")
@@ -105,7 +110,9 @@ def run(options: argparse.Namespace) -> int:
             for problem, preset in chosen
             if f"{problem}:{preset}" not in known
         ]
-        for records in compile_presets(jobs, options.limit):
+        for records in compile_presets(
+            jobs, options.limit, update_only=options.update_only
+        ):
             print("\n".join(map(show, records)), flush=True)
             num_failed += sum("error" in record for record in records)
             if options.out:  # all of a preset at once, or it would seem done

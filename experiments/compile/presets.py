@@ -57,8 +57,10 @@ def find_preset(name: str) -> tuple[str, str]:
     return found[0], preset
 
 
-def compile_preset(problem: str, preset: str, topology: str) -> Iterator[dict]:
-    """Yields the record of every program of a preset."""
+def compile_preset(
+    problem: str, preset: str, topology: str, *, update_only: bool = False
+) -> Iterator[dict]:
+    """Yields the record of every program of a preset, or of its update alone."""
     chips = make_topology(topology)
     module = importlib.import_module(f"experiments.{problem}")
     config = module.get_config(preset)
@@ -74,7 +76,9 @@ def compile_preset(problem: str, preset: str, topology: str) -> Iterator[dict]:
         programs = {
             f"update {phase}".strip(): update_program(built, chips, phase)
             for phase in first_steps(built)
-        } | evaluation_programs(built, chips)
+        }
+        if not update_only:
+            programs |= evaluation_programs(built, chips)
     except Exception as error:
         yield common | {"program": "update", "error": describe(error)}
         return
@@ -94,11 +98,11 @@ def describe(error: Exception) -> str:
     return text if len(text) < 300 else f"{text[:300]}..."
 
 
-def _work(jobs, connection) -> None:
+def _work(jobs, update_only, connection) -> None:
     """Sends the records of every job, and an end after each."""
     for job in jobs:
         try:
-            for record in compile_preset(*job):
+            for record in compile_preset(*job, update_only=update_only):
                 connection.send(("record", record))
             connection.send(("end", None))
         except (ValueError, ImportError) as error:  # no compiler, or no such topology
@@ -108,7 +112,7 @@ def _work(jobs, connection) -> None:
 
 
 def compile_presets(
-    jobs: Sequence[tuple[str, str, str]], limit: float
+    jobs: Sequence[tuple[str, str, str]], limit: float, *, update_only: bool = False
 ) -> Iterator[list[dict]]:
     """Yields the records of one preset after another, compiled in another process.
 
@@ -118,6 +122,7 @@ def compile_presets(
     Args:
       jobs: Problems, presets and topologies.
       limit: Seconds for one program; 0 for no limit.
+      update_only: Whether the programs of the evaluation are left out.
 
     Raises:
       ValueError: If a topology cannot be compiled for.
@@ -125,7 +130,7 @@ def compile_presets(
     jobs, context = list(jobs), multiprocessing.get_context("spawn")
     while jobs:
         receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(jobs, sender))
+        process = context.Process(target=_work, args=(jobs, update_only, sender))
         process.start()
         sender.close()
         try:

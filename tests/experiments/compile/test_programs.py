@@ -149,7 +149,10 @@ def test_every_objective_compiles(chips, name):
 
 @needs_tpu_compiler
 def test_the_programs_of_an_evaluation_are_compiled_for_one_chip():
-    records = list(compile_preset("short_run.images", "digits", "v5e:2x2"))
+    name = ("short_run.images", "digits", "v5e:2x2")
+    (alone,) = compile_preset(*name, update_only=True)
+    assert alone["program"] == "update"
+    records = list(compile_preset(*name))
     assert [r["program"] for r in records] == ["update", "samples", "reconstruction"]
     assert all("error" not in record for record in records)
     assert records[0]["num_steps"] == 3_000

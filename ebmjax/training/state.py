@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ebmjax.checks import check_count
 from ebmjax.types import DEVICE, Array, Key, Objective, Params
 
 __all__ = ["AXES", "Player", "TrainState", "init_state", "place"]
@@ -114,10 +115,7 @@ def init_state(
         if missing := sorted(set(player.trains) - set(params)):
             raise ValueError(f"player {name!r} trains {missing}, which params lacks")
         for field in ("num_updates", "num_accumulated"):
-            if (number := getattr(player, field)) < 1:
-                raise ValueError(
-                    f"player {name!r} must have {field} of at least 1, got {number}"
-                )
+            check_count(f"{field} of player {name!r}", getattr(player, field), 1)
     if both := sorted(set(params) & set(model_state)):
         raise ValueError(f"{both} are in both params and model_state")
     if num_devices < 1 or num_devices % jax.process_count():

@@ -177,7 +177,12 @@ def _accumulate(
     *shapes, _ = jax.eval_shape(differentiate, key, first, carry)
 
     def sum_type(x: Any) -> Any:
-        return jnp.promote_types(x.dtype, jnp.float32)
+        is_whole = jnp.issubdtype(x.dtype, jnp.integer)  # such as a count of renewals
+        return x.dtype if is_whole else jnp.promote_types(x.dtype, jnp.float32)
+
+    def mean(total: Array, x: Any) -> Array:
+        is_whole = jnp.issubdtype(total.dtype, jnp.integer)
+        return total // num_parts if is_whole else (total / num_parts).astype(x.dtype)
 
     def add(before: tuple[Any, Any], inputs: tuple[Array, Any]) -> Any:
         (sums, carry), (index, part) = before, inputs
@@ -188,10 +193,7 @@ def _accumulate(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, sum_type(x)), shapes)
     inputs = jnp.arange(num_parts), parts
     (sums, carry), _ = jax.lax.scan(add, (zeros, carry), inputs)
-    means = jax.tree.map(
-        lambda total, x: (total / num_parts).astype(x.dtype), sums, shapes
-    )
-    return *means, carry
+    return *jax.tree.map(mean, sums, shapes), carry
 
 
 def _check_aux(name: str, aux: Aux, model_state: dict[str, Any]) -> None:

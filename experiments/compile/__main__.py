@@ -6,14 +6,15 @@ r"""Compiles the papers' programs for TPUs and GPUs on a machine that has neithe
 
 A preset is `<paper>.<problem>:<preset>`, or `<paper>:<preset>` for the one problem that
 has it. A topology is the chips along each axis of a slice of TPU v5e, v6e or v5p, or
-`h200:<slices>x<hosts>x<gpus>`. The update is compiled for all chips, and each program
-of the evaluation for one. Nothing is run: memory and operations are those of the
-compiled program, and times are estimates from the chip's limits.
+`h200:<slices>x<hosts>x<gpus>`. The update is compiled for all chips, and the large
+programs of the evaluation that a problem names are compiled for one. Nothing is run:
+memory and operations are those of the compiled program, and times are estimates from
+the chip's limits.
 
 A TPU needs `pip install "jax[tpu]"`, and a GPU `pip install "jax[cuda13]"`. With
-`--out`, each result is a line in `<out>/<topology>.jsonl`. What is there already is not
-compiled again, unless the version of jax is another one, and `<out>/README.md` has the
-table.
+`--out`, each result is a line in `<out>/<topology>.jsonl`, and `<out>/README.md` has
+the table. A preset that is there already is not compiled again, unless a program of it
+failed or the version of jax is another one.
 """
 
 import argparse
@@ -44,10 +45,12 @@ def show(record: dict) -> str:
     r = record
     fits = "fits" if r["fits"] else "does NOT fit"
     collectives = ", ".join(f"{n} {kind}" for kind, n in r["collectives"].items())
+    loops = r["unknown_loops"]
+    bound = f" or more, {loops} loops of unknown length have one turn" if loops else ""
     lines = [
         f"{head} ({r['num_chips']} chips, {r['num_processes']} processes):",
-        f"  {r['tflop']:.4g} TFLOP a chip; {r['kernels']} kernels or instructions;"
-        f" {collectives or 'no collective'}",
+        f"  {r['tflop']:.4g} TFLOP a chip{bound}; {r['kernels']} kernels or"
+        f" instructions; {collectives or 'no collective'}",
         f"  memory {r['memory_gb']:.3f} GB a chip ({fits}): arguments"
         f" {r['arguments_gb']:.3f}, of which donated {r['donated_gb']:.3f}, temporary"
         f" {r['temporaries_gb']:.3f}, code {r['code_gb']:.3f}",
@@ -104,7 +107,9 @@ def run(options: argparse.Namespace) -> int:
     num_failed = 0
     for topology in options.topology:
         done = read_rows(options.out, topology) if options.out else []
+        failed = {row["preset"] for row in done if "error" in row}
         known = {row["preset"] for row in done if row["jax"] == jax.__version__}
+        known -= failed
         jobs = [
             (problem, preset, topology)
             for problem, preset in chosen

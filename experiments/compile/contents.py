@@ -80,9 +80,7 @@ def read_contents(text: str) -> Contents:
         if instruction.kind == "custom-call":
             found = re.search(r'custom_call_target="([^"]+)"', instruction.rest)
             custom.add(found.group(1) if found else "?")
-        read = re.findall(r"%([\w.\-]+)", instruction.rest.partition("), ")[0])
-        arrays = [instruction.result, *(shapes.get(name, "") for name in read)]
-        traffic += turns * sum(map(count_bytes, arrays))
+        traffic += turns * _traffic(computations, shapes, instruction)
     collectives = {
         kind: kernels[kind] + kernels[f"{kind}-start"]
         for kind in _COLLECTIVES
@@ -132,6 +130,54 @@ def _walk(computations, name: str, turns: int) -> Iterator[tuple[_Instruction, i
                 yield from _walk(computations, other, turns)
         else:
             yield instruction, turns
+
+
+def _operands(instruction: _Instruction) -> list[str]:
+    """Returns the names of what an instruction reads."""
+    return re.findall(r"%([\w.\-]+)", instruction.rest.partition("), ")[0])
+
+
+def _traffic(computations, shapes: dict[str, str], instruction: _Instruction) -> float:
+    """Returns the bytes that a kernel reads and writes in the main memory.
+
+    Of an array of which it takes a slice, or updates one in place, only the slice.
+    """
+
+    def size(name: str) -> int:
+        return count_bytes(shapes.get(name, ""))
+
+    read = _operands(instruction)
+    if instruction.kind == "dynamic-slice":
+        return 2 * count_bytes(instruction.result)
+    if instruction.kind == "dynamic-update-slice":
+        return 2 * size(read[1])
+    called = _CALLED.search(instruction.rest)
+    inner = computations.get(called.group(1), []) if called else []
+    if instruction.kind != "fusion" or not inner:
+        return count_bytes(instruction.result) + sum(map(size, read))
+    slices: dict[str, float] = {}  # parameter -> bytes of its slices alone
+    written = float(count_bytes(instruction.result))
+    for parameter in inner:
+        users = [x for x in inner if parameter.name in _operands(x)]
+        if parameter.kind != "parameter" or not users:
+            continue
+        is_sliced = all(
+            x.kind == "dynamic-slice" and _operands(x)[0] == parameter.name
+            for x in users
+        )
+        if is_sliced:
+            index = re.match(r"(\d+)", parameter.rest).group(1)
+            slices[index] = float(sum(count_bytes(x.result) for x in users))
+        elif all(
+            x.kind == "dynamic-update-slice" and _operands(x)[0] == parameter.name
+            for x in users
+        ):
+            index = re.match(r"(\d+)", parameter.rest).group(1)
+            slices[index] = 0.0
+            written -= count_bytes(parameter.result)
+            written += sum(size(_operands(x)[1]) for x in users)
+    parts = [slices.get(str(index), size(name)) for index, name in enumerate(read)]
+    return max(written, 0.0) + sum(parts)
 
 
 def _count_turns(computations, loop: _Instruction) -> int | None:

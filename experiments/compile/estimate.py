@@ -21,12 +21,14 @@ def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
     """Compiles a program for a topology.
 
     Returns:
-      A record of plain values, for one chip and one update or call: `tflop`;
-      `memory_gb` of `arguments`, `temporaries` and `code` together, with each beside
-      it; `fits`, whether that is below the chip's; `kernels`, `collectives`,
-      `traffic_gb` and `unknown_loops`; the milliseconds `arithmetic_ms` and
-      `traffic_ms` at the chip's peaks, and `launch_ms` of a GPU; `estimated_ms`, the
-      largest of the three at the shares of the peaks above; `compile_seconds`, of CPU.
+      A record of plain values, for one chip and one update or call: `tflop`, of which
+      `highest_tflop` at the highest precision; `memory_gb` of `arguments`,
+      `temporaries` and `code` together, with each beside it; `fits`, whether that is
+      below the chip's; `kernels`, `collectives`, `traffic_gb` and `unknown_loops`,
+      loops whose length the program does not tell, of which one turn is counted; the
+      milliseconds `arithmetic_ms` and `traffic_ms` at the chip's peaks, and `launch_ms`
+      of a GPU; `estimated_ms`, the largest of the three at the shares of the peaks
+      above; `compile_seconds`, of CPU.
 
     Raises:
       Exception: Whatever XLA raises when it cannot compile the program.
@@ -46,14 +48,15 @@ def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
         / 1e9,
         "code_gb": memory.generated_code_size_in_bytes / 1e9,
     }
-    operations = program.operations.products
-    arithmetic = operations / chip.peak
+    operations = program.operations
+    arithmetic = operations.seconds(chip)
     traffic = contents.traffic / chip.bandwidth
     is_gpu = topology.name.startswith("h200")
     launch = contents.num_kernels * SECONDS_A_KERNEL if is_gpu else 0.0
     estimated = max(arithmetic / PEAK_SHARE, traffic / BANDWIDTH_SHARE, launch)
     return {
-        "tflop": operations / 1e12,
+        "tflop": operations.products / 1e12,
+        "highest_tflop": operations.highest / 1e12,
         "memory_gb": sum(parts.values()),
         **parts,
         "donated_gb": memory.alias_size_in_bytes / 1e9,
@@ -62,7 +65,7 @@ def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
         "collectives": contents.collectives,
         "custom_calls": list(contents.custom_calls),
         "has_float64": contents.has_float64,
-        "unknown_loops": contents.num_unknown_loops,
+        "unknown_loops": operations.num_unknown_loops,
         "traffic_gb": contents.traffic / 1e9,
         "arithmetic_ms": 1e3 * arithmetic,
         "traffic_ms": 1e3 * traffic,

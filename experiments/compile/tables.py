@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from experiments.run.files import append, write_atomically
+from experiments.run.files import write_atomically
 from experiments.run.workdir import describe_process, format_table
 
 HEAD = """\
@@ -22,7 +22,9 @@ are too short for the smallest programs on a TPU, because the time that an instr
 takes to start is not known here.
 
 An update is a step of training. All other programs are calls of the evaluation,
-compiled for one chip. Hours are those of all steps as updates of this phase.
+compiled for one chip. "Or more" stands where a loop's length is not known before it
+runs: it is counted as one turn. Products at the highest precision are timed as such.
+Hours are those of all steps as updates of this phase.
 """
 
 
@@ -45,12 +47,18 @@ def read_rows(folder: pathlib.Path, topology: str) -> list[dict[str, Any]]:
 
 
 def write_rows(folder: pathlib.Path, records: Sequence[dict[str, Any]]) -> None:
-    """Appends records of one topology to its file, with commit and versions."""
+    """Adds the records of one preset and topology to a file, with commit and versions.
+
+    They take the place of earlier records of the preset.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     process = describe_process()
     made = {"commit": process["commit"], "versions": process["versions"]}
-    lines = [json.dumps(record | made) + "\n" for record in records]
-    append(_path(folder, records[0]["topology"]), "".join(lines))
+    topology, preset = records[0]["topology"], records[0]["preset"]
+    kept = [row for row in read_rows(folder, topology) if row["preset"] != preset]
+    rows = [*kept, *(record | made for record in records)]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_atomically(_path(folder, topology), text)
 
 
 def make_row(record: dict[str, Any]) -> dict[str, Any]:
@@ -66,7 +74,8 @@ def make_row(record: dict[str, Any]) -> dict[str, Any]:
         )
     hours = record.get("num_steps", 0) * record["estimated_ms"] / 3.6e6
     return row | {
-        "TFLOP": f"{record['tflop']:.3g}",
+        "TFLOP": f"{record['tflop']:.3g}"
+        + (" or more" if record["unknown_loops"] else ""),
         "memory, GB": f"{record['memory_gb']:.3f}"
         + ("" if record["fits"] else ", does not fit"),
         "temporary, GB": f"{record['temporaries_gb']:.3f}",

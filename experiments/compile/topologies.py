@@ -90,11 +90,12 @@ def make_topology(name: str) -> Topology:
             kind = found.devices[0].device_kind
     except Exception as error:  # of the plugins, which have no common class
         reason = str(error).strip().partition("\n")[0]
-        if "nknown backend" in reason or "libtpu" in reason or "lugin" in reason:
-            package = "jax-cuda13-plugin[with-cuda]" if family == "h200" else "libtpu"
+        missing = ("nknown backend", "libtpu", "not installed", "not implemented")
+        if any(words in reason for words in missing):
+            package = "jax[cuda13]" if family == "h200" else "jax[tpu]"
             raise ImportError(
-                f"{name}: XLA's compiler for it is not installed (`pip install"
-                f" {package}` for this version of jax): {reason}"
+                f"{name}: XLA's compiler for it is not installed; pip install"
+                f" '{package}' ({reason})"
             ) from error
         raise ValueError(
             f"topology must be such as {EXAMPLES}, got {name!r}: {reason}"

@@ -23,9 +23,11 @@ list runs on a CPU.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -35,12 +37,30 @@ from typing import Any
 from experiments.data import images
 from experiments.gpu.items import ITEMS, Item
 from experiments.run.files import append
-from experiments.run.workdir import describe_process
 
 GRACE = 60.0
 """Seconds in which an item that reached its limit saves and ends."""
 
 LAST_LINES = 20
+
+
+DESCRIBE = """
+import json, jax
+from experiments.run.workdir import describe_process
+print(json.dumps(describe_process() | {"platform": jax.devices()[0].platform}))
+"""
+
+
+def describe() -> dict[str, Any]:
+    """Returns what describes a run on this machine, with the platform of its devices.
+
+    Another process looks: JAX would take the GPU's memory away from the items.
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", DESCRIBE], stdout=subprocess.PIPE, check=True, text=True
+    )
+    about = json.loads(found.stdout.splitlines()[-1])
+    return about | {"command": shlex.join(["python", *sys.orig_argv[1:]])}
 
 
 def has_data(item: Item, data_dir: str) -> bool:
@@ -60,19 +80,36 @@ def read_records(path: pathlib.Path) -> dict[str, dict[str, Any]]:
     """Returns the last record of every item, by its name."""
     if not path.is_file():
         return {}
-    records = map(json.loads, path.read_text().splitlines())
-    return {record["item"]: record for record in records}
+    records = {}
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):  # torn by a killed process
+            record = json.loads(line)
+            records[record["item"]] = record
+    return records
 
 
 def run_item(
-    item: Item, workdir: pathlib.Path, data_dir: str, seconds: float, is_small: bool
+    item: Item,
+    folder: pathlib.Path,
+    places: dict[str, str],
+    seconds: float,
+    small: bool,
 ) -> dict[str, Any]:
-    """Runs an item for at most so many seconds, and returns its record."""
-    folder = workdir / item.name
+    """Runs an item for at most so many seconds, and returns its record.
+
+    Args:
+      item: The item.
+      folder: Folder of its output.
+      places: Mark in its command and environment -> text that takes its place.
+      seconds: Limit.
+      small: Whether its sizes are cut.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    places = {"{workdir}": str(folder / "run"), "{data_dir}": str(data_dir)}
     command = [sys.executable]
-    for text in (*item.command, *(item.small if is_small else ())):
+    environment = dict(item.environment)
+    for mark, place in places.items():
+        environment = {k: v.replace(mark, place) for k, v in environment.items()}
+    for text in (*item.command, *(item.small if small else ())):
         for mark, place in places.items():
             text = text.replace(mark, place)
         command.append(text)
@@ -83,19 +120,17 @@ def run_item(
             command,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | item.environment,
+            env=os.environ | environment,
             start_new_session=True,
         )
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
             status = "reached its limit"
-            os.killpg(process.pid, signal.SIGTERM)  # a run saves its state
-            try:
-                process.wait(GRACE)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            end(process)
+        except BaseException:  # such as Ctrl-C: the item must not run on alone
+            end(process)
+            raise
     lines = (folder / "output.txt").read_text(errors="replace").splitlines()
     if status == "ended" and process.returncode not in item.ends_with:
         status = "failed"
@@ -105,9 +140,20 @@ def run_item(
         "exit_status": process.returncode,
         "minutes": (time.monotonic() - started) / 60,
         "item_command": command,
-        "environment": item.environment,
+        "environment": environment,
+        "is_small": small,
         "last_lines": lines[-LAST_LINES:],
     }
+
+
+def end(process: subprocess.Popen) -> None:
+    """Ends an item, which has some time to save its state."""
+    os.killpg(process.pid, signal.SIGTERM)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def run_items(
@@ -121,9 +167,19 @@ def run_items(
     """
     path, end = workdir / "items.jsonl", time.monotonic() + 60 * minutes
     workdir.mkdir(parents=True, exist_ok=True)
-    records = read_records(path)
-    about = describe_process()
+    records = {
+        name: record
+        for name, record in read_records(path).items()
+        if record["is_small"] == is_small
+    }
+    about = describe()
     for item in ITEMS:
+        folder = workdir / (f"{item.name}_small" if is_small else item.name)
+        places = {
+            "{workdir}": str(folder / "run"),
+            "{data_dir}": str(data_dir),
+            "{platform}": about["platform"],
+        }
         if records.get(item.name, {}).get("status") == "ended":
             continue
         left = end - time.monotonic() - GRACE
@@ -134,7 +190,7 @@ def run_items(
             records.setdefault(item.name, {"item": item.name, "status": "not begun"})
         else:
             print(f"{item.name}: at most {seconds / 60:.1f} minutes", flush=True)
-            record = run_item(item, workdir, data_dir, seconds, is_small) | about
+            record = run_item(item, folder, places, seconds, is_small) | about
             append(path, json.dumps(record) + "\n")
             records[item.name] = record
         print(f"{item.name}: {records[item.name]['status']}", flush=True)
@@ -154,6 +210,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.minutes > 0:
         parser.error(f"--minutes must be positive, got {options.minutes}")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
     records = run_items(
         options.workdir, options.data_dir, options.minutes, options.small
     )

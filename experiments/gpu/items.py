@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+# The tests choose a CPU unless they are told otherwise.
+DEVICE = {"JAX_PLATFORMS": "{platform}"}
 HIGHEST = {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
 NUMBERS = ("energies", "metrics", "objectives", "samplers/test_exactness.py")
 SMALL_IMAGES = ("evaluation.classifier_steps=50", "evaluation.chunk_size=50")
@@ -16,7 +18,7 @@ class Item(NamedTuple):
       command: Arguments of Python. "{workdir}" and "{data_dir}" are replaced.
       limit: Share of the whole time that it may take.
       small: Arguments that cut its sizes.
-      environment: Variables that it is given besides.
+      environment: Variables that it is given besides. "{platform}" is replaced.
       data: Data set that it needs, as `experiments.data.images` has it; "" for none.
       ends_with: Exit statuses of an item that has ended. Tests that fail are a result.
     """
@@ -31,14 +33,13 @@ class Item(NamedTuple):
 
 
 def _tests(name: str, environment: dict[str, str]) -> Item:
-    # Tests of several devices need a CPU, which is as many devices as is asked.
     command = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow")
     return Item(
         name,
         (*command, *(f"tests/ebmjax/{place}" for place in NUMBERS)),
         0.1,
         ("-k", "gaussian"),
-        environment,
+        DEVICE | environment,
         ends_with=(0, 1),
     )
 

@@ -375,6 +375,7 @@ def _train(
     is_cpu = jax.default_backend() == "cpu"
     feed = _Feed(experiment, config)
     step = saved = int(state.step)
+    profile.begin(step)
     with preemption.leaving_at_once():
         feed.prepare(step)
     say("compiling the update")
@@ -391,7 +392,7 @@ def _train(
             start = time.perf_counter()
             num = max(1, int(min(num, pace)))
             first, batches = step - feed.steps.start, feed.batches
-            profile.before(step)
+            profile.before(step, state)
             state, scalars = updates[phase](state, batches, first, num)
             step += num
             if step < train.num_steps:

@@ -51,8 +51,8 @@ class Meter:
           `steps_per_second`; `examples_per_second`, of all microbatches and devices;
           `teraflop_per_second`, of matrix products and convolutions on all devices (a
           lower bound if a loop's length is not known before it runs); and where the
-          limits of the chip are known, `peak_share`, that of one device over the chip's
-          peak. They are empty if no step was made.
+          limits of the chip are known, `peak_share`, the time of these products at the
+          chip's peaks over the time that passed. They are empty if no step was made.
         """
         now, num = time.perf_counter(), step - self._step
         if num <= 0:
@@ -65,12 +65,13 @@ class Meter:
             "steps_per_second": rate,
             "examples_per_second": rate * self._batch_size * num_microbatches,
         }
-        operations = self._count(phase, state, batches).products
-        if operations:
-            rates["teraflop_per_second"] = rate * operations * jax.device_count() / 1e12
+        operations = self._count(phase, state, batches)
+        if operations.products:
+            total = operations.products * jax.device_count()
+            rates["teraflop_per_second"] = rate * total / 1e12
             chip = CHIPS.get(jax.devices()[0].device_kind)
             if chip is not None:
-                rates["peak_share"] = rate * operations / chip.peak
+                rates["peak_share"] = rate * operations.seconds(chip)
         # Counting takes a trace of the update, which is no training time.
         self.start(step)
         return rates
@@ -107,13 +108,20 @@ class Profile:
         self._edges = steps or ()
         self._folder: str | None = None
 
+    def begin(self, step: int) -> None:
+        """Says so if a run that goes on from a step is past the steps of the trace."""
+        if self._edges and step > self._edges[0]:
+            say(f"no trace is kept: the run goes on from step {step}")
+            self._edges = ()
+
     def most(self, step: int, num: int) -> int:
         """Returns how many steps one program may make, at most `num`."""
         return min([num, *(edge - step for edge in self._edges if edge > step)])
 
-    def before(self, step: int) -> None:
-        """Starts the trace if this is its first step."""
+    def before(self, step: int, state: training.TrainState) -> None:
+        """Starts the trace if this is its first step, when earlier ones are done."""
         if self._edges and self._folder is None and step == self._edges[0]:
+            jax.block_until_ready(state.step)
             self._folder = tempfile.mkdtemp()
             jax.profiler.start_trace(self._folder)
 

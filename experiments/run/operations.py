@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.extend import core
 from jax.interpreters import partial_eval
 
@@ -22,31 +23,45 @@ class Chip(NamedTuple):
     Attributes:
       peak: Floating-point operations per second of products of float32 arrays at JAX's
         default precision: one pass of bfloat16 on a TPU, TF32 on a GPU.
+      peak_highest: The same at the precision "highest": six passes on a TPU, float32
+        without tensor cores on a GPU.
+      peak_half: The same of bfloat16 or float16 arrays.
       memory: Bytes of its memory.
       bandwidth: Bytes per second between the chip and its memory.
       source: Page of the vendor.
     """
 
     peak: float
+    peak_highest: float
+    peak_half: float
     memory: float
     bandwidth: float
     source: str
 
 
+def _tpu(peak: float, memory: float, bandwidth: float, name: str) -> Chip:
+    source = f"https://cloud.google.com/tpu/docs/{name}"
+    return Chip(peak, peak / 6, peak, memory, bandwidth, source)
+
+
 CHIPS = {
-    "TPU v5 lite": Chip(197e12, 16e9, 819e9, "https://cloud.google.com/tpu/docs/v5e"),
-    "TPU v6 lite": Chip(918e12, 32e9, 1_640e9, "https://cloud.google.com/tpu/docs/v6e"),
-    "TPU v5": Chip(459e12, 95e9, 2_765e9, "https://cloud.google.com/tpu/docs/v5p"),
-    # The vendor states 989 TFLOP/s with structured sparsity, which nothing here has.
+    "TPU v5 lite": _tpu(197e12, 16e9, 819e9, "v5e"),
+    "TPU v6 lite": _tpu(918e12, 32e9, 1_640e9, "v6e"),
+    "TPU v5": _tpu(459e12, 95e9, 2_765e9, "v5p"),
+    # The vendor states twice as many on tensor cores, with structured sparsity.
     "NVIDIA H200": Chip(
-        494.5e12, 141e9, 4_800e9, "https://www.nvidia.com/en-us/data-center/h200/"
+        494.5e12,
+        67e12,
+        989e12,
+        141e9,
+        4_800e9,
+        "https://www.nvidia.com/en-us/data-center/h200/",
     ),
 }
 """Kind of device, as `jax.Device.device_kind` has it, and its chip."""
 
-# Products of these primitives are counted: `experiments` has no other.
-_CONVOLUTIONS = {"convolution": 1, "convolution_images": 1, "convolution_kernel": 0}
-"""Primitive of `ebmjax.networks.convolutions` -> the operand that is not images."""
+_CONVOLUTIONS = ("convolution", "convolution_images", "convolution_kernel")
+"""Primitives of `ebmjax.networks.convolutions`."""
 
 
 class Operations(NamedTuple):
@@ -56,10 +71,23 @@ class Operations(NamedTuple):
       products: Operations of matrix products and convolutions.
       num_unknown_loops: Number of loops whose number of turns is not in the program,
         which are counted as one turn each; the count is then a lower bound.
+      highest: Those of the products that ask for the precision "highest".
+      half: Those of arrays of 16 bits.
     """
 
     products: float
     num_unknown_loops: int
+    highest: float = 0.0
+    half: float = 0.0
+
+    def seconds(self, chip: Chip) -> float:
+        """Returns the time of the products at a chip's peaks."""
+        others = self.products - self.highest - self.half
+        return (
+            others / chip.peak
+            + self.highest / chip.peak_highest
+            + self.half / chip.peak_half
+        )
 
 
 def count_operations(jaxpr: Any) -> Operations:
@@ -70,12 +98,12 @@ def count_operations(jaxpr: Any) -> Operations:
     needed, _ = partial_eval.dce_jaxpr(
         jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), instantiate=True
     )
-    counts = [
-        (turns * _count(equation), equation)
-        for turns, equation in _equations(needed, 1.0)
-    ]
-    loops = sum(equation.primitive.name == "while" for _, equation in counts)
-    return Operations(sum(count for count, _ in counts), loops)
+    kinds = {"": 0.0, "highest": 0.0, "half": 0.0}
+    num_loops = 0
+    for turns, equation in _equations(needed, 1.0):
+        kinds[_kind(equation)] += turns * _count(equation)
+        num_loops += equation.primitive.name == "while"
+    return Operations(sum(kinds.values()), num_loops, kinds["highest"], kinds["half"])
 
 
 def _equations(jaxpr: Any, turns: float) -> Iterator[tuple[float, Any]]:
@@ -92,6 +120,18 @@ def _equations(jaxpr: Any, turns: float) -> Iterator[tuple[float, Any]]:
         else:
             for part in inner:
                 yield from _equations(part, turns * length)
+
+
+def _kind(equation: Any) -> str:
+    """Returns what decides the speed of an equation's products."""
+    kinds = [getattr(x.aval, "dtype", None) for x in equation.invars]
+    if kinds and all(kind in (jnp.bfloat16, jnp.float16) for kind in kinds):
+        return "half"
+    options = equation.params.get("options")
+    precision = equation.params.get("precision", getattr(options, "precision", None))
+    pair = precision if isinstance(precision, tuple | list) else (precision,)
+    highest = (jax.lax.Precision.HIGHEST, "highest")
+    return "highest" if any(part in highest for part in pair) else ""
 
 
 def _is_scan(equation: Any) -> bool:

@@ -313,13 +313,13 @@ def test_model_state_is_renewed_and_does_not_depend_on_the_number_of_devices():
             lambda: training.init_state(
                 one_player(num_updates=0), w(0.0), jax.random.key(0), 1
             ),
-            "num_updates of at least 1, got 0",
+            "num_updates of player .* must be a whole number of at least 1, got 0",
         ),
         (
             lambda: training.init_state(
                 one_player(num_accumulated=0), w(0.0), jax.random.key(0)
             ),
-            "num_accumulated of at least 1, got 0",
+            "num_accumulated of player .* must be a whole number of at least 1, got 0",
         ),
         (
             lambda: training.init_state(one_player(), w(0.0), jax.random.key(0), 0),
@@ -849,6 +849,31 @@ def test_parts_take_turns_with_a_key_of_their_own_and_pass_the_carry_on():
     np.testing.assert_allclose(scalars["energy/number"], mean, rtol=1e-6)
     # Each part starts from the former state: it adds 2.5, and then 8.5.
     assert float(state.model_state["energy_state"]["mean"]) == 11.0
+
+
+def test_a_count_in_the_model_state_is_exact_in_parts():
+    """Counts above 2^24 are none of float32's numbers."""
+    most = 20_000_001
+
+    def loss(params, key, batch):
+        count = params["energy_state"]["count"] + 1
+        value = jnp.mean(params["energy"]["w"] * batch)
+        return value, {}, {"energy_state": {"count": count}}
+
+    def objective_loss(params, key, batch, carry):
+        value, metrics, renewed = loss(params, key, batch)
+        return value, Aux(carry, metrics, renewed)
+
+    objective = Objective(lambda key: (), objective_loss)
+    for num_parts in (1, 3):
+        player = Player(("energy",), objective, optax.sgd(1.0), 1, num_parts)
+        count = {"energy_state": {"count": jnp.array(most - 1, jnp.int32)}}
+        state = training.init_state(
+            {"energy": player}, w(0.0), jax.random.key(0), model_state=count
+        )
+        state, _ = training.jit_update({"energy": player})(state, jnp.ones(6))
+        if num_parts > 1:  # the mean over devices is one of float32's numbers
+            assert abs(int(state.model_state["energy_state"]["count"]) - most) <= 1
 
 
 def test_parts_replay_chains_one_part_after_another():

@@ -70,6 +70,43 @@ def test_bytes_are_those_in_the_main_memory(shape, num):
     assert count_bytes(shape) == num
 
 
+SLICED = """\
+HloModule jit_f
+
+%fused (q.0: f32[500,64], q.1: s32[]) -> f32[64] {
+  %q.0 = f32[500,64] parameter(0)
+  %q.1 = s32[] parameter(1)
+  %slice = f32[1,64] dynamic-slice(%q.0, %q.1, %q.1), dynamic_slice_sizes={1,64}
+  ROOT %flat = f32[64] bitcast(%slice)
+}
+
+%stacked (r.0: f32[500,64], r.1: f32[64], r.2: s32[]) -> f32[500,64] {
+  %r.0 = f32[500,64] parameter(0)
+  %r.1 = f32[64] parameter(1)
+  %r.2 = s32[] parameter(2)
+  %row = f32[1,64] bitcast(%r.1)
+  ROOT %new = f32[500,64] dynamic-update-slice(%r.0, %row, %r.2, %r.2)
+}
+
+ENTRY %main (x: f32[500,64], i: s32[]) -> f32[500,64] {
+  %x = f32[500,64] parameter(0)
+  %i = s32[] parameter(1)
+  %one = f32[64] fusion(%x, %i), kind=kLoop, calls=%fused
+  ROOT %all = f32[500,64] fusion(%x, %one, %i), kind=kLoop, calls=%stacked
+}
+"""
+
+
+def test_of_a_stacked_array_only_the_slice_is_moved():
+    """A row is read and written by each of the two, which also read their index."""
+    assert read_contents(SLICED).traffic == 4 * (64 + 64 + 1) + 4 * (64 + 64 + 1)
+    alone = SLICED.replace(
+        "f32[64] fusion(%x, %i), kind=kLoop, calls=%fused",
+        "f32[1,64] dynamic-slice(%x, %i, %i), dynamic_slice_sizes={1,64}",
+    )
+    assert read_contents(alone).traffic == 4 * 128 + 4 * (64 + 64 + 1)
+
+
 def test_a_program_of_xla_is_read():
     def step(x, _):
         return jnp.tanh(x @ x), None

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import pytest
 
@@ -31,6 +32,7 @@ def items(monkeypatch):
         monkeypatch.setattr(gpu, "ITEMS", chosen)
 
     monkeypatch.setattr(gpu, "GRACE", 0.5)
+    monkeypatch.setattr(gpu, "describe", lambda: {"platform": "gpu", "device": "1 x G"})
     return choose
 
 
@@ -48,7 +50,7 @@ def test_an_item_that_ended_is_recorded_and_not_run_again(tmp_path, items):
     (record,) = read(tmp_path)
     assert record["exit_status"] == 0 and record["last_lines"] == ["end"]
     assert record["item_command"][:2] == [sys.executable, "-c"]
-    assert {"commit", "device", "versions", "minutes"} <= set(record)
+    assert record["device"] == "1 x G" and record["minutes"] >= 0
     gpu.run_items(tmp_path, "", 1.0, False)
     assert len(read(tmp_path)) == 1
 
@@ -83,6 +85,48 @@ def test_a_small_item_has_the_arguments_that_cut_it(tmp_path, items):
     items(item("cut", "import sys; print(*sys.argv[2:])", small=("--less",)))
     gpu.run_items(tmp_path, "", 1.0, True)
     assert read(tmp_path)[0]["last_lines"] == ["--less"]
+
+
+def test_what_describes_the_machine_comes_from_another_process():
+    about = gpu.describe()
+    assert about["platform"] == "cpu" and about["device"].endswith("x cpu")
+    assert {"commit", "command", "versions"} <= set(about)
+
+
+def test_the_tests_of_numbers_run_on_the_device(tmp_path, items):
+    show = "import os; print(os.environ['JAX_PLATFORMS'])"
+    items(item("tests", show, environment={"JAX_PLATFORMS": "{platform}"}))
+    gpu.run_items(tmp_path, "", 1.0, False)
+    assert read(tmp_path)[0]["last_lines"] == ["gpu"]
+    tests = [found for found in ITEMS if "pytest" in found.command]
+    assert len(tests) == 2
+    for found in tests:
+        assert found.environment["JAX_PLATFORMS"] == "{platform}"
+
+
+def test_small_items_and_torn_lines_do_not_count_for_whole_ones(tmp_path, items):
+    items(item("first", WRITE))
+    gpu.run_items(tmp_path, "", 1.0, True)
+    with (tmp_path / "items.jsonl").open("a") as file:
+        file.write('{"item": "fir')
+    gpu.run_items(tmp_path, "", 1.0, False)
+    text = (tmp_path / "items.jsonl").read_text()
+    assert text.count('"status": "ended"') == 2
+    assert (tmp_path / "first" / "run").exists()
+
+
+def test_an_item_ends_with_the_command(tmp_path, items, monkeypatch):
+    items(item("long", SLEEP))
+
+    def interrupt(process, seconds):
+        time.sleep(1.0)  # it has begun
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gpu.subprocess.Popen, "wait", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        gpu.run_items(tmp_path, "", 1.0, False)
+    assert (tmp_path / "long" / "run").read_text() == "saved"
 
 
 def test_the_items_are_commands_of_this_checkout():

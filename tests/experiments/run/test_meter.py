@@ -41,7 +41,7 @@ def test_rates_are_those_since_the_last_reading(clock, monkeypatch):
     state = training.init_state(players, params, jax.random.key(0), num_devices)
     batches = jnp.ones((num_devices, 2, 1, 4, 5))
     kind = jax.devices()[0].device_kind
-    monkeypatch.setitem(CHIPS, kind, Chip(1e6, 1.0, 1.0, ""))
+    monkeypatch.setitem(CHIPS, kind, Chip(1e6, 1.0, 1.0, 1.0, 1.0, ""))
     found = Meter({"": players}, 4 * num_devices, None)
     found.start(10)
     clock.now += 2.0
@@ -89,3 +89,13 @@ def test_a_run_keeps_the_trace_of_the_steps_asked_for(tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     train = next(x for x in map(json.loads, lines) if x["kind"] == "train")
     assert train["teraflop_per_second"] > 0 and "peak_share" not in train
+
+
+def test_a_run_that_is_past_the_steps_says_so_and_traces_none(capsys):
+    profile = Profile((5, 8), 100)
+    profile.begin(6)
+    assert "no trace is kept: the run goes on from step 6" in capsys.readouterr().err
+    assert profile.most(6, 64) == 64
+    profile = Profile((5, 8), 100)
+    profile.begin(5)
+    assert profile.most(5, 64) == 3

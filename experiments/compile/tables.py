@@ -9,7 +9,7 @@ from experiments.run.files import write_atomically
 from experiments.run.workdir import describe_process, format_table
 
 HEAD = """\
-# Every preset, compiled for chips that were not there
+# Programs compiled for chips that were not there
 
 `{command}` made these files. Nothing was run: a program is compiled for the chips of a
 topology, and memory, operations, kernels and collectives are those of the compiled
@@ -101,8 +101,8 @@ def write_table(folder: pathlib.Path, command: str, **shares: float) -> None:
         if first is None:
             continue
         parts.append(
-            f"\n## {first['topology']}\n\n{first['num_chips']} chips of"
-            f" {first['num_processes']} processes, jax {first['jax']}.\n\n"
+            f"\n## {first['topology']}\n\nChips: {first['num_chips']}; processes:"
+            f" {first['num_processes']}; jax {first['jax']}.\n\n"
             + format_table([make_row(row) for row in rows])
         )
     write_atomically(folder / "README.md", "".join(parts))

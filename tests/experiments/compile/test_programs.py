@@ -10,6 +10,7 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import pytest
+from cases import GAUSSIAN_PARAMS, OBJECTIVES, SAMPLERS
 from jax.sharding import SingleDeviceSharding
 
 from ebmjax import energies, samplers, training
@@ -30,7 +31,6 @@ from experiments.compile.programs import (
 )
 from experiments.compile.topologies import make_topology
 from experiments.tutorial.methods import METHODS
-from tests.cases import GAUSSIAN_PARAMS, OBJECTIVES, SAMPLERS
 
 needs_tpu_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,

@@ -4,8 +4,8 @@ See https://arxiv.org/abs/1802.05957 and https://arxiv.org/abs/2003.05033.
 
 They divide every matrix by its largest singular value, with one power-iteration step
 for every renewal of their state ("spectral"), and never have batch normalisation, which
-their bases have (`generators`). Weights start from Xavier's
-uniform law, before they are divided.
+their bases have (`generators`). Weights start from Xavier's uniform law, before they
+are divided.
 
 Source:
   Miyato, Kataoka, Koyama & Yoshida (2018), "Spectral normalization for generative

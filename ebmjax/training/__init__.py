@@ -7,12 +7,13 @@ from ebmjax.training.mapped import (
     shard_update,
 )
 from ebmjax.training.state import AXES, Player, TrainState, init_state, place
-from ebmjax.training.update import make_update
+from ebmjax.training.update import count_updates, make_update
 
 __all__ = [
     "AXES",
     "Player",
     "TrainState",
+    "count_updates",
     "init_state",
     "jit_update",
     "make_update",

@@ -10,7 +10,7 @@ import optax
 from ebmjax.training.state import Player, TrainState
 from ebmjax.types import DEVICE, Array, Aux, Key, Metrics, Params
 
-__all__ = ["make_update"]
+__all__ = ["count_updates", "make_update"]
 
 Update = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 """Function `update(state, batch) -> (state, scalars)`; a batch may be a pytree."""
@@ -222,7 +222,11 @@ def _check_aux(name: str, aux: Aux, model_state: dict[str, Any]) -> None:
 
 
 def count_updates(players: Mapping[str, Player]) -> int:
-    """Returns the number of microbatches that one step of the players takes."""
+    """Returns the number of microbatches that one step of the players takes.
+
+    Args:
+      players: Players by name.
+    """
     return sum(player.num_updates for player in players.values())
 
 

@@ -35,6 +35,7 @@ from experiments.compile.estimate import (
 )
 from experiments.compile.presets import compile_presets, find_preset, list_problems
 from experiments.compile.tables import read_rows, write_rows, write_table
+from experiments.run.workdir import describe_process
 
 
 def show(record: dict) -> str:
@@ -96,7 +97,7 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Compiles what is asked for; returns the number of programs that failed."""
+    """Compiles what is asked for; returns the exit status, 1 if a program failed."""
     chosen = [find_preset(name) for name in options.preset]
     if options.all:
         chosen = [
@@ -125,7 +126,7 @@ def run(options: argparse.Namespace) -> int:
     if options.out:
         write_table(
             options.out,
-            "python -m experiments.compile --all --topology=... --out=...",
+            describe_process()["command"],
             peak=PEAK_SHARE,
             bandwidth=BANDWIDTH_SHARE,
             launch=1e6 * SECONDS_A_KERNEL,

@@ -161,18 +161,13 @@ def _traffic(computations, shapes: dict[str, str], instruction: _Instruction) ->
         users = [x for x in inner if parameter.name in _operands(x)]
         if parameter.kind != "parameter" or not users:
             continue
-        is_sliced = all(
-            x.kind == "dynamic-slice" and _operands(x)[0] == parameter.name
-            for x in users
-        )
-        if is_sliced:
-            index = re.match(r"(\d+)", parameter.rest).group(1)
+        index = re.match(r"(\d+)", parameter.rest).group(1)
+        kinds = {
+            x.kind if _operands(x)[0] == parameter.name else "other" for x in users
+        }
+        if kinds == {"dynamic-slice"}:
             slices[index] = float(sum(count_bytes(x.result) for x in users))
-        elif all(
-            x.kind == "dynamic-update-slice" and _operands(x)[0] == parameter.name
-            for x in users
-        ):
-            index = re.match(r"(\d+)", parameter.rest).group(1)
+        elif kinds == {"dynamic-update-slice"}:
             slices[index] = 0.0
             written -= count_bytes(parameter.result)
             written += sum(size(_operands(x)[1]) for x in users)

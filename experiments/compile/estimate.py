@@ -8,13 +8,13 @@ from experiments.compile.programs import Program
 from experiments.compile.topologies import Topology
 
 PEAK_SHARE = 0.4
-"""Of a chip's peak that products are taken to reach."""
+"""Share of a chip's peak that products are taken to reach."""
 
 BANDWIDTH_SHARE = 0.7
-"""Of a chip's bandwidth that a program is taken to reach."""
+"""Share of a chip's bandwidth that a program is taken to reach."""
 
 SECONDS_A_KERNEL = 4e-6
-"""To start a kernel of a GPU. A TPU starts a whole program."""
+"""Time to start a kernel of a GPU. A TPU starts a whole program."""
 
 
 def compile_program(program: Program, topology: Topology) -> dict[str, Any]:

@@ -27,7 +27,7 @@ COLUMNS = {
 """Table -> number of columns that `tabular.load` leaves of it."""
 
 KDD_COLUMNS = 121
-"""Of KDD Cup 99, with one for each value of a category."""
+"""Number of columns of KDD Cup 99, with one for each value of a category."""
 
 
 def _read_split(name, split, *, data_dir=None, size=None, download=False):

@@ -11,9 +11,10 @@ from experiments.run.workdir import describe_process, format_table
 HEAD = """\
 # Programs compiled for chips that were not there
 
-`{command}` made these files. Nothing was run: a program is compiled for the chips of a
-topology, and memory, operations, kernels and collectives are those of the compiled
-program of one chip.
+`{command}`
+was the last command that wrote these files. Nothing was run: a program is compiled for
+the chips of a topology, and memory, operations, kernels and collectives are those of
+the compiled program of one chip.
 
 Times are estimates: the longest of the arithmetic at {peak:.0%} of the chip's peak (one
 pass of bfloat16 on a TPU, TF32 on an H200), the traffic to its memory at
@@ -91,7 +92,7 @@ def write_table(folder: pathlib.Path, command: str, **shares: float) -> None:
 
     Args:
       folder: Folder of the results.
-      command: Command that made them.
+      command: Last command that added to them.
       **shares: `peak`, `bandwidth` and `launch`, by which times are estimated.
     """
     parts = [HEAD.format(command=command, **shares)]

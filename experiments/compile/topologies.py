@@ -50,7 +50,7 @@ class Topology(NamedTuple):
 
     Attributes:
       name: As it is given.
-      devices: Of JAX; nothing can be put there.
+      devices: Devices as JAX describes them; no array can be put there.
       chip: What one of them can do.
       num_processes: Number of processes that would share them.
     """

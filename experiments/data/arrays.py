@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 DIGEST_BYTES = 2**24
-"""Of an array that `digest` takes at once."""
+"""Number of bytes of an array that `digest` takes at once."""
 
 
 class Images(NamedTuple):

@@ -198,8 +198,7 @@ def make_batch(
     by_phase = {
         name: batches(
             jax.random.fold_in(key, index),
-            size=config.data.batch_size
-            * sum(player.num_updates for player in some.values()),
+            size=config.data.batch_size * training.count_updates(some),
         )
         for index, (name, some) in enumerate({"": players, **(phases or {})}.items())
     }

@@ -258,7 +258,7 @@ def make_experiment(
             params[name], state = network.init(jax.random.fold_in(keys.params, index))
             if state:
                 model_state[f"{name}_state"] = state
-    num_updates = sum(player.num_updates for player in players.values())
+    num_updates = training.count_updates(players)
     return Experiment(
         players=players,
         params=params,

@@ -13,7 +13,7 @@ from ebmjax import training
 from ebmjax.types import Array, Key, Network
 
 MOST_STEPS, MOST_BYTES = 64, 2**22
-"""Of batches that are made together."""
+"""Largest number of steps, and of bytes, of batches that are made together."""
 
 
 class Keys(NamedTuple):

@@ -315,7 +315,7 @@ class _Feed:
         self._experiment, self._config = experiment, config
         self._lengths = {}
         self.num_microbatches = {
-            name: sum(player.num_updates for player in players.values())
+            name: training.count_updates(players)
             for name, players in all_phases(experiment).items()
         }
         self.phase, self.batches, self.steps = "", None, range(0)

@@ -58,9 +58,7 @@ class Meter:
         if num <= 0:
             return {}
         rate = num / (now - self._time)
-        num_microbatches = sum(
-            player.num_updates for player in self._phases[phase].values()
-        )
+        num_microbatches = training.count_updates(self._phases[phase])
         rates = {
             "steps_per_second": rate,
             "examples_per_second": rate * self._batch_size * num_microbatches,

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ebmjax import targets
+from ebmjax import targets, training
 from experiments.data import target_batches
 from experiments.run import cli
 from experiments.run.config import (
@@ -186,7 +186,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
     problem = make_problem(config, keys, target, moments)
     makes = {name: method.make for name, method in METHODS.items()}
     setup = construct("objective", config.objective, makes, problem)
-    num_microbatches = sum(player.num_updates for player in setup.players.values())
+    num_microbatches = training.count_updates(setup.players)
     return Experiment(
         players=setup.players,
         params=setup.params,

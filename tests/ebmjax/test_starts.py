@@ -63,7 +63,7 @@ def test_replay_draws_distinct_rows_of_its_memory_and_new_ones_at_the_given_rate
 
 @pytest.mark.parametrize("capacity", [5, 40])
 def test_every_sequence_of_distinct_slots_is_as_likely(capacity):
-    """Of 5 slots, 2 are drawn by a permutation, and of 40 slots without sorting them.
+    """A permutation draws 2 of 5 slots, and 2 of 40 are drawn without sorting them.
 
     The chi-square statistic of uniform counts in m cells has mean m - 1 and variance
     2 (m - 1).

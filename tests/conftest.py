@@ -31,6 +31,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 import jax
 import pytest
 
+import experiments  # noqa: F401 - it sets a flag of XLA before the first program
+
 NUM_TESTS = itertools.count(1)
 
 

@@ -6,6 +6,7 @@ functions of a diffusion's time.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from ebmjax.checks import check_count
 from ebmjax.networks.activation import activation_fn
 from ebmjax.networks.base import check_sizes, from_module
 from ebmjax.networks.layer import compute_type, conv, dense, rematerialized, widened
@@ -179,6 +181,20 @@ class _Block(nn.Module):
         return x + h
 
 
+def _level_waves(x: Array, noise_scale: Array, num_levels: int) -> list[Array]:
+    """Returns waves of the pixels, with periods of one and of two of their levels.
+
+    A wave is multiplied by the mean of `cos(angle of the noise)`, so that it vanishes
+    for noise that is larger than its period.
+    """
+    waves: list[Array] = []
+    for frequency in (math.pi * num_levels, math.pi * num_levels / 2):
+        if num_levels:
+            kept = jnp.exp(-((frequency * noise_scale) ** 2) / 2)
+            waves += [kept * jnp.sin(frequency * x), kept * jnp.cos(frequency * x)]
+    return waves
+
+
 class _UNet(nn.Module):
     """Residual blocks down to a small map and up again, with skip connections."""
 
@@ -189,15 +205,19 @@ class _UNet(nn.Module):
     is_energy: bool
     dtype: DTypeLike | None
     rematerialize: bool
+    num_levels: int
 
     @nn.compact
     def __call__(self, x: Array, noise_scale: Array) -> Array:
-        field = functools.partial(self.field, activation_fn(self.activation, 0.2))
+        waves = _level_waves(x, noise_scale, self.num_levels)
+        activation = activation_fn(self.activation, 0.2)
+        field = functools.partial(self.field, activation, waves)
         return _of_noise(field, x, noise_scale, self.conditioning, self.is_energy)
 
     def field(
         self,
         activation: Callable[[Array], Array],
+        waves: list[Array],
         x: Array,
         embedding: Array | None,
     ) -> Array:
@@ -210,7 +230,8 @@ class _UNet(nn.Module):
             activation=activation,
             dtype=self.dtype,
         )
-        h = conv(x, self.widths[0], 3, 1, 1, dtype=self.dtype)
+        h = jnp.concatenate([x, *waves], axis=-1)
+        h = conv(h, self.widths[0], 3, 1, 1, dtype=self.dtype)
         skips = []
         for level, width in enumerate(self.widths):
             if level:
@@ -247,6 +268,7 @@ def unet(
     is_energy: bool = False,
     compute_dtype: str = "float32",
     rematerialize: bool = False,
+    num_levels: int = 0,
 ) -> Network:
     """Returns a U-Net score network, conditioned on the noise scale (as in NCSN).
 
@@ -274,6 +296,11 @@ def unet(
       is_energy: Whether the result is an energy, as in `noise_mlp`.
       compute_dtype: Type of the convolutions, as in `short_run_energy`.
       rematerialize: Whether to save memory, as in `resnet_energy`.
+      num_levels: Number of the levels of a pixel in [-1, 1], such as 256, whose sines
+        and cosines the network sees besides the pixel; 0 for none. The density of
+        dequantised images is constant within a level, and a likelihood in bits per
+        dimension needs this structure, which convolutions of the pixels alone resolve
+        badly.
 
     Returns:
       A stateless `Network` with `apply(params, x, noise_scale)`.
@@ -287,9 +314,12 @@ def unet(
       conditioning: Song & Ermon (2019), "Generative modeling by estimating gradients of
       the data distribution" (NCSN), https://arxiv.org/abs/1907.05600, and (2020),
       "Improved techniques for training score-based generative models" (NCSNv2),
-      https://arxiv.org/abs/2006.09011.
+      https://arxiv.org/abs/2006.09011. For the waves, which do not vanish there: Kingma
+      et al. (2021), "Variational diffusion models" (VDM),
+      https://arxiv.org/abs/2107.00630.
     """
     _check(activation, conditioning)
+    check_count("num_levels", num_levels, 0)
     widths = tuple(widths)
     check_sizes(image_shape, widths, divisor=2 ** (len(widths) - 1))
     if num_blocks < 1:
@@ -302,6 +332,7 @@ def unet(
         is_energy,
         compute_type(compute_dtype),
         rematerialize,
+        num_levels,
     )
     return from_module(module, tuple(image_shape), ())
 

@@ -29,8 +29,8 @@ COUNTS_OR_ZERO = frozenset(
     eval_every extra_every log_every long_run_steps matrix_seed most_chains
     most_chains_of_all num_burn_in num_cores num_corrections num_examples
     num_extra_updates num_inception num_inpainted num_iterations num_joint_steps
-    num_likelihoods num_probes num_samples num_saved num_scales num_shown num_steps
-    patience samples_a_mode seed size split_seed tuple_seed warmup_steps""".split()
+    num_levels num_likelihoods num_probes num_samples num_saved num_scales num_shown
+    num_steps patience samples_a_mode seed size split_seed tuple_seed warmup_steps""".split()
 )
 # Numbers above 0, and of at least 0. The last two parts of a path go before
 # the last one, as a step of 0 stands for none in some objectives.

@@ -18,8 +18,9 @@ energy, and it has a likelihood.
         --config.network.is_energy=True
     python -m experiments.score_based --workdir=runs/processes --sweep
 
-Presets: `digits` (embedded 8x8 images, 9 to 18 minutes on one CPU core), `mnist`,
-`fashion_mnist`, and at the papers' scale, for GPU or TPU, `cifar10`. After a comma
+Presets: `digits` (embedded 8x8 images, 9 to 18 minutes on one CPU core), `mnist_small`
+and `fashion_mnist_small` (28x28, a narrow network for an hour of one core), and for GPU
+or TPU `mnist`, `fashion_mnist`, and at the papers' scale `cifar10`. After a comma
 follows the process: `variance_exploding`, `variance_preserving`,
 `sub_variance_preserving`, or `ladder` for annealed Langevin dynamics through NCSNv2's
 noise scales. With `network.is_energy` the network is an energy, and the score is minus
@@ -103,6 +104,7 @@ def image_preset(
             "is_energy": False,  # whether the score is minus an energy's gradient
             "compute_dtype": "float32",  # or "bfloat16"; parameters stay float32
             "rematerialize": False,  # whether blocks are computed twice to save memory
+            "num_levels": 0,  # of a pixel, whose waves the network sees; 0 for none
         },
         "process": sections["process"],
         "objective": sections["objective"],
@@ -193,6 +195,34 @@ def mnist(name: str, process: str) -> dict[str, Any]:
     return image_preset(name, process, (64, 128, 256), 2, 100_000)
 
 
+def mnist_small(name: str, process: str) -> dict[str, Any]:
+    """Returns a config for an hour of one CPU core, and some minutes of sampling."""
+    config = image_preset(name, process, (32, 64, 64), 1, 8_000)
+    config["data"]["batch_size"] = 64
+    config["network"]["num_levels"] = 256
+    if process == "variance_exploding":
+        # Bits per dimension are those of data with this noise, a quarter of a level.
+        config["process"]["noise_min"] = 0.001
+    config["optimizer"]["learning_rate"] |= {
+        "start": 1e-3,
+        "final": 1e-5,
+        "warmup_steps": 200,
+        "decay_steps": 8_000,
+    }
+    config["train"]["checkpoint_every"] = 500
+    if process == "ladder":
+        config["evaluation"]["sampler"]["num_steps_per_level"] = 2
+    else:
+        config["evaluation"]["sampler"] |= {"num_steps": 100, "num_corrections": 0}
+    config["evaluation"] |= {
+        "num_samples": 2_000,
+        "num_likelihoods": 500,
+        "num_probes": 1,
+        "chunk_size": 250,
+    }
+    return config
+
+
 def cifar10(process: str = PROCESSES[0]) -> dict[str, Any]:
     config = image_preset("cifar10", process, (128, 256, 256, 256), 4, 1_300_000)
     config["data"]["is_mirrored"] = True
@@ -205,6 +235,10 @@ PRESETS = {
     "digits": digits,
     "mnist": lambda process=PROCESSES[0]: mnist("mnist", process),
     "fashion_mnist": lambda process=PROCESSES[0]: mnist("fashion_mnist", process),
+    "mnist_small": lambda process=PROCESSES[0]: mnist_small("mnist", process),
+    "fashion_mnist_small": lambda process=PROCESSES[0]: mnist_small(
+        "fashion_mnist", process
+    ),
     "cifar10": cifar10,
 }
 

@@ -178,6 +178,30 @@ def test_the_score_starts_from_zero_and_its_size_is_as_on_paper():
     assert total == convolutions + coefficients
 
 
+def test_the_waves_of_levels_repeat_and_vanish_with_the_noise():
+    """Without the pixels themselves, a network that sees waves of 8 levels repeats
+    after two levels, 2 / 4, and not after one. Noise of scale 1 leaves exp(-(4 pi)^2 /
+    2) of a wave, below 1e-34, so that no pixel is seen at all."""
+    network = networks.unet(SHAPE, widths=(4, 8), activation="swish", num_levels=8)
+    params, _ = jax.jit(network.init)(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    leaves = [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves)]
+    params = jax.tree.unflatten(tree, leaves)
+    kernel = params["Conv_0"]["kernel"]
+    channels = SHAPE[-1]
+    assert kernel.shape[2] == 5 * channels
+    params["Conv_0"]["kernel"] = kernel.at[:, :, :channels].set(0.0)
+    apply = jax.jit(network.apply)
+    x = example()
+    fine = apply(params, x, 0.05)
+    scale = np.abs(fine).max()
+    np.testing.assert_allclose(apply(params, x + 0.5, 0.05), fine, atol=1e-3 * scale)
+    assert np.abs(apply(params, x + 0.25, 0.05) - fine).max() > 0.05 * scale
+    coarse = apply(params, x, 1.0)
+    np.testing.assert_allclose(apply(params, x + 0.1, 1.0), coarse, rtol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def fresh_unet():
     network = networks.unet(
@@ -250,6 +274,10 @@ def test_it_learns_the_score_of_normal_data_at_every_scale(kind):
         ),
         (lambda: networks.unet(SHAPE, widths=()), "widths must be positive"),
         (lambda: networks.unet(SHAPE, widths=(2,), num_blocks=0), "num_blocks .* 0"),
+        (
+            lambda: networks.unet(SHAPE, widths=(2,), num_levels=-1),
+            "num_levels must be .* got -1",
+        ),
         (
             lambda: networks.unet(SHAPE, widths=(2,), conditioning="film"),
             "conditioning must be one of .* got 'film'",

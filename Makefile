@@ -9,7 +9,7 @@ BENCH_WORKDIR ?= runs/bench
 GPU_WORKDIR ?= runs/gpu
 MINUTES ?= 30
 
-.PHONY: demo quick test test-slow lint types wheel bench gpu clean
+.PHONY: demo quick test test-slow lint types docs wheel bench gpu clean
 
 demo: $(VENV)/runtime
 	$(BIN)/python -m experiments.short_run --workdir=$(WORKDIR)
@@ -30,6 +30,10 @@ lint: $(VENV)/dev
 
 types: $(VENV)/dev
 	$(BIN)/mypy
+
+# The site, in build/site, with warnings as errors.
+docs: $(VENV)/docs
+	$(BIN)/python docs/build.py
 
 wheel: $(VENV)/dev
 	$(BIN)/python -m build
@@ -66,10 +70,14 @@ $(VENV)/dev: requirements-dev.txt requirements.txt pyproject.toml $(VENV)/create
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@ $(VENV)/runtime
 
+$(VENV)/docs: pyproject.toml $(VENV)/created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+	touch $@
+
 # XLA's compiler for TPUs, by which tests compile for them: none is needed.
 $(VENV)/tpu: $(VENV)/dev
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "jax[tpu]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) .pytest_cache
+	rm -rf $(VENV) .pytest_cache build

@@ -4,6 +4,7 @@
 """
 
 import functools
+import importlib
 import math
 import numbers
 import warnings
@@ -22,11 +23,15 @@ __all__ = [
     "at_precision",
     "check_array",
     "check_batch",
+    "check_chain_axis",
     "check_chains",
     "check_count",
+    "check_installed",
     "check_key",
     "check_number",
     "check_path",
+    "check_positions",
+    "check_tree",
     "check_values",
     "scalar_energy",
     "scalar_valued",
@@ -66,6 +71,21 @@ def check_number(name: str, value: Number, *, positive: bool) -> Number:
         raise ValueError(f"{name} must be finite, got {value}")
     plain: Any = np.asarray(value).item()
     return cast(Number, plain)
+
+
+def check_installed(caller: str, package: str, module: str | None = None) -> Any:
+    """Returns a module of an optional package, or raises in one line if it is missing.
+
+    Args:
+      caller: Function that needs the package, for the message.
+      package: Name under which pip knows the package.
+      module: Name of the module; that of the package if None.
+    """
+    try:
+        return importlib.import_module(module or package)
+    except ModuleNotFoundError as error:
+        message = f"{caller} needs {package}: pip install {package}"
+        raise ModuleNotFoundError(message) from error
 
 
 def check_path(name: str, values: ArrayLike) -> np.ndarray:
@@ -162,6 +182,49 @@ def check_chains(key: Key, x: Any, name: str = "x") -> Array:
         )
     check_key(key)
     return array
+
+
+def check_tree(name: str, x: Any, axes: str = "[*event]") -> Any:
+    """Returns `x` as an array or a tree of arrays, or raises unless it is one.
+
+    The arrays of a tree must be floating-point and of one type. Messages call the tree
+    `name`, and say that each array must be `axes`.
+    """
+    if hasattr(x, "shape") or not _shapes(x):
+        return check_array(name, x, axes)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(x)
+    names = [f"{name}{jax.tree_util.keystr(path)}" for path, _ in leaves]
+    arrays = [check_array(name, leaf, axes) for name, (_, leaf) in zip(names, leaves)]
+    for other, array in zip(names, arrays):
+        if array.dtype != arrays[0].dtype:
+            raise ValueError(
+                f"{other} must be {arrays[0].dtype} as {names[0]} is, got {array.dtype}"
+            )
+    return jax.tree.unflatten(structure, arrays)
+
+
+def check_positions(key: Key, x: Any, name: str = "x") -> Any:
+    """Returns `x` as an array or a tree of arrays, or raises unless it can be sampled.
+
+    Every array must be floating-point `[chains, ...]` with at least one chain, as many
+    as the others, and `key` must be a typed key. Messages call the tree `name`.
+    """
+    tree = check_tree(name, x, "[chains, *event]")
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for path, leaf in leaves:
+        check_chains(key, leaf, f"{name}{jax.tree_util.keystr(path)}")
+    return check_chain_axis(name, tree, leaves[0][1].shape[0])
+
+
+def check_chain_axis(name: str, tree: Any, num_chains: int) -> Any:
+    """Returns a tree of arrays, or raises unless every one is `[num_chains, ...]`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if np.shape(leaf)[:1] != (num_chains,):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} must be [chains, ...] for"
+                f" {num_chains} chains, got shape {np.shape(leaf)}"
+            )
+    return jax.tree.map(jnp.asarray, tree)
 
 
 def warn_of_chain_axis(energy_fn: EnergyFn, x: Array) -> None:

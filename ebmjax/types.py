@@ -194,7 +194,7 @@ class StartWrite(Protocol):
 
 
 class Aux(NamedTuple):
-    """What a loss returns in addition to its value.
+    """Results of a loss in addition to its value.
 
     Attributes:
       carry: Memory of the objective after this call.

@@ -56,8 +56,8 @@ def load(workdir, *, step: int | None = None, ema: bool | None = None):
         the run keeps an average, as in its own evaluation.
 
     Returns:
-      An `experiments.run.experiment.Trained`: config, parameters, networks, and the
-      functions that the model has.
+      An `experiments.run.experiment.Trained` with the config, the parameters, the
+      networks, and the functions that the model has.
 
     Raises:
       FileNotFoundError: If there is no run, no checkpoint, or not this step; or if the

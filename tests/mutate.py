@@ -16,7 +16,8 @@ import sys
 import tempfile
 
 ROOT = pathlib.Path(__file__).parent.parent
-COPIED = ("ebmjax", "experiments", "tests", "pyproject.toml", "README.md")
+COPIED = ("ebmjax", "experiments", "tests", "docs", "results", "pyproject.toml")
+COPIED += ("README.md", "CONTRIBUTING.md", "mkdocs.yml")
 SWAPS = {"Add": "Sub", "Sub": "Add", "Mult": "Div", "Div": "Mult", "Pow": "Mult"}
 SWAPS |= {"Lt": "LtE", "LtE": "Lt", "Gt": "GtE", "GtE": "Gt", "Eq": "NotEq"}
 SWAPS |= {"NotEq": "Eq", "And": "Or", "Or": "And", "Is": "IsNot", "IsNot": "Is"}

@@ -1,4 +1,4 @@
-"""The README's programs run as pasted."""
+"""The programs and commands of the README and of the pages in docs run as pasted."""
 
 import pathlib
 import re
@@ -10,26 +10,49 @@ import jax
 import numpy as np
 import pytest
 
-from ebmjax import metrics
+from ebmjax import metrics, objectives
 from experiments.run.loop import run
 from experiments.run.workdir import read_run
 from experiments.score_based import images as score_based
 from experiments.short_run import images as short_run
+from experiments.tutorial.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+BLOCKS = {
+    text
+    for page in PAGES.values()
+    for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+}
+TESTED = (
+    "eight_gaussians",
+    "def energy(precision",
+    "sliced_score_matching",
+    'load("runs/digits")',
+    'load("runs/scores")',
+)
+"""Words by which the tests below find the programs that they run."""
 
 
 def block(word):
+    """Returns the program with a word in it, which several pages may show alike."""
+    assert word in TESTED
     (found,) = [text for text in BLOCKS if word in text]
     return found
+
+
+@pytest.mark.quick
+def test_every_program_of_the_pages_is_run_by_a_test():
+    assert BLOCKS == {block(word) for word in TESTED}
 
 
 @pytest.mark.slow
 def test_the_quickstart_prints_what_it_promises(capsys):
     with jax.numpy_rank_promotion("allow"):  # as in a user's program
-        exec(compile(block("eight_gaussians"), "README.md", "exec"), {})
+        exec(compile(block("eight_gaussians"), "page.md", "exec"), {})
     printed = float(capsys.readouterr().out.split()[-1])
     # Eight separate normals: log 8 + log(2 pi e std^2) nats. Training is short, and
     # unadjusted chains are wider than their density: a tenth of a nat or two.
@@ -42,7 +65,7 @@ def test_ten_lines_sample_an_energy_of_ones_own(capsys):
     """x ~ N(0, 1) and y given x ~ N(sin 2x, 1/4), of variance 3/4 - exp(-8) / 2."""
     found = {}
     with jax.numpy_rank_promotion("allow"):  # as in a user's program
-        exec(compile(block("def energy(precision"), "README.md", "exec"), found)
+        exec(compile(block("def energy(precision"), "page.md", "exec"), found)
     assert "[" in capsys.readouterr().out
     draws = np.asarray(found["draws"], float)
     # Chains are independent: the spread of their means is the error of the mean of all.
@@ -60,7 +83,7 @@ def test_fifteen_lines_train_an_energy_on_ones_own_array(capsys):
     """The score of N(1, 4) in three dimensions has a mean square of 3 / 4."""
     found = {}
     with jax.numpy_rank_promotion("allow"):  # as in a user's program
-        exec(compile(block("sliced_score_matching"), "README.md", "exec"), found)
+        exec(compile(block("sliced_score_matching"), "page.md", "exec"), found)
         gradients = jax.vmap(jax.grad(found["energy_fn"]))(found["data"])
     assert len(capsys.readouterr().out.split()) > 6
     error = ((np.asarray(gradients) - (found["data"] - 1) / 4) ** 2).sum(1).mean()
@@ -85,7 +108,7 @@ def test_a_trained_energy_is_loaded_scored_and_sampled(tmp_path, monkeypatch):
     )
     run(short_run.build, config.lock(), "runs/digits")
     found = {}
-    exec(compile(block('load("runs/digits")'), "README.md", "exec"), found)
+    exec(compile(block('load("runs/digits")'), "page.md", "exec"), found)
     assert found["images"].shape == (100, 8, 8, 1)
     # The chains have moved from noise on [-1, 1], by noise of 0.01 at each of 20 moves.
     assert 1.0 < np.abs(found["images"]).max() < 3.0
@@ -107,7 +130,7 @@ def test_a_trained_score_is_loaded_sampled_and_has_likelihoods(tmp_path, monkeyp
     )
     run(score_based.build, config.lock(), "runs/scores")
     found = {}
-    exec(compile(block('load("runs/scores")'), "README.md", "exec"), found)
+    exec(compile(block('load("runs/scores")'), "page.md", "exec"), found)
     assert found["images"].shape == (100, 8, 8, 1)
     assert found["score"].shape == (8, 8, 1)
     # With scores of next to nothing the flow stays, to rounding: the likelihood is the
@@ -122,23 +145,42 @@ def test_a_trained_score_is_loaded_sampled_and_has_likelihoods(tmp_path, monkeyp
 COMMANDS = sorted(
     {
         shlex.join(shlex.split(line))
-        for text in re.findall(r"^```.*\n([^`]*)^```$", README, re.MULTILINE)
+        for page in PAGES.values()
+        for text in re.findall(r"^```.*\n([^`]*)^```$", page, re.MULTILINE)
         for line in text.replace("\\\n", " ").splitlines()
         if line.startswith("python -m experiments")
     }
     | {
         shlex.join(shlex.split(line))
-        for line in re.findall(r"`(python -m experiments[^`]* --[^`]*)`", README)
+        for page in PAGES.values()
+        for line in re.findall(r"`(python -m experiments[^`]* --[^`]*)`", page)
+    }
+    | {
+        shlex.join(shlex.split(f"python -m experiments.{line}"))
+        for line in re.findall(
+            r"\| `([a-z_.]+ --workdir=[^`]*)` \|", PAGES["README.md"]
+        )
+        if "METHOD" not in line
     }
 )
 
 
+WITHOUT_CONFIG = (
+    "experiments.compile",
+    "experiments.data.images",
+    "experiments.gpu",
+    "experiments.run.record",
+)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_readme_has_a_config(command, monkeypatch, capsys):
+def test_every_command_of_the_pages_has_a_config(command, monkeypatch, capsys):
     """Each is given as it stands, and asked for its config instead of a run."""
     _, _, module, *arguments = shlex.split(command)
-    if module in ("experiments.data.images", "experiments.run.record"):
-        arguments = ["--help"]  # programs without a config
+    if module == "experiments.generalized.mine":
+        module = "experiments.generalized.curve"  # the pages copy that file
+    if module in WITHOUT_CONFIG:
+        arguments = ["--help"]
     else:
         arguments.append("--print_config")
     monkeypatch.setattr(sys, "argv", [module, *arguments])
@@ -149,12 +191,36 @@ def test_every_command_of_the_readme_has_a_config(command, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
+def sections(text):
+    """Yields the title and the text of every section of a page."""
+    for section in f"\n{text}".split("\n## ")[1:]:
+        yield section.splitlines()[0], section
+
+
 @pytest.mark.quick
-def test_the_results_have_their_commands():
-    results = README.split("\n## Results")[1].split("\n## ")[0]
-    sections = results.split("\n### ")[1:]
-    assert len(sections) >= 5
-    for section in sections:
-        title = section.splitlines()[0]
-        commands = "python -m experiments.", "make demo", "make bench"
-        assert any(command in section for command in commands), title
+@pytest.mark.parametrize(
+    "page", [name for name in PAGES if name.startswith("docs/papers/")]
+)
+def test_the_results_have_their_commands(page):
+    found = [
+        (title, text)
+        for title, text in sections(PAGES[page])
+        if "<!-- figures " in text or "<!-- table " in text
+    ]
+    assert found
+    for title, text in found:
+        assert "\npython -m experiments." in text or "`make demo`" in text, title
+
+
+@pytest.mark.quick
+def test_the_table_of_methods_names_what_exists():
+    table = PAGES["README.md"].split("## Methods")[1].split("\n## ")[0]
+    rows = re.findall(
+        r"^\| .*?\| .*?\| `([\w.]+)`.*? \| (.*?) \|$", table, re.MULTILINE
+    )
+    assert len(rows) >= 20
+    for name, command in rows:
+        name = name.removeprefix("objectives.")
+        assert name in objectives.__all__, name
+        if (method := command.split("= ")[-1].strip("`")) and "--" not in method:
+            assert method in METHODS, method

@@ -149,8 +149,8 @@ def _sample_annealed(
                 walk = Walk(sampler, energy_fn, keys, None)
                 means = no_means(sampler, energy_fn, x)
                 moves = Segment(0, False, num_steps, 1, 0)
-                states, (_, means), _ = walk.segment(
-                    start(level, x), means, index * num_steps, moves
+                (states, _), (_, means), _ = walk.segment(
+                    (start(level, x), None), means, index * num_steps, moves
                 )
                 return states, means
 

@@ -1,4 +1,4 @@
-"""What functions close over, and whether two functions are made of the same."""
+"""The values that functions close over, and their comparison for two functions."""
 
 import dis
 import functools
@@ -48,7 +48,7 @@ class Identity:
 
 
 class Contents:
-    """What a function or a sampler is made of, and which object it is.
+    """Contents of a function or a sampler, and the objects that it is made of.
 
     Attributes:
       key: Equal for two functions with the same code and the same contents, up to the
@@ -60,7 +60,7 @@ class Contents:
         function, or an object whose attribute it is: one that is called, or that a
         function reads. The numbers of a sampler are its options, which never change.
       objects: The objects that `jax.jit` compares by identity.
-      source: What a warning is given of once.
+      source: Object of which a warning is given only once.
     """
 
     def __init__(self, value: Any, *, by_value: bool):

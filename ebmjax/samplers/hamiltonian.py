@@ -20,6 +20,10 @@ from ebmjax.types import Array, EnergyFn, Key
 __all__ = ["HMCInfo", "HMCState", "hmc"]
 
 
+DIVERGENCE = 1000.0
+"""Energy error of a divergent move, in temperatures, as in Stan."""
+
+
 class HMCState(NamedTuple):
     """State of a Hamiltonian Monte Carlo chain.
 
@@ -50,6 +54,8 @@ class HMCInfo(NamedTuple):
       energy_error: Change of energy plus kinetic energy along the trajectory, `[]`, in
         nats.
       num_leapfrog: Number of leapfrogs of this move, `[]`, int32.
+      is_divergent: Whether the energy error is more than 1,000 temperatures or NaN,
+        `[]`, bool. The integrator is then unstable where the trajectory went.
     """
 
     energy: Array
@@ -58,6 +64,7 @@ class HMCInfo(NamedTuple):
     is_accepted: Array
     energy_error: Array
     num_leapfrog: Array
+    is_divergent: Array
 
 
 @named
@@ -99,7 +106,8 @@ def hmc(
     of moves 2 k and 2 k + 1 add up to twice the mean.
 
     A trajectory to infinite energy is refused. A trajectory to NaN is refused too, and
-    `acceptance_rate` and `energy_error` are then NaN, so that it is visible.
+    `acceptance_rate` and `energy_error` are then NaN, so that it is visible. Both are
+    reported as divergent, and `sample_chains` warns of them.
 
     Args:
       step_size: Step size of a leapfrog, in units of x / sqrt(energy) at unit mass.
@@ -181,6 +189,7 @@ def hmc(
             is_accepted=is_accepted,
             energy_error=energy_error,
             num_leapfrog=jnp.asarray(count, jnp.int32),
+            is_divergent=~(-log_ratio <= DIVERGENCE),
         )
 
     return Sampler(init, step)

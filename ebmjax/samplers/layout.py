@@ -77,7 +77,7 @@ class Layout(NamedTuple):
 
     @property
     def is_on_cpu(self) -> bool:
-        """Whether the devices are CPUs; False if arrays are traced, since the program
+        """True if the devices are CPUs; False if arrays are traced, because the program
         may then be compiled for another platform than this process has."""
         return self.devices is not None and self.devices[0].platform == "cpu"
 
@@ -86,23 +86,35 @@ class Layout(NamedTuple):
         return Mesh(np.array(self.devices), (DEVICE,))
 
 
-def lay_out(x: Array, arrays: Any) -> Layout:
-    """Returns the layout of chains `x`; `arrays` are all arguments of the program."""
-    num_chains, *event_shape = x.shape
-    leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, jax.Array)]
+def lay_out(x: Any, arrays: Any, of_chains: Any = None) -> Layout:
+    """Returns the layout of chains.
+
+    Args:
+      x: Positions, an array or a tree of arrays `[chains, ...]`.
+      arrays: All other arguments of the program; may include the positions.
+      of_chains: Further arguments `[chains, ...]`, which are no matrices of the energy.
+    """
+    positions = jax.tree.leaves(x)
+    num_chains = positions[0].shape[0]
+    others = jax.tree.leaves(of_chains)
+    leaves = [*jax.tree.leaves(arrays), *others]
+    leaves = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
     # A function may close over traced arrays, which no argument shows. Under a trace,
     # the sum below is traced too.
     probe = jnp.zeros(()) + 0
     if any(isinstance(leaf, jax.core.Tracer) for leaf in (*leaves, probe)):
         return Layout(None, 1, num_chains)
-    devices = _devices([x, *leaves])
+    devices = _devices([*positions, *leaves])
     local = -(-num_chains // len(devices))
     num_blocks = 1
     # One of several CPU devices has one core. A single CPU device may have many
     # threads, for which a small block is too little work.
     if devices[0].platform == "cpu" and len(devices) > 1:
-        size = CACHE_ELEMENTS // max(1, math.prod(event_shape))
-        sizes = [np.size(leaf) for leaf in jax.tree.leaves(arrays) if leaf is not x]
+        elements = sum(math.prod(leaf.shape[1:]) for leaf in positions)
+        size = CACHE_ELEMENTS // max(1, elements)
+        ours = set(map(id, positions))
+        shared = [leaf for leaf in jax.tree.leaves(arrays) if id(leaf) not in ours]
+        sizes = [np.size(leaf) for leaf in shared]
         is_large = max(sizes, default=0) >= LARGE_ELEMENTS
         most = MOST_CHAINS_OF_LARGE if is_large else MOST_CHAINS
         size = min(max(size, FEWEST_CHAINS), most)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ebmjax.checks import scalar_energy
+from ebmjax.samplers.positions import chain_energy, replace
 from ebmjax.samplers.sampler import Sampler, running_mean
 from ebmjax.types import Array, EnergyFn, Key
 
@@ -69,30 +70,79 @@ def no_means(sampler: Sampler, energy_fn: EnergyFn, x: Array) -> tuple[Array, An
     return zero.astype(jnp.int32), jax.tree.map(zeros, shapes)
 
 
+def check_state(sampler: Sampler, energy_fn: EnergyFn, states: Any) -> None:
+    """Raises unless these are states of the sampler, `[chains, ...]`.
+
+    Call it where a program is traced, so that a compiled program pays nothing.
+    """
+    init = jax.vmap(functools.partial(sampler.init, energy_fn))
+    expected, found = (
+        (type(tree).__name__, jax.tree.structure(tree), _types(tree))
+        for tree in (jax.eval_shape(init, states.position), states)
+    )
+    if expected != found:
+        raise ValueError(
+            f"state must be a state of this sampler, a {expected[0]} of"
+            f" {', '.join(expected[2])}, got a {found[0]} of {', '.join(found[2])}"
+        )
+
+
+def _types(tree: Any) -> list[str]:
+    """Returns the types and shapes of the arrays of one chain."""
+    leaves = jax.tree.leaves(tree)
+    return [f"{leaf.dtype}[{','.join(map(str, leaf.shape[1:]))}]" for leaf in leaves]
+
+
 class Walk(NamedTuple):
     """Moves of a block of chains.
 
+    The states that it moves are pairs: the sampler's states, and the numbers of
+    divergent moves so far, `[chains]`, or None if the sampler reports none.
+
     Attributes:
       sampler: Sampler that moves the chains.
-      energy_fn: Energy of one example.
+      energy_fn: Energy of one example, or of one example and its condition.
       keys: Keys of the chains, `[chains]`.
       collect: Function from `(state, info)` to what is kept, or None for running means.
+      conditions: Conditions of the chains, a tree of `[chains, ...]`, or None.
+      unflatten: Function from a flat position to a tree, or None.
+      num_burn_in: Number of first moves of which no divergence is counted.
     """
 
     sampler: Sampler
     energy_fn: EnergyFn
     keys: Key
     collect: Callable[[Any, Any], Any] | None
+    conditions: Any = None
+    unflatten: Callable[[Array], Any] | None = None
+    num_burn_in: int = 0
+
+    def init(self, positions: Array) -> Any:
+        """Returns the samplers' states at flat positions `[chains, *event]`."""
+
+        def begin(position: Array, condition: Any) -> Any:
+            energy_fn = chain_energy(self.energy_fn, self.unflatten, condition)
+            return self.sampler.init(energy_fn, position)
+
+        return jax.vmap(begin)(positions, self.conditions)
 
     def move(self, states: Any, index: int | Array) -> tuple[Any, Any]:
-        def step(key: Key, state: Any, index: int | Array) -> tuple[Any, Any]:
+        def step(
+            key: Key, state: Any, condition: Any, index: int | Array
+        ) -> tuple[Any, Any]:
+            energy_fn = chain_energy(self.energy_fn, self.unflatten, condition)
             move_key = jax.random.fold_in(key, index)
-            return self.sampler.step(self.energy_fn, move_key, state)
+            return self.sampler.step(energy_fn, move_key, state)
 
-        new, infos = jax.vmap(step, (0, 0, None))(self.keys, states, index)
+        states, counts = states
+        axes = (0, 0, 0, None)
+        new, infos = jax.vmap(step, axes)(self.keys, states, self.conditions, index)
         # A sampler that changes a type would fail below, in words about a scan.
         chex.assert_trees_all_equal_shapes_and_dtypes(new, states)
-        return new, infos
+        if counts is not None:
+            is_counted = infos.is_divergent & (index >= self.num_burn_in)
+            counts = counts + is_counted.astype(counts.dtype)
+        return (new, counts), infos
 
     def moves(self, states: Any, first: int | Array, count: int) -> Any:
         """Makes `count` moves whose results are discarded."""
@@ -111,8 +161,12 @@ class Walk(NamedTuple):
     ) -> tuple[Any, Any, Any]:
         """Makes one move, and collects it or updates the running means."""
         states, infos = self.move(states, index)
-        if self.collect is not None:
-            return states, means, jax.vmap(self.collect)(states, infos)
+        if (collect := self.collect) is not None:
+
+            def keep(state: Any, info: Any) -> Any:
+                return collect(replace(state, self.unflatten), info)
+
+            return states, means, jax.vmap(keep)(states[0], infos)
         count, means = means
         # A running mean, not a sum: float32 sums lose small terms in long runs.
         update = functools.partial(running_mean, count=(count := count + 1))

@@ -1,4 +1,4 @@
-"""What a target is, and the checks that targets share."""
+"""Definition of a target, and the checks that targets share."""
 
 import math
 from collections.abc import Callable

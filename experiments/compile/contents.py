@@ -1,4 +1,4 @@
-"""What a compiled program consists of, read from its text.
+"""Contents of a compiled program, read from its text.
 
 XLA's own analysis takes a loop for one turn. Here a loop has as many turns as XLA has
 noted or its condition says, and one turn if neither tells the number.
@@ -36,7 +36,7 @@ _BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
 
 
 class Contents(NamedTuple):
-    """What a program does in one call, where a loop of unknown length has one turn.
+    """Work of a program in one call, where a loop of unknown length has one turn.
 
     Attributes:
       num_kernels: Number of kernels (on a TPU, of instructions) that run.

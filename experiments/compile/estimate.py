@@ -21,8 +21,8 @@ def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
     """Compiles a program for a topology.
 
     Returns:
-      A record of plain values, for one chip and one update or call: `tflop`, of which
-      `highest_tflop` at the highest precision; `memory_gb` of `arguments`,
+      A record of plain values, for one chip and one update or call. It has `tflop`, of
+      which `highest_tflop` at the highest precision; `memory_gb` of `arguments`,
       `temporaries` and `code` together, with each beside it; `fits`, whether that is
       below the chip's; `kernels`, `collectives`, `traffic_gb` and `unknown_loops`,
       loops whose length the program does not tell, of which one turn is counted; the

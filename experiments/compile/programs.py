@@ -42,7 +42,7 @@ class Problem(NamedTuple):
 
     Attributes:
       config: Its config, without data.
-      experiment: What `build` returned.
+      experiment: Result of `build`.
       num_devices: Number of chips that share a batch.
     """
 

@@ -11,7 +11,14 @@ from unittest import mock
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.data import anomalies, images, tabular
+from experiments.data import (
+    Images,
+    anomalies,
+    choices,
+    images,
+    own_tables,
+    tabular,
+)
 
 NUM_IMAGES = 2_000
 NUM_ROWS = 2_000
@@ -40,12 +47,24 @@ def _read_split(name, split, *, data_dir=None, size=None, download=False):
     return rng.integers(0, 256, shape, np.uint8), labels
 
 
+def _load_own_images(*, size=0, **options):
+    del options
+    parts = [_read_split("cifar10", split, size=size) for split in ("train", "test")]
+    (train, labels_train), (held_out, labels_held_out) = parts
+    return Images(train, held_out, labels_train, labels_held_out, 256)
+
+
 def _load_table(name, **options):
     del options
     rng = np.random.default_rng(0)
     shape = (3, NUM_ROWS, COLUMNS[name])
     names = tuple(f"column {i + 1}" for i in range(COLUMNS[name]))
     return tabular.Table(*np.float32(rng.standard_normal(shape)), names, ())
+
+
+def _load_own_table(section):
+    del section
+    return _load_table("red_wine")
 
 
 def _load_anomalies(*args, **options):
@@ -62,10 +81,13 @@ def stand_ins() -> Iterator[None]:
         for module, name, function in (
             (images, "read_split", _read_split),
             (tabular, "load", _load_table),
+            (own_tables, "from_section", _load_own_table),
             (anomalies, "kdd99", _load_anomalies),
             (anomalies, "tables", _load_anomalies),
         ):
             stack.enter_context(mock.patch.object(module, name, function))
+        own = {"arrays": _load_own_images}
+        stack.enter_context(mock.patch.dict(choices.IMAGES, own))
         yield
 
 
@@ -74,6 +96,7 @@ def without_data(config: ConfigDict) -> ConfigDict:
     values = {
         "data.num_examples": 0,
         "data.data_dir": "stand-ins",
+        "data.path": "stand-ins",
         "data.csv": "stand-ins",
         "data.score_csv": "stand-ins",
         "evaluation.out_of_distribution": (),

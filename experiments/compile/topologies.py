@@ -51,7 +51,7 @@ class Topology(NamedTuple):
     Attributes:
       name: As it is given.
       devices: Devices as JAX describes them; no array can be put there.
-      chip: What one of them can do.
+      chip: Peaks and memory of one of them.
       num_processes: Number of processes that would share them.
     """
 

@@ -1,8 +1,10 @@
 """Data as a function of the step: digits, images from TFDS or files, toy targets."""
 
+import contextlib
 import difflib
-import functools
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Iterator, Mapping
 
 from ebmjax.checks import check_count
 from experiments.data.arrays import (
@@ -23,6 +25,7 @@ __all__ = [
     "dequantize",
     "digest",
     "epoch_rows",
+    "fitting",
     "image_batches",
     "image_section",
     "in_chunks",
@@ -40,36 +43,52 @@ def load_images(name: str, **section) -> Images:
     """A data set of images by its name, as a section of a config gives it.
 
     Args:
-      name: "digits", which is embedded and takes nothing more, or one of
+      name: "digits", which is embedded and takes nothing more; one of
         `images.SOURCES` ("mnist", "cifar10", ...), which take `data_dir`, `size` and
-        `download`.
-      **section: Keyword arguments of `digits.load` or `images.load`.
+        `download`; or "arrays", your own images.
+      **section: Keyword arguments of `digits.load`, `images.load` or `own_images.load`.
 
     Raises:
-      ValueError: For a name that is not known; the message has those that are.
+      ValueError: For a name that is not known; the message has those that are. Also for
+        options that the data set does not take.
     """
     # Here and not above, as `images` is also run as a program.
-    from experiments.data import digits, images
+    from experiments.data.choices import IMAGES
 
-    loaders = {"digits": digits.load} | {
-        source: functools.partial(images.load, source) for source in images.SOURCES
-    }
-    if name not in loaders:
-        near = difflib.get_close_matches(name, loaders, n=1)
+    if name not in IMAGES:
+        near = difflib.get_close_matches(name, IMAGES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"data.name {name!r} is not one of {sorted(loaders)}{hint}")
-    return loaders[name](**section)
+        raise ValueError(f"data.name {name!r} is not one of {sorted(IMAGES)}{hint}")
+    try:
+        inspect.signature(IMAGES[name]).bind(**section)
+    except TypeError as error:
+        raise ValueError(f"data: {name!r} does not fit: {error}") from error
+    return IMAGES[name](**section)
 
 
 def image_section(name: str, **others) -> dict:
     """A config's section `data` for `load_section`, of images that are not embedded."""
-    return {
-        "name": name,  # of the data set, such as "fashion_mnist"
-        "batch_size": 64,  # of all devices
-        "num_examples": 0,  # first images trained on; 0 for all
+    files = {
         "data_dir": "",  # prepared data; "" for TFDS's default folder
         "download": True,  # whether TFDS may fetch what is not there
         "size": 0,  # pixels a side; 0 for the data set's own
+    }
+    if name == "arrays":
+        files = {
+            "path": "",  # a folder of images, a .npy or an .npz file
+            "held_out_path": "",  # another one to hold out; "" for a part of `path`
+            "held_out_share": 0.1,  # share of the images of `path` to hold out
+            "split_seed": 0,  # of the choice of these
+            "size": 32,  # pixels a side, by resizing; 0 for what the images have
+            "crop": 0,  # pixels a side of the central square; 0 for the largest
+            "channels": 0,  # 1 for grey, 3 for colour; 0 for what the images have
+            "num_levels": 256,  # values of a pixel
+        }
+    return {
+        "name": name,  # of the data set, such as "fashion_mnist"; or "arrays"
+        "batch_size": 64,  # of all devices
+        "num_examples": 0,  # first images trained on; 0 for all
+        **files,
         **others,
     }
 
@@ -91,9 +110,6 @@ def load_section(section: Mapping) -> Images:
     check_count("data.num_examples", num_examples, 0)
     del section["batch_size"]
     section.pop("is_mirrored", None)
-    for name in ("data_dir", "size"):
-        if name in section:
-            section[name] = section[name] or None
     data = load_images(**section)
     if num_examples:
         if num_examples > len(data.train):
@@ -107,6 +123,28 @@ def load_section(section: Mapping) -> Images:
             labels_train=None if labels is None else labels[:num_examples],
         )
     return data
+
+
+@contextlib.contextmanager
+def fitting(section: Mapping, image_shape: tuple[int, ...]) -> Iterator[None]:
+    """Adds to the error of a network that refuses images which sizes it would take.
+
+    Args:
+      section: A config's section `data`. Without an option `size` nothing is added.
+      image_shape: `(height, width, channels)`, for which the network is made within.
+    """
+    try:
+        yield
+    except ValueError as error:
+        found = re.match("image_shape .* multiples of ([0-9]+),", str(error))
+        if not found or "size" not in section:
+            raise
+        divisor = int(found[1])
+        below = min(image_shape[:2]) // divisor * divisor
+        sizes = [str(size) for size in (below, below + divisor) if size]
+        raise ValueError(
+            f"{error}; set data.size to {' or '.join(sizes)} to resize the images"
+        ) from error
 
 
 def read_split(name: str, split: str, **section):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.tabular import is_constant, read_rows
+from experiments.data.own_tables import read_numbers
+from experiments.data.tabular import is_constant
 
 __all__ = ["Anomalies", "Scaling", "held_out_class", "kdd99", "tables"]
 
@@ -28,14 +29,14 @@ class Scaling(NamedTuple):
 
 
 class Anomalies(NamedTuple):
-    """What to train on, and what to score.
+    """Data to train on, and data to score.
 
     Attributes:
       train: `[n, *event]`, of what is not anomalous; float32 or, of images, uint8.
       test: `[m, *event]`, of both kinds.
       is_anomaly: `[m]`, bool; None where nobody has said.
       columns: Names of the columns of a table; `()` of images.
-      scaling: How the columns were scaled; None of images.
+      scaling: Scaling of the columns; None for images.
     """
 
     train: np.ndarray
@@ -92,7 +93,7 @@ def kdd99(
       scaling: "none", as published, where the scaling's result is thrown away by
         oversight: bytes of up to 10^9 beside shares of 1; "min_max", each column to
         [0, 1] by the training rows; or "standard", to their mean 0 and variance 1.
-      split_seed: Of the split. It is the runs' seeds that are to vary, not this one.
+      split_seed: Seed of the split. The runs' seeds are to vary, and not this one.
       download: Whether scikit-learn may fetch it.
 
     Returns:
@@ -207,7 +208,7 @@ def held_out_class(
       images: `[n, height, width, channels]`, of all splits together.
       labels: `[n]`.
       label: The class that is held out.
-      split_seed: Of the split of the other classes.
+      split_seed: Seed of the split of the other classes.
       leaks: Whether the test set is drawn anew, from all of the others: four fifths of
         them were then trained on. So it was published, by oversight; for comparison.
 
@@ -244,8 +245,8 @@ def tables(
     has the names of the columns, which may then be in another order in the second file.
 
     Args:
-      train_csv: Of what is normal.
-      score_csv: Of what is to be scored.
+      train_csv: File of the normal rows.
+      score_csv: File of the rows to score.
       label_column: Name of a column of 0 and 1, 1 for anomalies; "" for none. It is not
         trained on. Where the training file has it, its rows of 1 are left out.
       scaling: See `kdd99`.
@@ -337,7 +338,7 @@ def _read_labelled(path: str | os.PathLike, label_column: str):
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    names, rows, lines = read_rows(path)
+    names, rows, lines = read_numbers(path)
     index = names.index(label_column) if label_column in names else None
     if len(names) == (0 if index is None else 1):
         raise ValueError(f"{path}: there is no column but {label_column!r}")
@@ -345,9 +346,11 @@ def _read_labelled(path: str | os.PathLike, label_column: str):
         return names, rows, None
     labels = rows[:, index]
     if len(wrong := np.flatnonzero((labels != 0) & (labels != 1))):
+        row = wrong[0]
+        place = f"line {lines[row]}" if lines else f"row {row + 1}"
         raise ValueError(
-            f"{path}, line {lines[wrong[0]]}, column {label_column!r}: a label must"
-            f" be 0 or 1, got {labels[wrong[0]]:g}"
+            f"{path}, {place}, column {label_column!r}: a label must be 0 or 1, got"
+            f" {labels[row]:g}"
         )
     names = (*names[:index], *names[index + 1 :])
     return names, np.delete(rows, index, axis=1), labels == 1

@@ -46,7 +46,7 @@ class Images(NamedTuple):
       held_out: The same, for evaluation only.
       labels_train: `[n]`, int32, or None where there are none.
       labels_held_out: The same. Energies are never trained with labels.
-      num_levels: How many values a pixel can take: 256 for bytes.
+      num_levels: Number of values that a pixel can take, 256 for bytes.
     """
 
     train: np.ndarray
@@ -119,8 +119,8 @@ def epoch_rows(key: Key, num_examples: int, size: int) -> Callable[[int], np.nda
       size: Global batch size.
 
     Returns:
-      `rows(step) -> [size]`, int64: rows of the data set, the whole global batch. It
-      takes `process_rows(size)` to have those of one process.
+      `rows(step) -> [size]`, int64, the rows of the whole global batch in the data
+      set. It takes `process_rows(size)` to have those of one process.
 
     Raises:
       ValueError: If there are no examples, a batch is empty, or a step is negative.
@@ -206,7 +206,7 @@ def row_batches(key: Key, rows: np.ndarray, size: int) -> Callable[[int], np.nda
       size: Global batch size.
 
     Returns:
-      `batch(step) -> [size / processes, *event]`: this process's rows.
+      `batch(step) -> [size / processes, *event]`, this process's rows.
     """
     order, local = epoch_rows(key, len(rows), size), process_rows(size)
     return lambda step: rows[order(step)[local]]
@@ -319,7 +319,7 @@ def image_batches(
       is_mirrored: Whether each image is turned left to right half of the times.
 
     Returns:
-      `batch(step) -> [size / processes, height, width, channels]`, float32: this
+      `batch(step) -> [size / processes, height, width, channels]`, float32, this
       process's rows of the global batch.
     """
     if noise_scale < 0:

@@ -110,7 +110,7 @@ def _omniglot_zip(folder: pathlib.Path, split: str) -> Split | None:
 
 
 class Source(NamedTuple):
-    """Where a data set comes from, and what is done to its images.
+    """Source of a data set, and the changes that are made to its images.
 
     Attributes:
       tfds_name: Name of the TensorFlow Datasets builder.
@@ -207,7 +207,7 @@ def _source(name: str) -> Source:
 def npz_path(
     name: str, split: str, data_dir: str | os.PathLike | None, size: int | None = None
 ) -> pathlib.Path:
-    """Where the packed copy of a split lies, whether or not it is there."""
+    """Returns the path of the packed copy of a split, which need not exist."""
     size = _source(name).size if size is None else size
     return _directory(data_dir) / f"{name}-{split}-{size}.npz"
 
@@ -300,7 +300,7 @@ def read_split(
       download: Whether TFDS may download and prepare what is not there.
 
     Returns:
-      `(images, labels)`: uint8 `[n, size, size, channels]`, and int32 `[n]` counted
+      `(images, labels)`, uint8 `[n, size, size, channels]` and int32 `[n]` counted
       from 0, or None for CelebA and Omniglot.
 
     Raises:

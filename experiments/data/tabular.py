@@ -4,19 +4,18 @@ and two of particles that are large.
 Read from files as published; nothing is downloaded.
 """
 
-import csv
-import io
 import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
 from ebmjax.checks import check_count
 from experiments.data.arrays import digest
+from experiments.data.cells import is_number, parse_number, read_cells
 
 __all__ = [
     "SMALL",
@@ -48,6 +47,8 @@ class Table(NamedTuple):
       columns: Names of the columns before whitening mixed them, `d` of them.
       dropped: Names of the columns left out, as nearly a copy of one that is kept.
       digest: Digest of the file.
+      encoding: `own_tables.Encoding` of a table of your own; None for the others.
+      scored: Rows of a second file of your own to score, `[draws, n, d]`, or None.
     """
 
     train: np.ndarray
@@ -56,16 +57,18 @@ class Table(NamedTuple):
     columns: tuple[str, ...]
     dropped: tuple[str, ...]
     digest: str = ""
+    encoding: Any = None
+    scored: np.ndarray | None = None
 
 
 class Source(NamedTuple):
-    """Where a table comes from, and what is done to it.
+    """Source of a table, and the changes that are made to it.
 
     Attributes:
       file: Name of the file as published.
       read: `read(path) -> Rows`, with the columns that are used and no others.
-      folder: Where it may lie below `data_dir`.
-      url: Where it is published.
+      folder: Folder below `data_dir` in which it may lie.
+      url: Address where it is published.
       is_quantized: Whether few digits were measured, which uniform noise then fills.
       drops_copies: Whether columns that are nearly copies of others are left out.
       most_tested: Largest number of test rows; a tenth of all where that is fewer.
@@ -83,12 +86,12 @@ class Source(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """What a file of numbers holds.
+    """Contents of a file of numbers.
 
     Attributes:
-      names: Of the columns.
+      names: Names of the columns.
       values: `[rows, columns]`, float64.
-      lines: Where each row stands in the file, from 1; empty where that is not asked.
+      lines: Line of each row in the file, from 1; empty where that is not asked.
     """
 
     names: tuple[str, ...]
@@ -99,7 +102,7 @@ class Rows(NamedTuple):
 def _cells(delimiter: str, num_columns: int, used: slice):
     def read(path):
         names, values, _ = read_rows(path, delimiter, num_columns)
-        if all(_is_number(name) for name in names):
+        if all(is_number(name) for name in names):
             raise ValueError(f"{path} must begin with a line of names, got {names}")
         return Rows(names[used], values[:, used])
 
@@ -107,8 +110,8 @@ def _cells(delimiter: str, num_columns: int, used: slice):
 
 
 def read_hepmass(path: pathlib.Path) -> Rows:
-    """Of the collisions with a particle (the label, first of 28 columns, is 1), without
-    six columns, most of whose values are a few. Millions of rows: read by numpy."""
+    """Returns the collisions with a particle (label 1, first of 28 columns), without
+    six columns of few values. NumPy reads them, because they are millions of rows."""
     try:
         values = np.loadtxt(path, delimiter=",", skiprows=1, ndmin=2)
     except ValueError as error:
@@ -205,11 +208,15 @@ def find_file(name: str, data_dir: str | os.PathLike) -> pathlib.Path:
 
 def from_section(section: Mapping) -> Table:
     """`load` by a config's section, of which it takes `name`, `data_dir`, `split_seed`,
-    `whiten` and `noise_scale`.
+    `whiten` and `noise_scale`; or `own_tables.from_section` if it has `csv`.
 
     Raises:
       ValueError: As `load`, or if `data_dir` is "".
     """
+    if "csv" in section:
+        from experiments.data import own_tables  # which imports this
+
+        return own_tables.from_section(section)
     if not section["data_dir"]:
         raise ValueError(f"data.data_dir must be the folder with {section['name']}")
     check_count("data.split_seed", section["split_seed"], 0)
@@ -225,85 +232,18 @@ def from_section(section: Mapping) -> Table:
 def read_rows(
     path: pathlib.Path, delimiter: str | None = None, num_columns: int | None = None
 ) -> Rows:
-    """A file of numbers below a line of names.
-
-    Without `num_columns` there must be as many as there are names, and a file that
-    begins with a line of numbers has the names "column 1", .... Without `delimiter` it
-    is the comma, semicolon or tab that the first line has most of.
+    """A file of numbers below a line of names, which `cells.read_cells` reads.
 
     Raises:
-      ValueError: If the file is no text, a line has another number of cells, a cell is
-        no finite number, a column has no name or that of another, the first line has
-        names and numbers, or there are no rows; the message has the line and the
-        column.
+      ValueError: As `read_cells`, or if a cell is no finite number; the message has the
+        line and the column.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")  # with or without its mark
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} must be text in UTF-8: {error}") from error
-    if delimiter is None:
-        first = next((line for line in text.splitlines() if line.strip()), "")
-        delimiter = max(",;\t", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-    try:
-        lines = [
-            (reader.line_num, cells)
-            for cells in reader
-            if cells and (len(cells) > 1 or cells[0].strip())
-        ]
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
-    if not lines:
-        raise ValueError(f"{path} is empty")
-    number, cells = lines[0]
-    if num_columns is None:
-        num_columns = len(cells)
-        is_number = [_is_number(cell) for cell in cells]
-        if all(is_number):
-            lines.insert(0, (0, [f"column {i + 1}" for i in range(num_columns)]))
-        elif any(is_number):
-            raise ValueError(
-                f"{path}, line {number}: must have names alone, or numbers alone, got"
-                f" {cells[is_number.index(True)]!r} beside"
-                f" {cells[is_number.index(False)]!r}"
-            )
-    for number, cells in lines:
-        if len(cells) != num_columns:
-            raise ValueError(
-                f"{path}, line {number}: expected {num_columns} columns,"
-                f" got {len(cells)}"
-            )
-    if len(lines) < 2:
-        raise ValueError(f"{path}: no rows below the line of names")
-    names = tuple(cell.strip() for cell in lines[0][1])
-    if "" in names:
-        raise ValueError(f"{path}: column {names.index('') + 1} has no name")
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{path}: the names {twice} are there more than once")
-    values = np.empty((len(lines) - 1, num_columns))
-    for row, (number, cells) in zip(values, lines[1:]):
+    names, lines = read_cells(path, delimiter, num_columns)
+    values = np.empty((len(lines), len(names)))
+    for row, (number, cells) in zip(values, lines):
         for column, (name, cell) in enumerate(zip(names, cells)):
-            row[column] = _number(cell, f"{path}, line {number}, column {name!r}")
-    return Rows(names, values, tuple(number for number, _ in lines[1:]))
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
-
-
-def _number(cell: str, place: str) -> float:
-    try:
-        number = float(cell)
-    except ValueError as error:
-        raise ValueError(f"{place}: {cell!r} is not a number") from error
-    if not math.isfinite(number):
-        raise ValueError(f"{place}: {cell!r} is not finite")
-    return number
+            row[column] = parse_number(cell, f"{path}, line {number}, column {name!r}")
+    return Rows(names, values, tuple(number for number, _ in lines))
 
 
 def is_constant(rows: np.ndarray) -> np.ndarray:
@@ -391,7 +331,7 @@ def load(
       name: "red_wine", "white_wine", "parkinsons" (the telemonitoring set), "hepmass"
         or "miniboone".
       data_dir: The folder with the file as published, or one above it (`SOURCES`).
-      seed: Of the order and of the noise. 2019 is the published order.
+      seed: Seed of the order and of the noise. 2019 is the published order.
       whiten: "train" takes mean and axes from the training rows. "all" takes them from
         all rows, as was published: the test rows then have a say in what they are
         tested on, and figures are to be compared with published ones only.

@@ -18,11 +18,11 @@ def target_batches(key: Key, target: targets.Target, size: int) -> Batches:
 
     Args:
       key: The stream of data; the same for all processes.
-      target: What `ebmjax.targets` makes: `target.sample(key, num) -> [num, *event]`.
+      target: Target, such as `ebmjax.targets` makes.
       size: Global batch size.
 
     Returns:
-      `batch(step) -> [size / processes, *event]`: this process's rows.
+      `batch(step) -> [size / processes, *event]`, this process's rows.
     """
     return Batches(
         lambda step: (),

@@ -200,7 +200,11 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
             "exp(-E) / Z": (turned[order], model[order] * scale),
         }
         plots.curves(
-            directory / "circle.png", {"density of the angle": panels}, x_label="angle"
+            directory / "circle.png",
+            {"": panels},
+            x_label="angle in radians",
+            y_label="density",
+            truth="von Mises",
         )
         return scalars
 

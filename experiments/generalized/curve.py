@@ -290,6 +290,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
                 for name, x in samples.items()
             },
             bounds=(-options.bound, options.bound),
+            label="square root of the probability of a bin",
         )
         return {
             f"{name}_{measure}": value

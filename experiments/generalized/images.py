@@ -12,10 +12,13 @@ base's own draws.
         --config=fashion_mnist_small
 
 Presets: `digits` (embedded, 9 minutes of a CPU core), `fashion_mnist_small` (37 minutes
-of one), and at the paper's scale, for a GPU or a TPU, `mnist`, `fashion_mnist`,
-`cifar10`, `cifar10_resnet`, `celeb_a`, `lsun` and `imagenet32`. Data without labels
-need `evaluation.inception_weights`. After a comma stands the estimator: `kale`, the
-default, or `donsker_varadhan`. With `--sweep`, three seeds.
+of one), `mnist_small` (an hour of one), `own` (the same for your own images, resized to
+32 x 32: `data.path` is a folder of pictures, a `.npy` or an `.npz` file), and at the
+paper's scale, for a GPU or a TPU, `mnist`, `fashion_mnist`, `cifar10`,
+`cifar10_resnet`, `celeb_a`, `lsun` and `imagenet32`. After a comma stands the
+estimator: `kale`, the default, or `donsker_varadhan`. With `--sweep`, three seeds.
+Images are judged by a classifier, by Inception (`evaluation.inception_weights`), or by
+their pixels if they have no labels.
 
 Other than published: pictures have uniform noise within each level, CelebA's are cut to
 140 x 140 first, rates are constant, and the log partition function begins at 0.
@@ -34,12 +37,14 @@ from ebmjax.types import Key, Network
 from experiments.data import (
     Images,
     digest,
+    fitting,
     image_batches,
     image_section,
     in_chunks,
     load_section,
     quantize,
 )
+from experiments.data.choices import IMAGES
 from experiments.generalized.latents import (
     check_sampler,
     make_chains,
@@ -119,6 +124,27 @@ def make_fashion_mnist_small() -> dict:
     return config
 
 
+def make_own() -> dict:
+    return make_fashion_mnist_small() | {"data": image_section("arrays")}
+
+
+def make_mnist_small() -> dict:
+    """Returns a config for an hour of one CPU core."""
+    config = make_fashion_mnist_small()
+    config["data"] = image_section("mnist", batch_size=64)
+    config["network"]["widths"] = (16, 32, 64)
+    config["optimizer"]["learning_rate"] |= {"start": 3e-4, "decay_steps": 3_000}
+    config["ema_decay"] = 0.99
+    config["train"] |= {"num_steps": 3_000, "num_joint_steps": 2_250}
+    config["evaluation"] |= {"num_samples": 2_000, "num_examples": 10_000}
+    config["evaluation"]["classifier_steps"] = 4_000
+    config["evaluation"]["sampler"] |= {
+        "names": ("langevin", "underdamped"),
+        "chain_lengths": (10, 30, 60, 100),
+    }
+    return config
+
+
 def make_paper_scale(name: str, network: dict | None = None) -> dict:
     config = make_digits()
     config["data"] = image_section(name, batch_size=128, size=32)
@@ -145,7 +171,9 @@ def make_paper_scale(name: str, network: dict | None = None) -> dict:
 
 PRESETS = {
     "digits": make_digits,
+    "own": make_own,
     "fashion_mnist_small": make_fashion_mnist_small,
+    "mnist_small": make_mnist_small,
     "mnist": lambda: make_paper_scale("mnist"),
     "fashion_mnist": lambda: make_paper_scale("fashion_mnist"),
     "cifar10": lambda: make_paper_scale("cifar10"),
@@ -161,7 +189,7 @@ PRESETS = {
     "imagenet32": lambda: make_paper_scale("imagenet32"),
 }
 
-CHOICES = {"network": NETWORKS}
+CHOICES = {"data": IMAGES, "network": NETWORKS}
 
 
 def get_config(preset: str = "digits") -> ConfigDict:
@@ -192,7 +220,8 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         chunk_size=1,
         classifier_steps=1,
     )
-    built, latent_dim = make_networks(config, data.image_shape), config.latent_dim
+    with fitting(config.data, data.image_shape):
+        built, latent_dim = make_networks(config, data.image_shape), config.latent_dim
     params, model_state = {"log_partition": jnp.zeros(())}, {}
     for index, (name, network) in enumerate(built.items()):
         params[name], state = network.init(jax.random.fold_in(keys.params, index))
@@ -213,12 +242,12 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         )
         refine = make_refine(section, energy_fn, generator_fn)
         generate = jax.jit(jax.vmap(generator_fn))
-        distances, shown, rates = {}, {}, {}
+        measured, shown, rates = {}, {}, {}
         chained = []
 
         def record(drawn):
             """The images of all samplers together would not fit in memory."""
-            distances.update(measure(drawn))
+            measured.update(measure(drawn))
             shown.update({k: x[: options.num_shown] for k, x in drawn.items()})
 
         record({"base": in_chunks(generate, latents, options.chunk_size)})
@@ -238,10 +267,11 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
                     if not math.isnan(chains.acceptance_rate)
                 }
                 chained.append((name, temperature))
+        distances = {name: row["frechet_distance"] for name, row in measured.items()}
         relative = {
             name: 100 * value / distances["base"] for name, value in distances.items()
         }
-        _report(directory, config, distances, relative, rates, chained, shown)
+        _report(directory, config, measured, relative, rates, chained, shown)
         sample_key = jax.random.fold_in(key, len(section.names))
         save_arrays(
             directory / "samples.npz",
@@ -259,6 +289,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
                 for name, share in relative.items()
                 if name in shown
             }
+            | describe_chosen(measured, shown, relative)
             | {f"acceptance_rate_{name}": rate for name, rate in rates.items()}
         )
 
@@ -296,31 +327,51 @@ def make_programs(config, built: dict[str, Network]) -> dict:
     return {"base": draw, "latent chains": move}
 
 
+def describe_chosen(measured, shown, relative) -> dict[str, float]:
+    """Returns scalars of the base's draws, and of the chains that are chosen.
+
+    Chains are chosen by `distance_to_choose`, and `relative_chosen` is the percentage
+    of the base's distance that is left in the data which chose nothing. Inception's
+    distances are to all training images, and nothing is chosen by them.
+    """
+    chains = [name for name in shown if name != "base"]
+    if not chains or "distance_to_choose" not in measured[chains[0]]:
+        return {}
+    chosen = min(chains, key=lambda name: measured[name]["distance_to_choose"])
+    scalars = {"relative_chosen": relative[chosen]}
+    for name, row in (("base", measured["base"]), ("chosen", measured[chosen])):
+        scalars |= {f"{name}_{column}": value for column, value in row.items()}
+    return scalars
+
+
 def make_measure(config, data: Images):
-    """Returns `measure(name -> images) -> (name -> Frechet distance)`.
+    """Returns `measure(name -> images) -> (name -> row)` with a `frechet_distance`.
 
     The distance is in Inception's features if its weights are given, else in those of a
-    classifier, which then has its references beside the names.
+    classifier, or of pixels if there are no labels. The judge then has its references
+    beside the names, and the other columns of its table in the rows.
     """
     options = config.evaluation
     if options.inception_weights:
         inception = Inception(options.inception_weights, data.num_levels)
         return lambda x: {
-            name: inception.measure(quantize(images, data.num_levels), data.train)[
-                "frechet_inception_distance"
-            ]
+            name: {
+                "frechet_distance": inception.measure(
+                    quantize(images, data.num_levels), data.train
+                )["frechet_inception_distance"]
+            }
             for name, images in x.items()
         }
-    if data.labels_train is None:
-        raise ValueError(
-            f"{config.data.name} has no labels for a classifier:"
-            " evaluation.inception_weights must be the file of Inception v3's, got ''"
-        )
     judge = make_judge(data, options.num_examples, options.classifier_steps)
-    return lambda x: {
-        row["name"]: row["classifier_frechet_distance"]
-        for row in judge.table({name: images.clip(-1, 1) for name, images in x.items()})
-    }
+
+    def measure(x):
+        clipped = {name: images.clip(-1, 1) for name, images in x.items()}
+        return {
+            row.pop("name"): {"frechet_distance": row.pop(judge.distance)} | row
+            for row in judge.table(clipped, chooses=True)
+        }
+
+    return measure
 
 
 def _cell(name: str, temperature: float, length: int) -> str:
@@ -328,18 +379,19 @@ def _cell(name: str, temperature: float, length: int) -> str:
 
 
 def _report(
-    directory: pathlib.Path, config, distances, relative, rates, chained, shown
+    directory: pathlib.Path, config, measured, relative, rates, chained, shown
 ) -> None:
     """Writes a table, curves over the chains' length and strips of the same latents."""
     options, section = config.evaluation, config.evaluation.sampler
     table = [
         {
             "name": name,
-            "frechet_distance": value,
+            "frechet_distance": row["frechet_distance"],
             "percent_of_base": relative[name],
             "acceptance_rate": rates.get(name, "-"),
         }
-        for name, value in distances.items()
+        | {k: row[k] for k in ("confident_share", "distance_to_choose") if k in row}
+        for name, row in measured.items()
     ]
     write_atomically(directory / "quality.md", format_table(table))
     lengths = np.array([0, *section.chain_lengths])
@@ -348,7 +400,12 @@ def _report(
         shares = [relative[_cell(name, temperature, n)] for n in section.chain_lengths]
         panel = panels.setdefault(f"temperature {temperature:g}", {})
         panel[name] = (lengths, np.array([100.0, *shares]))
-    plots.curves(directory / "chains.png", panels, x_label="moves")
+    plots.curves(
+        directory / "chains.png",
+        panels,
+        x_label="moves",
+        y_label="Fréchet distance, percent of the base's",
+    )
     # Each sampler is shown at its best temperature, from the base's draw to the last.
     strips = {}
     for name in section.names:

@@ -29,7 +29,7 @@ CHUNK = 500  # latents whose images are made at once
 
 
 class Refined(NamedTuple):
-    """Where chains are after some number of moves.
+    """Positions of chains after some number of moves.
 
     Attributes:
       latents: `[n, latent_dim]`.

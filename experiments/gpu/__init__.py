@@ -1,1 +1,1 @@
-"""What a GPU that is lent for a short time is used for, in the order of its worth."""
+"""The uses of a GPU that is lent for a short time, in the order of their worth."""

@@ -168,7 +168,7 @@ def train_classifier(
       num_classes: At least 2.
       num_levels: See `_data.dequantize`.
       num_steps: Batches to train on.
-      batch_size: Of each process: with several, all train the same classifier.
+      batch_size: Batch of each process; with several, all train the same classifier.
       learning_rate: At the first step.
       width: Channels of the last stage; each one before has half as many.
 

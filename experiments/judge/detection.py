@@ -1,6 +1,7 @@
 """Out-of-distribution detection: is the energy higher on what is foreign?"""
 
-from collections.abc import Callable, Sequence
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -9,8 +10,15 @@ from absl import logging
 from ebmjax.types import Array, Key
 from experiments.data import dequantize, read_split
 from experiments.judge.judge import gaussian_draws
+from experiments.run.workdir import save_columns
 
-__all__ = ["area_under_roc", "check_names", "foreign_images", "load_foreign"]
+__all__ = [
+    "area_under_roc",
+    "check_names",
+    "foreign_images",
+    "load_foreign",
+    "save_energies",
+]
 
 NUM_NOISE = 2_000
 MAX_IMAGES = 10_000
@@ -27,11 +35,11 @@ def foreign_images(
     """Images that are not of the training data, by name, in [-1, 1].
 
     Args:
-      key: Of noise and dequantisation.
+      key: Key of noise and dequantisation.
       names: "uniform" (pixels on [-1, 1]), "gaussian" (a full-covariance normal fitted
         to `train`, clipped), or data sets of `_data`, whose test split is taken.
       train: `[n, height, width, channels]` in [-1, 1].
-      data_dir: Where the data sets are.
+      data_dir: Folder of the data sets.
       download: Whether they may be fetched.
 
     Returns:
@@ -90,16 +98,36 @@ def check_names(names: Sequence[str]) -> None:
         )
 
 
+def save_energies(directory: pathlib.Path, found: Mapping[str, np.ndarray]) -> None:
+    """Writes `scores.csv`, which has a row for each example: its data and its energy.
+
+    Args:
+      directory: Folder of the file.
+      found: Name of the data -> energies `[n]`.
+    """
+    names = np.repeat([*found], [len(energies) for energies in found.values()])
+    energies = np.concatenate([*found.values()])
+    save_columns(directory / "scores.csv", {"data": names, "energy": energies})
+
+
 def area_under_roc(
-    energies: Callable[[Array], np.ndarray], known: Array, foreign: dict[str, Array]
+    energies: Callable[[Array], np.ndarray],
+    known: Array,
+    foreign: dict[str, Array],
+    directory: pathlib.Path,
 ) -> dict[str, float]:
-    """Probability, by name, that a foreign image has more energy than a known one."""
+    """Probability, by name, that a foreign image has more energy than a known one.
+
+    The energies of all images are written to `scores.csv` in `directory`.
+    """
     from sklearn.metrics import roc_auc_score
 
     of_known, scalars = energies(known), {}
+    found = {"held_out": of_known}
     for name, images in foreign.items():
-        of_foreign = energies(images)
+        of_foreign = found[name] = energies(images)
         is_foreign = np.r_[np.zeros(len(of_known)), np.ones(len(of_foreign))]
         scores = np.r_[of_known, of_foreign]
         scalars[f"auroc_{name}"] = float(roc_auc_score(is_foreign, scores))
+    save_energies(directory, found)
     return scalars

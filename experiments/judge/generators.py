@@ -1,4 +1,4 @@
-"""What energies with a generator share: baselines, latent chains, draws in chunks."""
+"""Baselines, latent chains and draws in chunks, for energies with a generator."""
 
 import functools
 from collections.abc import Callable
@@ -131,7 +131,7 @@ def draw(
 
 
 class Sampled(NamedTuple):
-    """What chains from the generator's draws have come to.
+    """Ends of chains that begin at the generator's draws.
 
     Attributes:
       x: Name -> `[num, *event]`: "generator" draws; "latent" chains from them;
@@ -158,9 +158,9 @@ def sample(
     Args:
       section: With `num_steps`, `step_size`, `temperature` and `prior` of latent MALA,
         and `visible_step_size` and `visible_temperature` of Langevin in x.
-      energy_fn: Of an example.
-      generator_fn: Of a latent.
-      key: Of starts and chains.
+      energy_fn: Energy of an example.
+      generator_fn: Example as a function of a latent.
+      key: Key of starts and chains.
       num: Chains of each kind.
       latent_dim: Length of the latent.
     """

@@ -8,13 +8,13 @@ import numpy as np
 
 
 class InverseProblem(NamedTuple):
-    """What is seen of an image, and how to show and to judge what was not.
+    """Known part of an image, and functions to show and to judge the unknown part.
 
     Attributes:
       observe: `observe(x)`, what is seen of one image.
-      show: `show(x)`, the same as an image.
+      show: `show(x)`, the same as an image, in which NaN stands for what is not seen.
       is_judged: Pixels whose error counts.
-      scale: Of the descent's step; 1 where a pixel is seen as it is.
+      scale: Scale of the descent's step; 1 where a pixel is seen as it is.
     """
 
     observe: Callable[[jax.Array], jax.Array]

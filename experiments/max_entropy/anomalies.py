@@ -100,7 +100,7 @@ def make_kdd99() -> dict:
         "evaluation": {
             "quantile": 0.8,  # of the scores: what is above it is called an anomaly
             "chunk_size": 10_000,  # examples at a time
-            "saves_scores": False,  # whether scores.csv has a line for each example
+            "saves_scores": True,  # whether scores.csv has a line for each example
             "num_samples": 1_000,  # draws of the generator, in samples.npz
         },
     }
@@ -143,7 +143,6 @@ def make_tabular() -> dict:
     }
     config["objective"]["score_penalty"] = 1.0
     config["train"] |= {"num_steps": 5_000, "eval_every": 1_000, "log_every": 100}
-    config["evaluation"]["saves_scores"] = True
     return config
 
 
@@ -166,7 +165,7 @@ class Source(NamedTuple):
     """Data, and how they are handed to the model.
 
     Attributes:
-      data: What is trained on, and what is scored.
+      data: Data to train on, and data to score.
       batches: `batches(key, size) -> (step -> [rows, *event])`.
       convert: Function from a chunk of test examples to what the energy takes.
     """

@@ -234,10 +234,9 @@ def make_evaluation(config, target: targets.Target, nets):
         energy = np.asarray(at_points(energy_fn, grid.points), np.float64)
         # The landscape: what is high is dark, cut where it is flat and far.
         landscape = -energy.reshape([4 * options.num_bins] * 2)
-        panels["-E"] = landscape.clip(np.quantile(landscape, 0.05))
-        plots.densities(
-            directory / "plane.png", panels, bounds=(-options.bound, options.bound)
-        )
+        others = {"-E": landscape.clip(np.quantile(landscape, 0.05))}
+        bounds = (-options.bound, options.bound)
+        plots.densities(directory / "plane.png", panels, bounds=bounds, others=others)
         return scalars
 
     return evaluate

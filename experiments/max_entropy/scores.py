@@ -1,7 +1,5 @@
 """Scores of a test set by a trained energy: is what is foreign told apart?"""
 
-import csv
-import io
 import pathlib
 from collections.abc import Callable
 
@@ -14,7 +12,7 @@ from ebmjax.types import Energy, Params
 from experiments.data import in_chunks
 from experiments.data.anomalies import Anomalies
 from experiments.judge import plots
-from experiments.run.workdir import write_atomically
+from experiments.run.workdir import save_columns
 
 SCORES = ("energy", "score_norm")
 
@@ -85,11 +83,7 @@ def write_scores(
     columns = dict(scores)
     if is_anomaly is not None:
         columns["label"] = is_anomaly.astype(int)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(zip(*(column.tolist() for column in columns.values())))
-    write_atomically(path, text.getvalue())
+    save_columns(path, columns)
 
 
 def plot_curves(
@@ -104,9 +98,15 @@ def plot_curves(
         roc[name] = (false, true)
         precision, recall, _ = curves.precision_recall_curve(is_anomaly, values)
         precision_recall[name] = (recall, precision)
-    plots.curves(directory / "roc.png", {"true over false positives": roc}, x_label="")
+    plots.curves(
+        directory / "roc.png",
+        {"": roc},
+        x_label="share of normal examples that are called anomalies",
+        y_label="share of anomalies that are found",
+    )
     plots.curves(
         directory / "precision_recall.png",
-        {"precision over recall": precision_recall},
-        x_label="",
+        {"": precision_recall},
+        x_label="recall",
+        y_label="precision",
     )

@@ -54,7 +54,7 @@ def _describe(leaf) -> str:
 
 
 def _rest(state: training.TrainState) -> dict[str, Any]:
-    """What "training" holds beside the objectives' memories."""
+    """Returns the contents of "training" without the objectives' memories."""
     return {
         "step": state.step,
         "key": jax.random.key_data(state.key),
@@ -433,7 +433,7 @@ def load_run(
       ema: The exponential moving average of the parameters in place of the last ones.
 
     Returns:
-      `(config, params, model_state)`: the run's locked config, and dicts by network,
+      `(config, params, model_state)`, the run's locked config, and dicts by network,
       `params["energy"]` and so on.
 
     Raises:

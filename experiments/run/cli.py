@@ -34,6 +34,7 @@ from experiments.run.errors import (
     sentence_of,
 )
 from experiments.run.experiment import Experiment, Keys
+from experiments.run.loggers import TRACKERS, make_loggers
 from experiments.run.loop import run
 from experiments.run.options import list_options
 from experiments.run.processes import ending_together
@@ -45,7 +46,7 @@ OVERRIDE = "--config."
 
 
 class Command(NamedTuple):
-    """What a command line asks for.
+    """Request of a command line.
 
     Attributes:
       values: The parsed flags.
@@ -96,6 +97,13 @@ def main(
             " is kept in the folder of the run, for TensorBoard.",
             flag_values=values,
         )
+        flags.DEFINE_list(
+            "log_to",
+            [],
+            f"Trackers that receive the log too, some of {', '.join(TRACKERS)}; their"
+            " packages must be installed.",
+            flag_values=values,
+        )
         flags.DEFINE_bool(
             "sweep", False, "Run the problem's table of runs.", flag_values=values
         )
@@ -131,6 +139,7 @@ def main(
 
     def start_watched(command, workdir, preemption):
         values = command.values
+        loggers = make_loggers(values.log_to)
         if values.sweep or values.over:
             if values.profile:
                 raise ValueError("--profile cannot be combined with --sweep")
@@ -149,6 +158,7 @@ def main(
                 num_seeds=values.seeds,
                 cells=values.cells,
                 preemption=preemption,
+                loggers=loggers,
             )
             return
         if values.seeds is not None or values.cells != "*":
@@ -164,6 +174,7 @@ def main(
             evaluate_only=values.evaluate_only,
             preemption=preemption,
             profile=read_steps(values.profile),
+            loggers=loggers,
         )
         for name, value in scalars.items():
             print(f"{name}: {value:.6g}")

@@ -39,7 +39,7 @@ def construct(
       path: Path of the section, for messages.
       section: A config's section.
       constructors: Name -> constructor.
-      *args: What the constructor is given by position.
+      *args: Positional arguments of the constructor.
 
     Raises:
       ValueError: If the name is unknown, or the section does not fit the constructor.

@@ -1,6 +1,9 @@
-"""What a problem hands to the loop, and what a trained run gives back."""
+"""A problem as the loop takes it, and a trained run as `load` returns it."""
 
+import inspect
+import os
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -46,8 +49,8 @@ class Experiment(NamedTuple):
       phases: Name -> players of a phase, which may be a part of all players or make
         another number of inner updates.
       phase: `phase(step) -> name`, one of `phases`, or "" for `players`.
-      facts: What the model must know of the data to be built again without them, such
-        as the shape of an example: JSON values, which the problem's `load` gets back.
+      facts: Facts of the data that the model needs to be built again without them, as
+        the shape of an example: JSON values, which the problem's `load` gets back.
       data_digest: Digest of the data that were read from files, such as
         `experiments.data.digest` makes; the empty string where there are none.
       programs: Name -> `program(params, model_state, key)`, the large programs of the
@@ -94,6 +97,15 @@ class Trained(NamedTuple):
     score_fn: Callable[..., Array] | None = None
     log_prob: Callable[..., Array] | None = None
     sample: Callable[[Key, int], Array] | None = None
+
+
+def problem_of(build: Callable) -> str:
+    """Returns the module that defines `build`, or its file if it has no name."""
+    module = sys.modules[inspect.unwrap(build).__module__]
+    if module.__name__ != "__main__":
+        return module.__name__
+    spec = getattr(module, "__spec__", None)  # None for `python file.py`
+    return spec.name if spec is not None else os.path.abspath(str(module.__file__))
 
 
 def stack_batches(

@@ -25,12 +25,13 @@ COUNTS = frozenset(
     num_updates widen_factor""".split()
 )
 COUNTS_OR_ZERO = frozenset(
-    """checkpoint_every classifier_steps decay_every decay_start decay_steps
-    eval_every extra_every log_every long_run_steps matrix_seed most_chains
+    """channels checkpoint_every classifier_steps crop decay_every decay_start
+    decay_steps eval_every extra_every log_every long_run_steps matrix_seed most_chains
     most_chains_of_all num_burn_in num_cores num_corrections num_examples
     num_extra_updates num_inception num_inpainted num_iterations num_joint_steps
     num_levels num_likelihoods num_probes num_samples num_saved num_scales num_shown
-    num_steps patience samples_a_mode seed size split_seed tuple_seed warmup_steps""".split()
+    num_steps patience samples_a_mode seed size split_seed tuple_seed
+    warmup_steps""".split()
 )
 # Numbers above 0, and of at least 0. The last two parts of a path go before
 # the last one, as a step of 0 stands for none in some objectives.
@@ -48,7 +49,7 @@ NOT_NEGATIVE = frozenset(
 )
 # Numbers from 0 to below 1, and from 0 to 1.
 BELOW_ONE = frozenset("b1 b2 ema_decay momentum".split())
-FRACTIONS = frozenset("min_accuracy quantile reinit_prob".split())
+FRACTIONS = frozenset("held_out_share min_accuracy quantile reinit_prob".split())
 NUMBERS = POSITIVE | NOT_NEGATIVE | BELOW_ONE | FRACTIONS
 # Tuples of at least one positive number, of at least one positive whole number, and of
 # at least one name. A benchmark has a tuple of numbers of chains.
@@ -65,10 +66,11 @@ FLAGS = frozenset(
     transforms_log_partition variance_reduced""".split()
 )
 TEXTS = frozenset(
-    """activation best compute_dtype conditioning csv data_dir divergence
-    estimator first inception_weights jacobian kernel label_column law marginal
-    name normalization penalty_on precision predictor preset projection reduction
-    scaling score_csv statistic variance_reduction weighting whiten""".split()
+    """activation best categorical columns compute_dtype conditioning csv data_dir
+    divergence estimator first held_out_path inception_weights jacobian kernel
+    label_column law marginal missing name normalization path penalty_on precision
+    predictor preset projection reduction scaling score_csv statistic
+    variance_reduction weighting whiten""".split()
 )
 LARGEST = 1e12  # of a number in magnitude: its square does not overflow float32
 LARGEST_RATE = 1e4  # of a schedule of learning rates: far above any that trains
@@ -131,7 +133,7 @@ def _check(path: str, value: Any) -> None:
 
 
 def _is_level(path: str) -> bool:
-    """Whether an option is an end of a schedule; `start` is also a section's name."""
+    """Returns whether an option is an end of a schedule; a section is also `start`."""
     section, _, name = path.rpartition(".")
     return name in ("start", "final") and section.endswith(
         ("learning_rate", "data_noise")

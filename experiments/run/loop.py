@@ -4,14 +4,11 @@ The same command starts, resumes and evaluates: see `run`.
 """
 
 import contextlib
-import inspect
 import math
-import os
 import pathlib
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -28,11 +25,14 @@ from experiments.run.experiment import (
     in_parts,
     make_keys,
     num_stacked,
+    problem_of,
     stack_batches,
 )
 from experiments.run.limits import check_options
+from experiments.run.loggers import Logger, Loggers
 from experiments.run.meter import Meter, Profile
 from experiments.run.remote import AnyPath, mirrored, to_path
+from experiments.run.report import try_report
 from experiments.run.signals import Preemption
 from experiments.run.workdir import (
     Log,
@@ -58,7 +58,7 @@ def _is_due(step: int, every: int, num_steps: int) -> bool:
 
 
 def _check(config: ConfigDict) -> None:
-    """What no constructor would find before work is lost."""
+    """Refuses what no constructor would find before work is lost."""
     check_options(config.to_dict())
     size, num_devices = config.data.batch_size, jax.device_count()
     if size < 1 or size % num_devices:
@@ -93,6 +93,7 @@ def run(
     evaluate_only: bool = False,
     preemption: Preemption | None = None,
     profile: tuple[int, int] | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> dict[str, float]:
     """Starts, resumes, or (when all is trained) only evaluates a run.
 
@@ -120,6 +121,8 @@ def run(
       preemption: Notices signals; by default one that handles SIGTERM.
       profile: `(first, last)`: a profiler's trace of the steps after `first` up to
         `last` is kept in the folder `plugins` of `workdir`, for TensorBoard.
+      loggers: Objects that receive what a training logs besides the workdir and its
+        event files: see `loggers.Logger`. One that fails is left out with a warning.
 
     Returns:
       The scalars of the last evaluation; empty if the run was preempted.
@@ -137,20 +140,11 @@ def run(
     with preemption.watching() if is_alone else contextlib.nullcontext():
         workdir = to_path(workdir)
         trace = Profile(profile, config.train.num_steps)
-        return _run(build, config, workdir, evaluate_only, preemption, trace)
-
-
-def problem_of(build: Callable) -> str:
-    """Returns the module that defines `build`, or its file if it has no name."""
-    module = sys.modules[inspect.unwrap(build).__module__]
-    if module.__name__ != "__main__":
-        return module.__name__
-    spec = getattr(module, "__spec__", None)  # None for `python file.py`
-    return spec.name if spec is not None else os.path.abspath(module.__file__)
+        return _run(build, config, workdir, evaluate_only, preemption, trace, loggers)
 
 
 def _run(
-    build, config, workdir, evaluate_only, preemption, profile
+    build, config, workdir, evaluate_only, preemption, profile, loggers
 ) -> dict[str, float]:
     _check(config)
     check_folder(workdir)
@@ -182,11 +176,13 @@ def _run(
             stack.enter_context(training_alone(folder))
             guard_config(config, folder)  # another start may have been first
         guard_data(folder, experiment.data_digest)
+        sinks = Loggers(loggers, workdir.name, config.to_dict())
+        log = Log(folder, config.train.num_steps, send, sinks)
         return _run_built(
             experiment,
             config,
             folder,
-            send,
+            log,
             folder == workdir,
             state,
             updates,
@@ -203,7 +199,7 @@ def _run_built(
     experiment,
     config,
     workdir,
-    send,
+    log,
     is_shared,
     state,
     updates,
@@ -222,7 +218,6 @@ def _run_built(
         is_read_only=evaluate_only,
         is_shared=is_shared,
     )
-    log = Log(workdir, config.train.num_steps, send)
     try:
         restored = checkpoints.restore(state, jax.device_count())
         if evaluate_only and restored is None:
@@ -235,7 +230,7 @@ def _run_built(
         if not evaluate_only:
             claim(config, workdir, problem, experiment.facts, experiment.data_digest)
             log.rewind(step)
-            send()
+            log.send()
 
         def evaluate(step, state):
             say(f"evaluating step {step}")
@@ -256,8 +251,10 @@ def _run_built(
             if other:
                 log.write("other_eval", step, line, options=other)
             else:
-                log.write_evaluation(step, line)
-            send()
+                log.write_evaluation(step, line, figures)
+            if is_first:
+                try_report(workdir)
+            log.send()
             check_sound(step, scalars, kept=checkpoints.latest_step())
             evaluated[step] = scalars
             return scalars

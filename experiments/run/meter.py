@@ -1,4 +1,4 @@
-"""How fast a run trains, and a profiler's trace of some of its steps."""
+"""Speed of a run's training, and a profiler's trace of some of its steps."""
 
 import pathlib
 import shutil

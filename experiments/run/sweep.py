@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from experiments.run.config import known_options, with_options
 from experiments.run.experiment import Experiment, Keys
+from experiments.run.loggers import Logger
 from experiments.run.loop import run
 from experiments.run.remote import AnyPath, filling, to_path
 from experiments.run.signals import Preemption
@@ -179,6 +180,7 @@ def run_sweep(
     num_seeds: int | None = None,
     cells: str = "*",
     preemption: Preemption | None = None,
+    loggers: Sequence[Logger] = (),
 ) -> str:
     """Runs every cell with every seed that has not ended, and tabulates them.
 
@@ -201,6 +203,7 @@ def run_sweep(
         every n-th run of the whole sweep from the i-th one on, so that n machines share
         the sweep. The table then has all cells, with the runs that have ended so far.
       preemption: As for `loop.run`.
+      loggers: As for `loop.run`; each run of a cell is a run of theirs.
 
     Returns:
       The table, which is also in `table.md`.
@@ -222,7 +225,8 @@ def run_sweep(
     folders = {name: workdir / CELLS / first for name, first in firsts.items()}
     for name, config in configs.items():
         guard_config(config, folders[name], may_differ=())
-    train = functools.partial(run, preemption=preemption) if preemption else run
+    options = {"preemption": preemption, "loggers": loggers}
+    train = functools.partial(run, **{k: v for k, v in options.items() if v})
     unique = [name for name, first in firsts.items() if name == first]
     first, num_shares = share or (1, 1)
     for index, name in enumerate(unique, 1):

@@ -1,7 +1,9 @@
 """Files of a run: its config and the guard of it, its log, its tables."""
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import math
 import pathlib
@@ -33,6 +35,7 @@ from experiments.run.files import (
     replacing,
     write_atomically,
 )
+from experiments.run.loggers import Loggers
 from experiments.run.remote import AnyPath
 
 LOG_LOCK = ".metrics.lock"
@@ -102,7 +105,7 @@ def guard_config(
       may_differ: Prefixes of the options that may differ.
 
     Returns:
-      What may differ and does: dotted path -> the config's value.
+      The options that may differ and do, as dotted path -> the config's value.
 
     Raises:
       ValueError: With every difference, old -> new; if the config there is damaged.
@@ -230,10 +233,32 @@ def read_run(workdir: AnyPath) -> dict[str, Any]:
     return read_json(path)
 
 
-def save_arrays(path: pathlib.Path, **arrays: Any) -> None:
+def read_facts(workdir: AnyPath) -> dict[str, Any]:
+    """Returns `Experiment.facts` of a run; nothing where no run is recorded."""
+    if not (workdir / RUN).is_file():
+        return {}
+    return dict(read_run(workdir).get("facts", {}))
+
+
+def save_arrays(path: AnyPath, **arrays: Any) -> None:
     """Writes arrays to an `.npz` file, whole or not at all."""
     with replacing(path, suffix=".npz") as temporary:
         np.savez(temporary, **jax.device_get(arrays))
+
+
+def save_columns(path: AnyPath, columns: Mapping[str, Any]) -> None:
+    """Writes columns of equal length to a `.csv` file, whole or not at all.
+
+    Args:
+      path: File to write.
+      columns: Name -> `[n]`, numbers or text.
+    """
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    lists = [np.asarray(column).tolist() for column in columns.values()]
+    writer.writerows(zip(*lists, strict=True))
+    write_atomically(path, text.getvalue())
 
 
 def say(text: str) -> None:
@@ -292,7 +317,7 @@ def finite_evaluations(lines: Sequence[Mapping]) -> dict[int, dict[str, float]]:
 
 
 class Log:
-    """`metrics.jsonl`, a line of progress, and TensorBoard's event files.
+    """`metrics.jsonl`, a line of progress, and other loggers such as TensorBoard.
 
     An evaluation alone may write while another process trains. Each holds the lock of
     the log while it appends or replaces, so that neither loses a line of the other.
@@ -302,6 +327,7 @@ class Log:
       num_steps: Number of steps of the run, for the time that is left.
       send: Brings the workdir up to the folder where it is elsewhere: see
         `remote.mirrored`.
+      loggers: Further receivers of what a training logs. An evaluation alone has none.
     """
 
     def __init__(
@@ -309,13 +335,14 @@ class Log:
         workdir: pathlib.Path,
         num_steps: int,
         send: Callable[[], None] = lambda: None,
+        loggers: Loggers | None = None,
     ):
-        self._send = send
+        self.send = send
+        self._loggers = loggers or Loggers()
         self._path = workdir / METRICS
         self._lock = workdir / LOG_LOCK
         self._num_steps = num_steps
         self._is_first = jax.process_index() == 0
-        self._events = None
         self._workdir = workdir
 
     def rewind(self, step: int) -> None:
@@ -324,20 +351,11 @@ class Log:
             with locked(self._lock):
                 kept = [x for x in read_lines(self._workdir) if x["step"] <= step]
                 self._rewrite(kept)
-            self._open_events(step)
+            self._loggers.begin(self._workdir, step)
 
     def _rewrite(self, lines: list[dict]) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(self._path, text)
-
-    def _open_events(self, step: int) -> None:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            logging.warning("no TensorBoard event files: pip install tensorboardX")
-            return
-        folder = str(self._workdir / "tensorboard")
-        self._events = SummaryWriter(folder, purge_step=step + 1)
 
     def write(
         self, kind: str, step: int, scalars: Mapping[str, float], **others: Any
@@ -347,27 +365,30 @@ class Log:
             line = {"kind": kind, "step": step, **others, **scalars}
             with locked(self._lock):
                 append(self._path, json.dumps(line) + "\n")
-            self._add_events(kind, step, scalars)
+            self._loggers.scalars(kind, step, scalars)
 
-    def write_evaluation(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends an evaluation, in place of an earlier one of this step."""
+    def write_evaluation(
+        self, step: int, scalars: Mapping[str, float], figures: pathlib.Path
+    ) -> None:
+        """Appends an evaluation, in place of an earlier one of this step.
+
+        Args:
+          step: Step of the evaluation.
+          scalars: Its scalars.
+          figures: Folder of its figures, for the loggers that take them.
+        """
         if self._is_first:
             with locked(self._lock):
                 lines = read_lines(self._workdir)
                 kept = [x for x in lines if (x["kind"], x["step"]) != ("eval", step)]
                 self._rewrite([*kept, {"kind": "eval", "step": step, **scalars}])
-            self._add_events("eval", step, scalars)
-
-    def _add_events(self, kind: str, step: int, scalars: Mapping[str, float]) -> None:
-        if self._events is not None:
-            for name, value in scalars.items():
-                self._events.add_scalar(f"{kind}/{name}", value, step)
+            self._loggers.scalars("eval", step, scalars)
+            self._loggers.figures(step, figures)
 
     def flush(self) -> None:
-        """Writes TensorBoard's events out, and sends what the run has written."""
-        if self._events is not None:
-            self._events.flush()
-        self._send()
+        """Writes the loggers' files out, and sends what the run has written."""
+        self._loggers.flush()
+        self.send()
 
     def progress(self, step: int, scalars: Mapping[str, float]) -> None:
         if not self._is_first:
@@ -380,8 +401,7 @@ class Log:
         say("  ".join(parts))
 
     def close(self) -> None:
-        if self._events is not None:
-            self._events.close()
+        self._loggers.end()
 
 
 def fetch(tree) -> dict[str, float]:

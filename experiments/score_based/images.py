@@ -19,9 +19,10 @@ energy, and it has a likelihood.
     python -m experiments.score_based --workdir=runs/processes --sweep
 
 Presets: `digits` (embedded 8x8 images, 9 to 18 minutes on one CPU core), `mnist_small`
-and `fashion_mnist_small` (28x28, a narrow network for an hour of one core), and for GPU
-or TPU `mnist`, `fashion_mnist`, and at the papers' scale `cifar10`. After a comma
-follows the process: `variance_exploding`, `variance_preserving`,
+and `fashion_mnist_small` (28x28, a narrow network for an hour of one core), `own` (the
+same for your own images: `data.path` is a folder of pictures, a `.npy` or an `.npz`
+file), and for GPU or TPU `mnist`, `fashion_mnist`, and at the papers' scale `cifar10`.
+After a comma follows the process: `variance_exploding`, `variance_preserving`,
 `sub_variance_preserving`, or `ladder` for annealed Langevin dynamics through NCSNv2's
 noise scales. With `network.is_energy` the network is an energy, and the score is minus
 its gradient. The sweep runs every process, and the energy.
@@ -33,37 +34,26 @@ without warm-up or gradient clipping.
 """
 
 import functools
-import math
-import time
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from ebmjax import diffusions, objectives
-from ebmjax.types import Array, Key, Objective
+from ebmjax.types import Array, Key
 from experiments.data import (
-    Images,
-    dequantize,
     digest,
+    fitting,
     image_batches,
     image_section,
     load_section,
 )
+from experiments.data.choices import IMAGES
 from experiments.judge import plots
 from experiments.judge.detection import check_names
-from experiments.judge.judge import make_judge
 from experiments.run import cli
-from experiments.run.config import (
-    adam_section,
-    check_counts,
-    check_name,
-    train_section,
-)
-from experiments.run.experiment import Experiment, Keys, Trained, evaluated_params
+from experiments.run.config import adam_section, check_counts, check_name, train_section
+from experiments.run.experiment import Experiment, Keys, Trained
 from experiments.run.sweep import Cell, Sweep
-from experiments.run.workdir import record_table, save_arrays
 from experiments.score_based import measures
 from experiments.score_based.model import (
     DIFFUSIONS,
@@ -72,13 +62,13 @@ from experiments.score_based.model import (
     bind_model,
     draw_chunks,
     make_model,
+    make_objective,
     make_players,
-    model_argument,
     needs_distance,
 )
 
 PROCESSES = (*DIFFUSIONS, "ladder")
-CHOICES = {"network": NETWORKS}
+CHOICES = {"data": IMAGES, "network": NETWORKS}
 
 
 def image_preset(
@@ -233,12 +223,11 @@ def cifar10(process: str = PROCESSES[0]) -> dict[str, Any]:
 
 PRESETS = {
     "digits": digits,
-    "mnist": lambda process=PROCESSES[0]: mnist("mnist", process),
-    "fashion_mnist": lambda process=PROCESSES[0]: mnist("fashion_mnist", process),
-    "mnist_small": lambda process=PROCESSES[0]: mnist_small("mnist", process),
-    "fashion_mnist_small": lambda process=PROCESSES[0]: mnist_small(
-        "fashion_mnist", process
-    ),
+    "own": functools.partial(mnist_small, "arrays"),
+    "mnist": functools.partial(mnist, "mnist"),
+    "fashion_mnist": functools.partial(mnist, "fashion_mnist"),
+    "mnist_small": functools.partial(mnist_small, "mnist"),
+    "fashion_mnist_small": functools.partial(mnist_small, "fashion_mnist"),
     "cifar10": cifar10,
 }
 
@@ -263,8 +252,9 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
     data = load_section(config.data)
     facts: dict[str, Any] = {"event_shape": list(data.image_shape)}
     if needs_distance(config.process):
-        facts["largest_distance"] = measure_distance(keys.evaluation, data)
-    model = make_model(config, **facts)
+        facts["largest_distance"] = measures.measure_distance(keys.evaluation, data)
+    with fitting(config.data, data.image_shape):
+        model = make_model(config, **facts)
     params, _ = model.network.init(keys.params)
     # An option that does not fit the sampler is found here, before training.
     draw_one = functools.partial(model.sample, num=1)
@@ -279,7 +269,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
             num_levels=data.num_levels,
             is_mirrored=config.data.get("is_mirrored", False),
         ),
-        evaluate=make_evaluation(config, data, model, keys.evaluation),
+        evaluate=measures.make_evaluation(config, data, model, keys.evaluation),
         facts=facts,
         data_digest=digest(data.train, data.held_out),
         programs=make_programs(config, model, data.image_shape),
@@ -331,87 +321,6 @@ def check_options(config: ConfigDict) -> None:
             f"evaluation.tolerance must be above 0 and below 1, got {options.tolerance}"
         )
     check_names(options.out_of_distribution)
-
-
-def measure_distance(key: Key, data: Images) -> float:
-    """Returns the largest distance between two of the first 10,000 training images."""
-    images = data.train[:10_000]
-    return diffusions.largest_distance(dequantize(key, images, data.num_levels))
-
-
-def make_objective(config: ConfigDict, model: Model) -> Objective:
-    """Returns denoising score matching at the scales of the ladder or the diffusion."""
-    if model.ladder is not None:
-        return objectives.multi_scale_denoising_score_matching(
-            **model_argument(model.name, model.network),
-            noise_scales=model.ladder,
-            **config.objective,
-        )
-    is_energy = model.name == "energy"
-    timed = diffusions.energy_with_time if is_energy else diffusions.with_time
-    return objectives.diffusion_score_matching(
-        **model_argument(model.name, timed(model.network.apply, model.process)),
-        diffusion=model.process,
-        **config.objective,
-    )
-
-
-def make_evaluation(
-    config: ConfigDict, data: Images, model: Model, evaluation_key: Key
-):
-    """Returns `evaluate(state, key, directory) -> scalars`."""
-    options = config.evaluation
-    is_judged = (
-        data.labels_train is not None
-        and options.classifier_steps
-        and options.num_samples
-    )
-    judge = make_judge(
-        data, options.num_examples, options.classifier_steps if is_judged else 0
-    )
-    # Measures besides the samples: `measure(params, key, directory) -> scalars`.
-    measured = [measures.asymmetry(model.score, data)]
-    if options.num_inpainted:
-        images = data.held_out[: options.num_inpainted]
-        measured.append(
-            measures.inpainting(model.inpaint, images, data, options.chunk_size)
-        )
-    if options.num_likelihoods:
-        measured.append(measures.likelihood(options, model.log_prob, data))
-    if model.name == "energy":
-        measured.append(
-            measures.detection(config, model.network.apply, judge, evaluation_key)
-        )
-
-    def evaluate(state, key, directory):
-        params = evaluated_params(state)[model.name]
-        sample_key, *measure_keys = jax.random.split(key, 1 + len(measured))
-        num = max(options.num_samples, options.num_shown)
-        started = time.monotonic()
-        samples = draw_chunks(model, params, sample_key, num, options.chunk_size)
-        scalars = {
-            "sampling_seconds": time.monotonic() - started,
-            "samples_abs_max": np.abs(samples).max(),
-        }
-        save_arrays(
-            directory / "samples.npz",
-            samples=samples[:num],
-            key=jax.random.key_data(sample_key),
-        )
-        plots.image_grid(
-            directory / "samples.png",
-            samples[: options.num_shown].clip(-1, 1),
-            columns=math.ceil(options.num_shown**0.5),
-            title=f"samples, {config.process.name}",
-        )
-        for measure, measure_key in zip(measured, measure_keys):
-            scalars |= measure(params, measure_key, directory)
-        if is_judged:
-            drawn = {"samples": samples[: options.num_samples].clip(-1, 1)}
-            scalars |= record_table(directory / "quality.md", judge.table(drawn))
-        return scalars
-
-    return evaluate
 
 
 def sweep(preset: str) -> Sweep:

@@ -1,11 +1,13 @@
-"""Measures of a score-based model of images, apart from the quality of its samples.
+"""Measures of a score-based model of images.
 
-Each function returns `measure(params, key, directory) -> scalars`.
+Each function returns `measure(params, key, directory) -> scalars`, and
+`make_evaluation` applies them, and judges samples.
 """
 
 import itertools
 import math
 import pathlib
+import time
 from collections.abc import Callable
 
 import jax
@@ -13,16 +15,76 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from ebmjax import diffusions
 from ebmjax.types import ConditionalEnergy, ConditionalScore, Key, Params
 from experiments.data import Images, dequantize, in_chunks
 from experiments.judge import plots
 from experiments.judge.detection import area_under_roc, load_foreign
 from experiments.judge.inverse import upper_half
-from experiments.judge.judge import Judge
+from experiments.judge.judge import Judge, make_judge, record_quality
+from experiments.run.experiment import evaluated_params
+from experiments.run.workdir import save_arrays, save_columns
+from experiments.score_based.model import Model, draw_chunks
 
 SMALL_SCALE = 0.2  # of noise, a tenth of the data's range
 
 Measure = Callable[[Params, Key, pathlib.Path], dict[str, float]]
+
+
+def measure_distance(key: Key, data: Images) -> float:
+    """Returns the largest distance between two of the first 10,000 training images."""
+    images = data.train[:10_000]
+    return diffusions.largest_distance(dequantize(key, images, data.num_levels))
+
+
+def make_evaluation(
+    config: ConfigDict, data: Images, model: Model, evaluation_key: Key
+):
+    """Returns `evaluate(state, key, directory) -> scalars`."""
+    options = config.evaluation
+    is_judged = options.classifier_steps and options.num_samples
+    judge = make_judge(
+        data, options.num_examples, options.classifier_steps if is_judged else 0
+    )
+    # Measures besides the samples: `measure(params, key, directory) -> scalars`.
+    measured = [asymmetry(model.score, data)]
+    if options.num_inpainted:
+        images = data.held_out[: options.num_inpainted]
+        measured.append(inpainting(model.inpaint, images, data, options.chunk_size))
+    if options.num_likelihoods:
+        measured.append(likelihood(options, model.log_prob, data))
+    if model.name == "energy":
+        measured.append(detection(config, model.network.apply, judge, evaluation_key))
+
+    def evaluate(state, key, directory):
+        params = evaluated_params(state)[model.name]
+        sample_key, *measure_keys = jax.random.split(key, 1 + len(measured))
+        num = max(options.num_samples, options.num_shown)
+        started = time.monotonic()
+        samples = draw_chunks(model, params, sample_key, num, options.chunk_size)
+        scalars = {
+            "sampling_seconds": time.monotonic() - started,
+            "samples_abs_max": np.abs(samples).max(),
+        }
+        save_arrays(
+            directory / "samples.npz",
+            samples=samples[:num],
+            key=jax.random.key_data(sample_key),
+        )
+        plots.image_grid(
+            directory / "samples.png",
+            samples[: options.num_shown].clip(-1, 1),
+            columns=math.ceil(options.num_shown**0.5),
+            title=f"samples, {config.process.name}",
+        )
+        for measure, measure_key in zip(measured, measure_keys):
+            scalars |= measure(params, measure_key, directory)
+        if is_judged:
+            drawn = {"samples": samples[: options.num_samples].clip(-1, 1)}
+            scalars |= record_quality(directory, judge, drawn)
+        return scalars
+
+    return evaluate
 
 
 def asymmetry(score: ConditionalScore, data: Images) -> Measure:
@@ -79,7 +141,7 @@ def detection(
     all_images = jax.jit(jax.vmap(energy, (None, 0, None)))
 
     def measure(params, key, directory):
-        del key, directory
+        del key
 
         def compute_energies(x):
             return in_chunks(
@@ -88,7 +150,7 @@ def detection(
                 config.evaluation.chunk_size,
             )
 
-        return area_under_roc(compute_energies, judge.held_out, foreign)
+        return area_under_roc(compute_energies, judge.held_out, foreign, directory)
 
     return measure
 
@@ -97,7 +159,9 @@ def likelihood(options: ConfigDict, log_prob: Callable, data: Images) -> Measure
     """Measures bits per dimension of held-out images, and two standard errors.
 
     `bits_per_dim_error` is that of the mean over images. `bits_per_dim_noise` is that
-    of one image's mean over `num_probes` noises and random traces.
+    of one image's mean over `num_probes` noises and random traces. Every image has a
+    row in `log_likelihoods.csv`: its mean log density in nats, and its bits per
+    dimension.
 
     Args:
       options: Section `evaluation` of the config.
@@ -110,7 +174,6 @@ def likelihood(options: ConfigDict, log_prob: Callable, data: Images) -> Measure
     offset = math.log2(data.num_levels / 2)
 
     def measure(params, key, directory):
-        del directory
         bits, evaluations = [], []
         for probe in range(options.num_probes):
             noise_key, flow_key = jax.random.split(jax.random.fold_in(key, probe))
@@ -127,6 +190,11 @@ def likelihood(options: ConfigDict, log_prob: Callable, data: Images) -> Measure
             evaluations.append(counts.mean())
         bits = np.stack(bits)
         per_image = bits.mean(0)
+        log_probs = (offset - per_image) * (num_dims * math.log(2))
+        save_columns(
+            directory / "log_likelihoods.csv",
+            {"log_likelihood": log_probs, "bits_per_dim": per_image},
+        )
         scalars = {
             "bits_per_dim": per_image.mean(),
             "bits_per_dim_error": per_image.std(ddof=1) / len(per_image) ** 0.5,
@@ -168,7 +236,7 @@ def inpainting(
         found = np.concatenate(parts).clip(-1, 1)
         plots.image_panels(
             directory / "inpainting.png",
-            {"seen": np.where(is_known, x, -1.0), "inpainting": found, "truth": x},
+            {"seen": np.where(is_known, x, np.nan), "inpainting": found, "truth": x},
             columns=16,
         )
         mean = data.train.mean(0) * (2 / data.num_levels) - 1 + 1 / data.num_levels

@@ -18,7 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ebmjax import diffusions, energies, metrics, networks, samplers, training
+from ebmjax import (
+    diffusions,
+    energies,
+    metrics,
+    networks,
+    objectives,
+    samplers,
+    training,
+)
 from ebmjax.checks import check_count
 from ebmjax.types import Array, ConditionalScore, Key, Network, Objective, Params
 from experiments.run.config import construct, make_optimizer
@@ -111,6 +119,23 @@ def make_players(
     """Returns the one player, which trains the network."""
     optimizer = make_optimizer(config.optimizer)
     return {name: training.Player((name,), objective, optimizer)}
+
+
+def make_objective(config: ConfigDict, model: Model) -> Objective:
+    """Returns denoising score matching at the scales of the ladder or the diffusion."""
+    if model.ladder is not None:
+        return objectives.multi_scale_denoising_score_matching(
+            **model_argument(model.name, model.network),
+            noise_scales=model.ladder,
+            **config.objective,
+        )
+    is_energy = model.name == "energy"
+    timed = diffusions.energy_with_time if is_energy else diffusions.with_time
+    return objectives.diffusion_score_matching(
+        **model_argument(model.name, timed(model.network.apply, model.process)),
+        diffusion=model.process,
+        **config.objective,
+    )
 
 
 def needs_distance(section: Mapping[str, Any]) -> bool:

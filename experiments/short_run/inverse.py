@@ -19,10 +19,10 @@ from experiments.data import Images, in_chunks
 from experiments.judge import plots
 from experiments.judge.detection import area_under_roc, load_foreign
 from experiments.judge.inverse import InverseProblem, upper_half
-from experiments.judge.judge import make_judge
+from experiments.judge.judge import make_judge, record_quality
 from experiments.run.config import check_counts
 from experiments.run.experiment import evaluated_params
-from experiments.run.workdir import record_table, save_arrays
+from experiments.run.workdir import save_arrays
 from experiments.short_run.model import Model, draw_chunks
 
 
@@ -39,7 +39,7 @@ def make_problems(shape: tuple[int, int, int]) -> dict[str, InverseProblem]:
     return {
         "reconstruction": InverseProblem(lambda x: x, lambda x: x, everywhere),
         "inpainting": InverseProblem(
-            lambda x: x * is_known, lambda x: np.where(is_known, x, -1.0), ~is_known
+            lambda x: x * is_known, lambda x: np.where(is_known, x, np.nan), ~is_known
         ),
         "super_resolution": InverseProblem(
             block_mean,
@@ -198,7 +198,9 @@ def make_evaluation(
             panels = {"seen": seen, name.replace("_", "-"): found[:16]}
             panels |= {"truth": images[:16]} if name != "reconstruction" else {}
             plots.image_panels(directory / f"{name}.png", panels, columns=16)
-        plots.curves(directory / "inversion.png", curves, x_label="iteration")
+        plots.curves(
+            directory / "inversion.png", curves, x_label="iteration", y_label="loss"
+        )
         # A start has as many dimensions as an image, and a PCA of as many is exact. The
         # lowest rank at which a PCA has no larger error says how good the chain is.
         pca, num_dims = errors_of_pca(), images[0].size
@@ -271,11 +273,12 @@ def make_evaluation(
                 # Hardly any pixel is outside the data's range after K moves.
                 "long_run_saturated_share": (np.abs(strips[-1]) > 1.1).mean(),
             }
-        scalars |= area_under_roc(energies, held_out, foreign)
+        scalars |= area_under_roc(energies, held_out, foreign, directory)
         if is_judged:
             drawn = {"samples": samples[: section.num_samples].clip(-1, 1)}
-            scalars |= record_table(directory / "quality.md", judge.table(drawn))
-            scalars["classifier_accuracy"] = judge.accuracy()
+            scalars |= record_quality(directory, judge, drawn)
+            if judge.accuracy is not None:
+                scalars["classifier_accuracy"] = judge.accuracy()
         return scalars
 
     return evaluate

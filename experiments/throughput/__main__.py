@@ -1,4 +1,4 @@
-"""How fast samplers move and models train, beside their peers, and where time goes.
+"""Speed of samplers and of training compared with peers, and where time goes.
 
     python -m experiments.throughput --workdir=runs/bench
     python -m experiments.throughput --workdir=runs/bench --config=small
@@ -219,12 +219,14 @@ def measure_all(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
         for cell, contenders in by_cell(rows).items()
         if any("ratio" in row for row in contenders.values())
     }
-    if any(ratios.values()):
-        plots.bars(
-            workdir / "ratios.png",
-            ratios,
-            x_label="time of a move over the plain scan's: less is faster",
-        )
+    for workload in config.workloads:  # a page for each of them
+        page = {k: v for k, v in ratios.items() if v and k.startswith(f"{workload}, ")}
+        if page:
+            plots.bars(
+                workdir / f"ratios_{workload}.png",
+                page,
+                x_label="time of a move over the plain scan's: less is faster",
+            )
     print(text)
     return rows
 

@@ -182,7 +182,7 @@ class Contest:
         return list(rows.values())
 
     def floors(self, cell: Cell, name: str, move: float) -> dict:
-        """How far a move is from what it cannot do without."""
+        """Measures how far a move is from what it cannot do without."""
         found = self.processes[name].ask("measure", cell=cell)
         gradient, noise = found["gradient_seconds"], found["noise_seconds"]
         found["overhead_over_gradient"] = move / gradient

@@ -1,4 +1,4 @@
-"""What a move of our samplers cannot do without, and how far it is from that."""
+"""Floors of our samplers: work that a move cannot do without, and its distance."""
 
 import functools
 import time
@@ -11,7 +11,7 @@ from experiments.throughput.process import Cell, keep_nothing, starts, workload
 
 
 def median_seconds(function: Callable, repeats: int) -> float:
-    """Of one call, after a first; many calls of a short one are timed together."""
+    """Returns the median seconds of a call, after a first; short ones run together."""
     import jax
 
     jax.block_until_ready(function())
@@ -69,7 +69,7 @@ def matmul_speed(mesh) -> float:
 
 
 def measure(impl, cell: Cell) -> dict[str, Any]:
-    """What only ours are asked: floors, acceptance, effective sample size."""
+    """Measures ours alone: floors, acceptance, effective sample size."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import Mesh, NamedSharding, PartitionSpec

@@ -57,7 +57,7 @@ NAIVE_ENERGIES = {
 
 
 FORCED: bool | None = None
-"""Whether JAX peers share their chains; None for whichever is faster."""
+"""True if JAX peers share their chains; None for whichever is faster."""
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def forced(is_shared: bool):
 
 
 def jax_contender(program: Callable, params, x0, settings: str) -> Contender:
-    """Of `program(params, key, x0) -> x`, jitted.
+    """Returns a contender of `program(params, key, x0) -> x`, jitted.
 
     Where the process has several devices, either one runs all chains or each runs its
     share with a key of its own, whichever is faster.

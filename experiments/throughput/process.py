@@ -27,7 +27,7 @@ PROC_STATUS, PROC_CLEAR = "/proc/self/status", "/proc/self/clear_refs"
 
 
 class Cell(NamedTuple):
-    """What one run of a contender does."""
+    """Description of one run of a contender."""
 
     workload: str
     sampler: str
@@ -99,7 +99,7 @@ def event_shape(name: str) -> tuple[int, ...]:
 
 
 def starts(cell: Cell) -> np.ndarray:
-    """Where the chains begin, `[chains, *event]`."""
+    """Returns the start of the chains, `[chains, *event]`."""
     generator = np.random.default_rng(1)
     shape = (cell.num_chains, *event_shape(cell.workload))
     return generator.standard_normal(shape, np.float32)
@@ -198,7 +198,7 @@ def _status(field: str) -> int:
 
 
 def device_peak() -> int:
-    """Of an accelerator's memory, since the process began, in bytes; 0 for a CPU."""
+    """Returns the peak of an accelerator's memory in bytes; 0 for a CPU."""
     import jax
 
     stats = jax.local_devices()[0].memory_stats() or {}

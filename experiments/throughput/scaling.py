@@ -72,7 +72,9 @@ def scaling(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
             "seconds over moves, 1,000 chains": line("moves", "num_steps"),
             "seconds over chains, 30 moves": line("chains", "num_chains"),
         },
-        x_label="",
+        x_label="number of moves or chains",
+        y_label="seconds",
+        truth="of slope one",
         is_log=True,
     )
     seconds = {(r["what"], r["workload"]): r["seconds"] for r in rows}

@@ -1,4 +1,4 @@
-"""How long a command takes to its first step, when it starts first and again."""
+"""Time of a command to its first step, when it starts first and again."""
 
 import os
 import pathlib

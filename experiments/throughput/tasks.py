@@ -1,4 +1,4 @@
-"""What the table of training steps times: updates and evaluations, on random data.
+"""Tasks of the table of training steps: updates and evaluations, on random data.
 
 A task is that of a preset. Its networks, players and optimizers are made by the
 problem's own functions, as in a run; only the data are random numbers of their shape,
@@ -36,7 +36,7 @@ class Task(NamedTuple):
       model_state: `"<network>_state"` -> mutable collections.
       function: `function(params, *batch)`, or None for an update.
       is_jitted: Whether the function is compiled as a whole.
-      facts: What a peer must know besides.
+      facts: Other facts that a peer must know.
     """
 
     kind: str
@@ -110,10 +110,10 @@ def _score_model(preset: str, shape: tuple[int, ...], **changes):
 
 
 def score_based(preset: str, shape: tuple[int, ...], **changes) -> Task:
-    from experiments.score_based import images, model
+    from experiments.score_based import model
 
     config, made, params, facts = _score_model(preset, shape, **changes)
-    objective = images.make_objective(config, made)
+    objective = model.make_objective(config, made)
     players = model.make_players(config, objective, made.name)
     batch = random_batch(config, players, shape)
     return Task("score_based", config, params, batch, players, facts=facts)

@@ -86,7 +86,7 @@ def torch_move(value_and_grad: Callable, sampler: Kernel) -> tuple[Callable, Cal
 
 
 class Setting(NamedTuple):
-    """What is tried of a PyTorch program."""
+    """Variant of a PyTorch program that is tried."""
 
     num_threads: int
     layout: str

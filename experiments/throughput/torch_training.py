@@ -19,7 +19,7 @@ from experiments.throughput.torch_networks import Tree
 
 
 class Setting(NamedTuple):
-    """How a program runs: `layout` is "NCHW" or "NHWC"."""
+    """Form in which a program runs; `layout` is "NCHW" or "NHWC"."""
 
     layout: str
     is_compiled: bool

@@ -1,4 +1,4 @@
-"""What the contenders of the benchmark are given and what they return."""
+"""The inputs and outputs of the benchmark's contenders."""
 
 import functools
 import importlib.metadata
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Workload(NamedTuple):
-    """What is sampled.
+    """Energy that is sampled.
 
     Attributes:
       name: Its first word says which energy it is: "gaussian", "mixture", "mlp",
@@ -30,7 +30,7 @@ class Workload(NamedTuple):
 
 
 class Kernel(NamedTuple):
-    """How it is sampled: "langevin", "mala" or "hmc"."""
+    """Sampler of a cell, "langevin", "mala" or "hmc"."""
 
     name: str
     step_size: float
@@ -84,7 +84,7 @@ def layers(params: dict, kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def stride_and_pad(size: int) -> tuple[int, int]:
-    """Of a layer, by the size of its window: 3x3 keep the image's size, others halve.
+    """Returns stride and padding by the window: 3x3 keep the size, others halve it.
 
     3x3 and 4x4 are of `short_run_energy`, 5x5 of the generator and its energy.
     """

@@ -17,7 +17,7 @@ from experiments.tutorial.models import Model, mlp_model
 
 
 class Problem(NamedTuple):
-    """What a method is given.
+    """Inputs of a method.
 
     Attributes:
       model: The energy to train.

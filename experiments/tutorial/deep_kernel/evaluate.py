@@ -89,9 +89,9 @@ def estimate_log_partition(
         chains before they go back), `num_importance` (draws), `chunk_size` (of them).
 
     Returns:
-      In nats: `log_partition` (forwards) and `log_partition_reverse`; `ais_bracket`,
-      the second minus the first; `ais_bound_gap`, the same for the mean log weights,
-      whose expectations bracket the truth; `ais_effective_sample_size`;
+      Scalars in nats, `log_partition` (forwards) and `log_partition_reverse`;
+      `ais_bracket`, the second minus the first; `ais_bound_gap`, the same for the mean
+      log weights, whose expectations bracket the truth; `ais_effective_sample_size`;
       `ais_acceptance_rate`, the least of all fractions; `importance_log_partition` and
       `importance_effective_sample_size`, of draws of `q0`.
     """

@@ -179,7 +179,7 @@ def early_stopping(
       patience: Number of updates; 0 for no end.
 
     Returns:
-      An `Objective` with the memory `Best`. Metrics: the objective's own,
+      An `Objective` with the memory `Best`. Its metrics are the objective's own,
       `validation_loss` of the best, and `best_step`.
     """
 

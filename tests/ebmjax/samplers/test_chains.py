@@ -600,6 +600,89 @@ def test_progress_is_reported_and_changes_nothing():
     np.testing.assert_allclose(means.energy, same.energy, rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "name", ["langevin", "hmc, random lengths", "underdamped", "replica_exchange"]
+)
+def test_a_run_in_parts_is_one_run_bitwise(name):
+    """Its states, with what no position shows, and all that it collects."""
+    sampler, key = SAMPLERS[name].make((2,)), jax.random.key(5)
+    x = jax.random.normal(jax.random.key(6), (70, 2))
+    run = partial(samplers.sample_chains, sampler, STANDARD, key)
+    options = {"num_burn_in": 1, "thin": 2, "collect": lambda state, info: info}
+    whole, infos = run(x, 9, **options)
+    state, first = run(x, 3, **options)
+    state = jax.tree.map(np.asarray, state)  # as it is read from a file
+    state, second = run(None, 6, state=state, first_move=3, **options)
+    jax.tree.map(np.testing.assert_array_equal, state, whole)
+    parts = jax.tree.map(lambda *leaves: np.concatenate(leaves), first, second)
+    jax.tree.map(np.testing.assert_array_equal, parts, infos)
+    assert len(jax.tree.leaves(first)[0]) == 1 and len(jax.tree.leaves(second)[0]) == 3
+
+
+def test_a_run_that_is_killed_thrice_ends_as_one_that_is_not(tmp_path):
+    """Every part ends with a file of the state and the draws. What comes after the last
+    file is lost and made again; the position is a tree, and chains have conditions."""
+    path, sampler = tmp_path / "run.npz", samplers.hmc(step_size=0.2, num_leapfrog=2)
+    x = {"a": jnp.ones((5, 2)), "b": jnp.zeros(5)}
+    energy_fn = lambda x, c: jnp.sum((x["a"] - c) ** 2) + x["b"] ** 4  # noqa: E731
+    collect = lambda state, info: state.position["b"]  # noqa: E731
+    structure = jax.tree.structure(samplers.HMCState(x, 0, 0, 0))
+
+    def work(part, num_parts, num_steps=30):
+        """Makes parts of some moves until the run is finished, or is killed."""
+        state, draws, first = None, [], 0
+        if path.exists():
+            *leaves, draws, first = np.load(path).values()
+            state, draws, first = structure.unflatten(leaves), [draws], int(first)
+        for _ in range(num_parts):
+            state, new = samplers.sample_chains(
+                sampler,
+                energy_fn,
+                jax.random.key(7),
+                x if first == 0 else None,
+                part,
+                condition=jnp.arange(5.0),
+                num_burn_in=2,
+                thin=2,
+                collect=collect,
+                state=state,
+                first_move=first,
+            )
+            draws, first = [np.concatenate([*draws, new])], first + part
+            np.savez(path, *jax.tree.leaves(state), draws[0], first)
+            if first == num_steps:
+                break
+        return state, draws[0]
+
+    for num_parts in (1, 2, 1):  # and then it is killed
+        work(5, num_parts)
+    state, draws = work(5, 100)
+    path.unlink()
+    whole, expected = work(30, 1)
+    jax.tree.map(np.testing.assert_array_equal, state, whole)
+    np.testing.assert_array_equal(draws, expected)
+    assert draws.shape == (14, 5) and len(np.unique(draws)) > 50
+
+
+def test_a_state_from_which_no_run_can_go_on_is_refused():
+    x, key = jnp.ones((4, 2)), jax.random.key(0)
+    run = partial(samplers.sample_chains, LANGEVIN, STANDARD, key)
+    state, _ = run(x, 2)
+    go_on = partial(run, None, 2, first_move=2)
+    with pytest.raises(ValueError, match="with x=None, got x of type ArrayImpl"):
+        run(x, 2, state=state)
+    with pytest.raises(ValueError, match="with x=None, got state of type dict"):
+        go_on(state=state._asdict())
+    other = samplers.UnderdampedState(x, x)
+    message = r"a LangevinState of float32\[2\], .*, got a UnderdampedState of float32"
+    with pytest.raises(ValueError, match=message):
+        go_on(state=other)
+    with pytest.raises(ValueError, match=r"state.*gradient must be .* 4 .*\(3, 2\)"):
+        go_on(state=state._replace(gradient=x[:3]))
+    with pytest.raises(ValueError, match="at most first_move . num_steps = 4, got 5"):
+        go_on(state=state, num_burn_in=5)
+
+
 @pytest.mark.parametrize("num_burn_in", [0, 3, 7])
 @pytest.mark.parametrize("thin", [1, 2, 5])
 def test_segments_collect_every_kept_move_once(num_burn_in, thin):

@@ -60,7 +60,7 @@ def test_presets_and_methods_have_names(data_dir):
         tables.get_config("svhn")
     with pytest.raises(ValueError, match="method must be one of .*'likelihood'.*'cd'"):
         tables.get_config("red_wine,cd")
-    assert set(tables.PRESETS) == set(tabular.SOURCES)
+    assert set(tables.PRESETS) == {*tabular.SOURCES, "own"}
     for preset in tables.PRESETS:
         config = tables.get_config(preset)
         assert config.data.name == preset and config.objective.name == "kale"
@@ -70,7 +70,7 @@ def test_presets_and_methods_have_names(data_dir):
 
 def test_every_table_builds(data_dir, monkeypatch):
     """Whatever its number of columns; the rows are those of the section `data`."""
-    for index, preset in enumerate(tables.PRESETS):
+    for index, preset in enumerate(tabular.SOURCES):
         rows = np.zeros((40, 2 + index), np.float32)
         table = tabular.Table(rows, rows, rows, (), ())
         monkeypatch.setattr(tabular, "from_section", lambda section, table=table: table)
@@ -170,6 +170,63 @@ def test_a_run_of_every_method_is_loaded_as_the_density_that_was_judged(
         key, samples = jax.random.wrap_key_data(arrays["key"]), arrays["samples"]
     assert samples.shape == (64, 11) and samples.dtype == np.float32
     np.testing.assert_array_equal(trained.sample(key, 64), samples)
+
+
+def write_own(folder, num=200):
+    """A table with a column of numbers, one of categories and one to leave out."""
+    rng = np.random.default_rng(0)
+    lines = [f"{x:.6f},{'ab'[i % 2]},7" for i, x in enumerate(rng.gamma(3, size=num))]
+    path = folder / "own.csv"
+    path.write_text("\n".join(["length,kind,constant", *lines]) + "\n")
+    return path
+
+
+def test_a_table_of_your_own_is_modelled_in_its_units(tmp_path):
+    """At a rate of 0 the flow is N(0, I) of white rows: in the units of the file, it is
+    the normal distribution with the moments of the training rows."""
+    path = write_own(tmp_path)
+    given = {"data.columns": "length,kind", "data.noise_scale": 0.0}
+    given |= {"data.csv": str(path), "data.score_csv": str(path)}
+    given |= {f"optimizer.learning_rate.{end}": 0.0 for end in ("start", "final")}
+    config = tables.get_config("own,likelihood")
+    config = with_options(config, SMALL | given | {"train.num_steps": 1})
+    scalars = run(tables.build, config, tmp_path / "run")
+    table = tabular.from_section(config.data)
+    rows = [table.encoding.undo(x).astype(np.float64) for x in table[:3]]
+    mean, covariance = rows[0].mean(0), np.cov(rows[0].T, bias=True)
+
+    def log_normal(x):
+        squares = np.sum((x - mean) @ np.linalg.inv(covariance) * (x - mean), 1)
+        return -0.5 * (squares + np.linalg.slogdet(2 * np.pi * covariance)[1])
+
+    expected = log_normal(rows[2])
+    np.testing.assert_allclose(
+        scalars["test_log_likelihood"], expected.mean(), rtol=1e-4
+    )
+    error = expected.std(ddof=1) / len(expected) ** 0.5
+    np.testing.assert_allclose(scalars["test_log_likelihood_error"], error, rtol=1e-3)
+    lines = (tmp_path / "run" / "figures" / "log_likelihoods.csv").read_text().split()
+    assert lines[0] == "log_likelihood" and len(lines) == 1 + 200
+    # The mean over all rows is that of the parts, which have one draw and not ten of
+    # the numbers within a category.
+    means = [log_normal(x).sum() for x in rows]
+    np.testing.assert_allclose(
+        np.mean([float(x) for x in lines[1:]]), sum(means) / 200, atol=0.05
+    )
+    trained = load(tmp_path / "run")
+    with np.load(tmp_path / "run" / "samples.npz") as arrays:
+        key, samples = jax.random.wrap_key_data(arrays["key"]), arrays["samples"]
+    np.testing.assert_array_equal(trained.sample(key, 64), samples)
+    # A mean of 64 draws has this standard error.
+    assert np.abs(samples.mean(0) - mean).max() < 5 * rows[0].std(0).max() / 8
+    at_rows = jax.vmap(trained.log_prob)(rows[2].astype(np.float32))
+    np.testing.assert_allclose(at_rows, expected, rtol=1e-3)
+
+
+def test_a_table_of_your_own_is_asked_for():
+    config = with_options(tables.get_config("own"), SMALL)
+    with pytest.raises(ValueError, match="data.csv must be the path of a table, got"):
+        tables.build(config, make_keys(0))
 
 
 def test_the_best_validation_is_chosen_and_of_equal_ones_the_last():

@@ -12,6 +12,7 @@ import pytest
 from ebmjax import metrics
 from experiments.data import dequantize, load_images, quantize
 from experiments.judge import classifier as classifiers
+from experiments.judge import judge as judging
 from experiments.judge import store
 from experiments.judge.classifier import (
     VERSION,
@@ -21,6 +22,7 @@ from experiments.judge.classifier import (
     train_classifier,
 )
 from experiments.judge.judge import (
+    find_nearest,
     gaussian_draws,
     make_judge,
     reference_table,
@@ -179,9 +181,7 @@ def test_a_judge_trains_nothing_before_it_is_asked(digits, monkeypatch):
         with pytest.raises(InterruptedError, match="3 steps"):
             ask()
     unlabelled = digits._replace(labels_train=None, labels_held_out=None)
-    with pytest.raises(ValueError, match="classifier_steps must be 0 for .* got 3"):
-        make_judge(unlabelled, 30, 3)
-    assert len(make_judge(unlabelled, 30, 0).train) == 30
+    assert len(make_judge(unlabelled, 30, 3).train) == 30
     with pytest.raises(ValueError, match=r"\(1500, 8, 8, 1\) and \(1499,\)"):
         make_judge(digits._replace(labels_train=digits.labels_train[1:]), 30, 3)
 
@@ -317,6 +317,16 @@ def test_references_stay_in_the_range_of_the_data_and_are_compared_in_equal_numb
         assert data.min() <= x.min() and x.max() <= data.max()
     assert gaussian.max() == data.max()  # and was clamped there
     assert len(reference_table(PIXELS, KEY, data)) == 3
+    # The distance that chooses is to the other half, and the other half has none.
+    chosen = [
+        row["distance_to_choose"]
+        for row in reference_table(PIXELS, KEY, data, samples, chooses=True)
+    ]
+    np.testing.assert_allclose(chosen[0], 0.0, atol=1e-6)
+    expected = metrics.frechet_distance(
+        PIXELS.features(uniform), PIXELS.features(other)
+    )
+    np.testing.assert_allclose(chosen[2], expected, rtol=1e-6)
 
 
 @pytest.mark.quick
@@ -335,3 +345,46 @@ def test_bad_arguments_are_named(digits):
         sample_quality(PIXELS, x, x.reshape(4, 2, 1, 1))
     with pytest.raises(ValueError, match=r"names of references, got \['data'\]"):
         reference_table(PIXELS, KEY, x, {"data": x})
+
+
+def test_training_images_are_a_row_and_copies_of_them_are_found():
+    """A copy is at distance 0 of its original, and an image moved by 0.5 in both of its
+    pixels at sqrt(0.5). The first training image is nearer to no sample."""
+    grid = np.stack(np.meshgrid(np.arange(20.0), np.arange(20.0)), -1)
+    train = grid.reshape(400, 1, 2, 1).astype(np.float32)
+    found = find_nearest(train[30:40], train)
+    np.testing.assert_array_equal(found.rows, np.arange(30, 40))
+    np.testing.assert_array_equal(found.distances, 0.0)
+    moved = find_nearest(train[300:] + np.float32(0.5), train)
+    np.testing.assert_allclose(moved.distances, 0.5**0.5, rtol=1e-6, atol=0)
+    held_out = train[::2] + np.float32(0.25)
+    samples = {"copies": train[100:200], "others": train[:50] - np.float32(0.5)}
+    table = reference_table(PIXELS, KEY, held_out, samples, train)
+    assert [row["name"] for row in table] == [
+        *("data", "gaussian", "uniform", "train", "copies", "others")
+    ]
+    nearest = {row["name"]: row["nearest_distance"] for row in table}
+    assert nearest["train"] == nearest["copies"] == 0.0
+    np.testing.assert_allclose(nearest["data"], 0.125**0.5, rtol=1e-6)
+    np.testing.assert_allclose(nearest["others"], 0.5**0.5, rtol=1e-6)
+    assert nearest["data"] < nearest["uniform"]
+
+
+@pytest.mark.parametrize("num, names", [(60, 4), (59, 3)])
+def test_held_out_images_alone_are_the_reference_where_there_are_many(
+    num, names, digits, monkeypatch
+):
+    monkeypatch.setattr(judging, "LEAST_HELD_OUT", 60)
+    monkeypatch.setattr(
+        judging, "prepare_classifier", lambda *args, **options: lambda: PIXELS
+    )
+    judge = make_judge(digits, num, 1)
+    shown = judge.nearest(judge.train[:3])
+    np.testing.assert_array_equal(quantize(shown, 17), digits.train[:3])
+    rows = judge.table({"samples": judge.train})
+    assert len(rows) == names + 1
+    assert {row["num_samples"] for row in rows} == {num // 2 if names == 4 else num}
+    if names == 4:
+        # Only the noise within the levels keeps these from their originals.
+        levels = (1 / 17) * 64**0.5
+        assert 0.9 * levels / 3**0.5 < rows[-1]["nearest_distance"] < levels

@@ -30,9 +30,11 @@ def test_a_foreign_data_set_that_is_not_there_is_left_out_and_named(tmp_path, ca
         foreign_images(jax.random.key(0), ["kmnist"], colour, data_dir=tmp_path)
 
 
-def test_the_area_under_the_curve_is_the_share_of_ordered_pairs():
+def test_the_area_under_the_curve_is_the_share_of_ordered_pairs(tmp_path):
     """Known 1, 3 and foreign 2, 4: three of the four pairs are in order."""
-    found = area_under_roc(
-        lambda x: x, np.array([1.0, 3.0]), {"x": np.array([2.0, 4.0])}
-    )
+    foreign = {"x": np.array([2.0, 4.0])}
+    found = area_under_roc(lambda x: x, np.array([1.0, 3.0]), foreign, tmp_path)
     assert found == {"auroc_x": 0.75}
+    rows = (tmp_path / "scores.csv").read_text().splitlines()
+    energies = ["held_out,1.0", "held_out,3.0", "x,2.0", "x,4.0"]
+    assert rows == ["data,energy", *energies]

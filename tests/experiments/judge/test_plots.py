@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
 from experiments.judge import plots
@@ -52,3 +53,77 @@ def test_an_image_is_drawn_as_grey_as_it_is(tmp_path):
         picture = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))
         height, width = picture.shape
         assert abs(int(picture[height // 2, width // 2]) - grey) <= 1
+
+
+def count(path, color):
+    """Number of a picture's pixels whose colour is this one, up to rounding."""
+    picture = np.asarray(Image.open(path).convert("RGB"), int)
+    return int((np.abs(picture - np.array(color)).max(-1) <= 2).sum())
+
+
+def read_color(text):
+    return [int(text[i : i + 2], 16) for i in (1, 3, 5)]
+
+
+def test_densities_share_the_scale_of_the_truth(tmp_path):
+    """A model of half the data's density has the colour of a half, and one of twice it
+    the last colour. Alone, every constant panel would have one and the same colour."""
+    ones = np.ones((4, 4))
+    panels = {"model": 0.5 * ones, "data": ones, "other": 2 * ones}
+    landscape = {"-E": np.linspace(-40, -10, 16).reshape(4, 4)}
+    path = tmp_path / "d.png"
+    plots.densities(path, panels, bounds=(0, 1), others=landscape)
+    half, last = (np.array(colormaps["magma"](x)[:3]) * 255 for x in (0.5, 1.0))
+    one_panel = count(path, half)
+    assert one_panel > 10_000
+    # Two panels, and the sixteenth of the landscape that is the highest.
+    np.testing.assert_allclose(count(path, last) / one_panel, 2 + 1 / 16, atol=0.1)
+
+
+def test_a_table_of_densities_has_one_scale_for_every_target(tmp_path):
+    """Both models have half of their target's density, which differs a hundredfold."""
+    ones, path = np.ones((4, 4)), tmp_path / "t.png"
+    rows = {
+        name: {"data": x * ones, "nce": x * ones / 2}
+        for name, x in (("ab", 1), ("cd", 100))
+    }
+    plots.density_table(path, rows, {"ab": (0, 1), "cd": (0, 1)})
+    half, last = (np.array(colormaps["magma"](x)[:3]) * 255 for x in (0.5, 1.0))
+    np.testing.assert_allclose(count(path, half) / count(path, last), 1, atol=0.05)
+
+
+def test_unknown_pixels_are_hatched_and_known_ones_are_not(tmp_path):
+    """The left half of an image is black, the right half unknown: light with lines."""
+    image, path = np.full((1, 8, 8, 1), -1.0), tmp_path / "i.png"
+    plots.image_grid(path, image, columns=1)
+    black = count(path, (0, 0, 0))
+    image[:, :, 4:] = np.nan
+    plots.image_grid(path, image, columns=1)
+    np.testing.assert_allclose(count(path, (0, 0, 0)) / black, 0.5, atol=0.02)
+    grey, lines = (count(path, (round(255 * x),) * 3) for x in (0.85, 0.45))
+    assert grey > 0.1 * black and lines > 0.01 * black
+    colours = np.repeat(image, 3, axis=-1)
+    plots.image_grid(path, colours, columns=1)
+    np.testing.assert_allclose(count(path, (0, 0, 0)) / black, 0.5, atol=0.02)
+
+
+def test_the_truth_is_drawn_black_and_models_in_the_palette(tmp_path):
+    x, path = np.linspace(0, 1, 50), tmp_path / "c.png"
+    first = read_color(plots.PALETTE[0])
+    plots.curves(path, {"": {"law": (x, x)}}, x_label="x", y_label="y", truth="law")
+    assert count(path, first) == 0
+    plots.curves(path, {"": {"law": (x, x)}}, x_label="x", y_label="y")
+    assert count(path, first) > 500
+
+
+def test_more_lines_and_bars_than_colours_are_drawn_in_all_of_them(tmp_path):
+    """Nine lines and bars have seven colours, of which two come again."""
+    x, path = np.linspace(0, 1, 50), tmp_path / "c.png"
+    lines = {f"model {i}": (x, x + i) for i in range(9)}
+    plots.curves(path, {"": lines}, x_label="x")
+    for color in plots.PALETTE:
+        assert count(path, read_color(color)) > 200
+    bars = {label: (1.0 + i, 1.0 + i, 1.0 + i) for i, label in enumerate(lines)}
+    plots.bars(path, {"cell": bars}, x_label="ratio")
+    shown = [count(path, read_color(color)) for color in plots.PALETTE]
+    assert min(shown) > 1_000

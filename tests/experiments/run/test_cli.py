@@ -4,6 +4,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 import small_experiment
@@ -403,3 +404,26 @@ def test_choices_are_swept_and_each_has_what_is_given_of_its_own(
     given = "--config.start.capacity=8"
     status, _, _ = command(f"--workdir={tmp_path}", over, given, problem=plane)
     assert status == "error: no cell of the sweep has the options ['start.capacity']"
+
+
+def test_trackers_are_told_of_every_run_of_a_command(command, tmp_path, monkeypatch):
+    """A sweep of two learning rates is two runs there; a missing package costs none."""
+    begun = []
+    fake = types.SimpleNamespace(
+        init=lambda project, name, config: begun.append((name, config)),
+        log=lambda values, step: None,
+        finish=lambda: None,
+    )
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    given = "--config.train.num_steps=1", f"--workdir={tmp_path / 'sweep'}"
+    over = "--over=learning_rate=0.01,0.02"
+    status, _, _ = command(*given, over, "--log_to=wandb")
+    assert not status
+    rates = {name: config["learning_rate"] for name, config in begun}
+    assert rates == {"learning_rate=0.01,0": 0.01, "learning_rate=0.02,0": 0.02}
+    status, _, _ = command(f"--workdir={tmp_path / 'run'}", "--log_to=mlflow")
+    assert (
+        status == "error: --log_to=mlflow needs the package mlflow: pip install mlflow"
+    )
+    assert not (tmp_path / "run").exists()

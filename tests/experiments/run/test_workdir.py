@@ -42,7 +42,7 @@ def test_two_writers_of_the_log_lose_no_line(tmp_path, monkeypatch):
     monkeypatch.setattr(workdir, "read_lines", read_and_wait)
     thread = threading.Thread(target=train)
     thread.start()
-    evaluation.write_evaluation(1, {"draw": 0.0})
+    evaluation.write_evaluation(1, {"draw": 0.0}, tmp_path)
     thread.join()
     found = [(line["kind"], line["step"]) for line in read_lines(tmp_path)]
     assert found == [("train", 1), ("eval", 1), ("train", 2)]

@@ -83,7 +83,9 @@ def test_a_ladder_of_energies_runs_stops_resumes_and_is_loaded(tmp_path):
     scalars = check_resumes(images.build, config, tmp_path)
     folder = tmp_path / "one"
     figures = folder / "figures"
-    assert names(figures) == {"samples.png", "inpainting.png", "quality.md"}
+    pictures = {"samples.png", "inpainting.png", "nearest.png"}
+    tables = {"quality.md", "scores.csv", "log_likelihoods.csv"}
+    assert names(figures) == pictures | tables
     rows = (figures / "quality.md").read_text().splitlines()[2:]
     found = [row.split("|")[1].strip() for row in rows]
     assert found == ["data", "gaussian", "uniform", "samples"]
@@ -103,7 +105,8 @@ def test_a_diffusion_runs_and_is_loaded_without_its_data(tmp_path):
     """The largest noise scale is the data's largest distance, which is recorded."""
     scalars = run(images.build, tiny("digits", network__widths=(2,)), tmp_path)
     figures = names(tmp_path / "figures")
-    assert figures == {"samples.png", "inpainting.png", "quality.md"}
+    tables = {"quality.md", "log_likelihoods.csv"}
+    assert figures == {"samples.png", "inpainting.png", "nearest.png"} | tables
     assert scalars["bits_per_dim_error"] > 0 and scalars["bits_per_dim_noise"] > 0
     # A free score is not the gradient of an energy, and it detects nothing.
     assert scalars["asymmetry_1"] > 1e-4 and "auroc_uniform" not in scalars
@@ -135,6 +138,8 @@ def test_a_loaded_model_has_the_likelihood_of_the_evaluation(tmp_path):
     ]
     bits = math.log2(data.num_levels / 2) - np.mean(nats) / (64 * math.log(2))
     np.testing.assert_allclose(scalars["bits_per_dim"], bits, rtol=1e-12)
+    rows = np.loadtxt(tmp_path / "figures" / "log_likelihoods.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(rows[:, 0], nats, rtol=1e-9)
     # And of many images at once, to rounding.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(flow_key, jnp.arange(2))
     together = jax.vmap(trained.log_prob)(x, keys)
@@ -207,7 +212,8 @@ def test_every_preset_is_locked_and_has_every_process():
     for preset in images.PRESETS:
         for process in images.PROCESSES:
             config = images.get_config(f"{preset},{process}")
-            assert (config.data.name, config.process.name) == (preset, process)
+            name = "arrays" if preset == "own" else preset.removesuffix("_small")
+            assert (config.data.name, config.process.name) == (name, process)
             with pytest.raises(AttributeError, match="Did you mean"):
                 config.train.num_step = 5
 

@@ -28,7 +28,7 @@ def normal_score(params, x, noise_scale):
 
 
 @pytest.mark.parametrize("name", DIFFUSIONS)
-def test_bits_of_a_known_density_are_right(name):
+def test_bits_of_a_known_density_are_right(name, tmp_path):
     """The data have two levels and are uniform on [-1, 1]; the model is N(0, 1/3) in
     every pixel. A level is 1 wide, which adds no bits, and the cross-entropy in bits is
     log2(2 pi / 3) / 2 + 1 / (2 log 2). Pixels in the middle of their level would have a
@@ -46,7 +46,11 @@ def test_bits_of_a_known_density_are_right(name):
     )
     params = {"mean": jnp.float32(0.0), "variance": jnp.float32(1 / 3)}
     measure = measures.likelihood(config.evaluation, log_prob, data)
-    scalars = measure(params, jax.random.key(0), None)
+    scalars = measure(params, jax.random.key(0), tmp_path)
+    rows = np.loadtxt(tmp_path / "log_likelihoods.csv", delimiter=",", skiprows=1)
+    np.testing.assert_allclose(rows[:, 1].mean(), scalars["bits_per_dim"], rtol=1e-6)
+    # A level is 1 wide, so that bits and nats differ by their unit and sign alone.
+    np.testing.assert_allclose(rows[:, 0], -64 * math.log(2) * rows[:, 1], rtol=1e-6)
     expected = 0.5 * math.log2(2 * math.pi / 3) + 0.5 / math.log(2)
     error = 5 * scalars["bits_per_dim_error"]
     # The variance-exploding diffusion starts from noise of variance 0.02^2.
@@ -127,7 +131,7 @@ def test_inpainting_asks_for_scores_where_the_known_has_its_level_s_noise(tmp_pa
     assert np.isfinite(scalars["inpainting_mse"])
 
 
-def test_energies_tell_what_is_further_from_the_data_s_mean():
+def test_energies_tell_what_is_further_from_the_data_s_mean(tmp_path):
     """The energy is |x|^2 / 2. Uniform noise is farther from grey than grey images are,
     and draws from a normal law with the data's moments are as far as the images."""
     config = images.get_config("digits,ladder").unlock()
@@ -143,17 +147,17 @@ def test_energies_tell_what_is_further_from_the_data_s_mean():
 
     detection = functools.partial(measures.detection, config, energy)
     measure = detection(judge, jax.random.key(0))
-    found = measure(jnp.float32(1.0), jax.random.key(1), None)
+    found = measure(jnp.float32(1.0), jax.random.key(1), tmp_path)
     assert found["auroc_uniform"] > 0.999
     # The means of the sums of 64 squares agree, so the area is a half, except for the
     # skews and the fit of the law to 400 images.
     np.testing.assert_allclose(found["auroc_gaussian"], 0.5, atol=0.1)
-    opposite = measure(jnp.float32(-1.0), jax.random.key(1), None)
+    opposite = measure(jnp.float32(-1.0), jax.random.key(1), tmp_path)
     assert opposite["auroc_uniform"] < 0.001
     # The images are compared with the held-out ones, not with those trained on.
     white = judge._replace(train=np.ones_like(judge.train))
     measure = detection(white, jax.random.key(0))
-    found = measure(jnp.float32(1.0), jax.random.key(1), None)
+    found = measure(jnp.float32(1.0), jax.random.key(1), tmp_path)
     assert found["auroc_uniform"] > 0.999
 
 

@@ -105,7 +105,7 @@ def names(folder):
 def test_digits_are_evaluated_with_all_figures_and_loaded(tmp_path):
     scalars = run(images.build, tiny("digits"), tmp_path)
     figures = tmp_path / "figures"
-    assert names(figures) == FIGURES | {"quality.md"}
+    assert names(figures) == FIGURES | {"quality.md", "nearest.png", "scores.csv"}
     for path in figures.glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
     table = (figures / "quality.md").read_text().splitlines()
@@ -160,18 +160,6 @@ def test_images_without_labels_are_trained_on_from_arrays_without_tfds(tmp_path)
         assert found["samples"].shape == (16, 16, 16, 3)
 
 
-@pytest.mark.quick
-def test_a_classifier_of_images_without_labels_is_refused_before_training(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), np.uint8)
-    for split in ("train", "test"):
-        np.savez(image_files.npz_path("celeb_a", split, tmp_path, 16), images=pixels)
-    config = tiny("celeb_a", tmp_path, data__size=16, evaluation__classifier_steps=2)
-    images.build(config, make_keys(0))  # it has no samples to judge
-    config = with_options(config, {"evaluation.num_samples": 20})
-    with pytest.raises(ValueError, match="evaluation.classifier_steps must be 0 for"):
-        images.build(config, make_keys(0))
-
-
 def compute_loss(experiment):
     """The shape of the loss of the energy on the first batch, traced and not run."""
     objective = experiment.players["energy"].objective
@@ -193,7 +181,7 @@ def test_a_preset_on_images_has_an_energy_of_them(preset, data_dir):
 
 
 def test_presets_are_those_that_are_tested():
-    assert set(images.PRESETS) == {"digits", *IMAGES}
+    assert set(images.PRESETS) == {"digits", "own", *IMAGES}
 
 
 @pytest.mark.slow

@@ -50,7 +50,8 @@ def load(workdir, *, step: int | None = None, ema: bool | None = None):
 
     Args:
       workdir: Folder of a run of any problem: a local one, or a URL such as
-        `gs://bucket/run`.
+        `gs://bucket/run`. A file of `experiments.models`, or the name of one that comes
+        with the code, such as "digits/score_based", is a run of one step.
       step: Step of the checkpoint; the newest readable one by default.
       ema: Whether the parameters are their moving average. By default they are where
         the run keeps an average, as in its own evaluation.
@@ -66,8 +67,11 @@ def load(workdir, *, step: int | None = None, ema: bool | None = None):
         or the problem has no `load`.
       RuntimeError: If there are checkpoints and none can be read.
     """
+    from experiments import models
     from experiments.run.remote import fetched, to_path
 
+    if path := models.find(workdir):
+        return _load_file(path, step, ema)
     with fetched(to_path(workdir)) as folder:
         return _load(folder, step, ema)
 
@@ -79,31 +83,50 @@ def _load(workdir: pathlib.Path, step: int | None, ema: bool | None):
     if ema is None:
         ema = bool(read_config(workdir).ema_decay)
     record = read_run(workdir)
-    problem = _import(record["problem"])
-    if not hasattr(problem, "load"):
-        raise ValueError(
-            f"{record['problem']}, which {workdir} is a run of, has no load"
-        )
+    load_problem = _find_load(record["problem"], workdir)
     config, params, model_state = load_run(workdir, step=step, ema=ema)
     facts = record["facts"]
     if (workdir / "fitted.npz").is_file():  # arrays that the last evaluation fitted
         facts = facts | {"fitted": _read_arrays(workdir / "fitted.npz")}
-    trained = problem.load(config, facts, params, model_state)
+    return _checked(load_problem(config, facts, params, model_state))
+
+
+def _load_file(path: pathlib.Path, step: int | None, ema: bool | None):
+    import jax
+    import jax.numpy as jnp
+
+    from experiments import models
+
+    model = models.read(path)
+    for name, wanted in (("step", step), ("ema", ema)):
+        if wanted not in (None, model.record[name]):
+            raise ValueError(f"{path} has {name} {model.record[name]}, got {wanted}")
+    found = jax.tree.map(jnp.asarray, (model.params, model.model_state))
+    load_problem = _find_load(model.problem, path)
+    return _checked(load_problem(model.config, model.facts, *found))
+
+
+def _find_load(problem: str, source: pathlib.Path):
+    """Returns the function of a problem that makes a trained model."""
+    module = _import(problem)
+    if not hasattr(module, "load"):
+        raise ValueError(f"{problem}, which {source} is a run of, has no load")
+    return module.load
+
+
+def _checked(trained):
+    """Makes `sample(key, num)` refuse a wrong key or number by its name."""
+    from ebmjax.checks import check_count, check_key
+
     if trained.sample is None:
         return trained
-    return trained._replace(sample=_checked(trained.sample))
-
-
-def _checked(sample):
-    """Returns `sample(key, num)`, which refuses a wrong key or number by its name."""
-    from ebmjax.checks import check_count, check_key
 
     def checked(key, num):
         check_key(key)
         check_count("num", num, 1)
-        return sample(key, num)
+        return trained.sample(key, num)
 
-    return checked
+    return trained._replace(sample=checked)
 
 
 def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -25,11 +25,12 @@ from absl import logging
 from ebmjax.checks import check_count
 from experiments import load
 from experiments.data import quantize
+from experiments.models import read_facts
 from experiments.run.cache import keep_programs
 from experiments.run.errors import CommandError, sentence_of
 from experiments.run.files import replacing
 from experiments.run.remote import AnyPath, to_path
-from experiments.run.workdir import read_facts, save_arrays, save_columns
+from experiments.run.workdir import save_arrays, save_columns
 
 ENDS = (".npz", ".npy", ".csv", "")
 
@@ -69,7 +70,7 @@ def sample(workdir: str, num: int, out: str, seed: int = 0, step: int | None = N
             f"{workdir} has no sampler: its model is an energy alone, which a chain of"
             " ebmjax.samplers draws from"
         )
-    facts, key = read_facts(to_path(workdir)), jax.random.key(seed)
+    facts, key = read_facts(workdir), jax.random.key(seed)
     shape = facts.get("event_shape") or facts.get("image_shape")
     if shape is not None:  # else it is known from the draws alone
         check_shape(end, tuple(shape))

@@ -12,8 +12,8 @@ and the score of one scale, which `--noise_scale` gives.
 A table must have the columns that the model was trained on, by name and in any order;
 others are left out. If the run records no names, the table has numbers alone, in the
 units of training. It may also be a `.npy`, `.parquet`, `.feather` or `.arrow` file.
-Images are `[n, height, width]` or `[n, height, width, channels]` in a `.npy` file, or in
-an `.npz` file as `images`: whole numbers, which are the levels of pixels, or numbers in
+Images are `[n, height, width]` or `[n, height, width, channels]` in a `.npy` file, or
+`images` in an `.npz` file: whole numbers, which are the levels of pixels, or numbers in
 [-1, 1]. The array `samples` of an `.npz` file is taken as models draw it, where pixels
 may be outside of that range.
 """
@@ -34,11 +34,12 @@ from experiments import load
 from experiments.data import in_chunks
 from experiments.data.anomalies import is_lost_in_float32
 from experiments.data.own_tables import NUM_DRAWS, Encoding, read_frame, read_numbers
+from experiments.models import read_facts
 from experiments.run.cache import keep_programs
 from experiments.run.errors import CommandError, sentence_of
 from experiments.run.experiment import Trained
 from experiments.run.remote import to_path
-from experiments.run.workdir import read_facts, save_columns, say
+from experiments.run.workdir import save_columns, say
 
 SCORES = ("energy", "log_prob", "score_norm")
 DIGIT_LEVELS = 17  # of a pixel of the embedded digits; images of files have 256
@@ -83,7 +84,7 @@ def score(
     path = to_path(out or str(pathlib.Path(csv or images).with_suffix(".scores.csv")))
     if not path.name.endswith(".csv"):
         raise ValueError(f"--out must end with .csv, got {out!r}")
-    facts = read_facts(to_path(workdir))
+    facts = read_facts(workdir)
     trained = load(workdir, step=step)
     if csv:
         draws = read_csv(csv, facts)

@@ -37,7 +37,8 @@ def foreign_images(
     Args:
       key: Key of noise and dequantisation.
       names: "uniform" (pixels on [-1, 1]), "gaussian" (a full-covariance normal fitted
-        to `train`, clipped), or data sets of `_data`, whose test split is taken.
+        to `train`, clipped), or data sets of `_data`, whose test split is taken, or
+        the split after a colon, as in "omniglot:small1".
       train: `[n, height, width, channels]` in [-1, 1].
       data_dir: Folder of the data sets.
       download: Whether they may be fetched.
@@ -58,9 +59,14 @@ def foreign_images(
         elif name == "gaussian":
             found[name] = gaussian_draws(name_key, train, NUM_NOISE).clip(-1, 1)
         else:
+            data_set, _, split = name.partition(":")
             try:
                 pixels, _ = read_split(
-                    name, "test", data_dir=data_dir, size=shape[0], download=download
+                    data_set,
+                    split or "test",
+                    data_dir=data_dir,
+                    size=shape[0],
+                    download=download,
                 )
             except (FileNotFoundError, ImportError) as error:
                 # An extra of the evaluation; the run does not depend on it.
@@ -92,7 +98,7 @@ def check_names(names: Sequence[str]) -> None:
     from experiments.data import images
 
     known = ("uniform", "gaussian", *images.SOURCES)
-    if unknown := sorted(set(names) - set(known)):
+    if unknown := sorted({name.partition(":")[0] for name in names} - set(known)):
         raise ValueError(
             f"evaluation.out_of_distribution must be of {known}, got {unknown}"
         )

@@ -1,0 +1,117 @@
+"""Trained models of one data set are compared by one judge."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments import compare as comparing
+from experiments.data import load_images
+from experiments.judge import judge as judging
+from experiments.judge.classifier import Classifier
+from experiments.run.experiment import Trained
+
+MEANS = Classifier(
+    features=lambda x: (
+        np.asarray(x, np.float64).mean((1, 2))
+        + [[0.0, 1e-3 * np.sin(i)] for i in range(len(x))]
+    ),
+    log_probs=lambda x: np.log([[0.92, 0.08], [0.3, 0.7]])[
+        (np.asarray(x).mean((1, 2, 3)) > 0).astype(int)
+    ],
+)
+
+
+def make(value, *, name="digits", **functions):
+    """A model whose samples are all of one grey."""
+    return Trained(
+        ConfigDict({"data": {"name": name, "batch_size": 8, "num_examples": 0}}),
+        {"energy": {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}},
+        {},
+        {},
+        sample=lambda key, num: jnp.full((num, 8, 8, 1), value),
+        **functions,
+    )
+
+
+@pytest.fixture
+def loaded(monkeypatch):
+    models = {
+        "runs/dark": make(-1.0, energy_fn=lambda x: x.sum()),
+        "runs/bright": make(
+            0.5,
+            log_prob=lambda x, key: 0.0,
+            # The score of data that are all 0: the noise is known exactly from them.
+            score_fn=lambda x, scale: -x / scale**2,
+        ),
+        "other/dark": make(-1.0, name="mnist", energy_fn=lambda x: x.sum()),
+        "runs/silent": make(0.0)._replace(sample=None),
+    }
+    monkeypatch.setattr(comparing, "load", models.__getitem__)
+    monkeypatch.setattr(
+        judging, "prepare_classifier", lambda *args, **options: lambda: MEANS
+    )
+    return models
+
+
+@pytest.mark.quick
+def test_samples_and_scores_of_two_models_are_tabulated(loaded, tmp_path, monkeypatch):
+    white, black = np.ones((9, 8, 8, 1)), -np.ones((9, 8, 8, 1))
+    monkeypatch.setattr(
+        comparing, "foreign_images", lambda *a, **k: {"white": white, "black": black}
+    )
+    quality, detection = comparing.compare(
+        ["runs/dark", "runs/bright"], tmp_path / "out", num=40, num_foreign=20
+    )
+    table = {row["name"]: row for row in quality}
+    assert list(table) == ["data", "gaussian", "uniform", "runs/dark", "runs/bright"]
+    assert table["gaussian"]["percent_of_gaussian"] == 100
+    assert {row["num_samples"] for row in quality} == {40}
+    # Grey of -1 and of 0.5 is of the first and of the second class.
+    for name, sure in (("runs/dark", 1.0), ("runs/bright", 0.0)):
+        assert table[name]["confident_share"] == sure
+        assert (table[name]["rarest_class"], table[name]["commonest_class"]) == (0, 1)
+        assert table[name]["parameters"] == 7
+        assert table[name]["seconds_for_1000"] > 0
+    assert table["data"]["parameters"] == "-"
+    dark, bright = detection
+    assert (dark["score"], bright["score"]) == ("energy", "denoising error")
+    # The sum of the pixels is the highest for white, and the lowest for black.
+    assert dark["white"] == 1.0 and dark["black"] == 0.0
+    digits = load_images("digits")
+    levels = digits.held_out[:20] * (2 / 17) - 1 + 1 / 17
+    assert abs(dark["flipped"] - 0.5) < 0.02 and levels.shape == (20, 8, 8, 1)
+    # |scale * (-(x + scale n) / scale^2) + n|^2 = |x|^2 / scale^2: white and black are
+    # of the largest norm that there is.
+    assert bright["white"] == bright["black"] == 1.0
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"quality.md", "detection.md", "samples.png"}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "names, message",
+    [
+        (["runs/dark", "runs/dark"], r"different models, got \['runs/dark', 'runs/da"),
+        (["runs/dark", "other/dark"], "one data set, got .*'other/dark': 'mnist'"),
+        (["runs/silent"], r"a sampler, which \['runs/silent'\] have not"),
+        ([], r"one or more different models, got \[\]"),
+    ],
+)
+def test_models_that_do_not_compare_are_refused(loaded, names, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        comparing.compare(names, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_draws_so_many_samples_in_parts():
+    given = []
+
+    def sample(key, num):
+        given.append((jax.random.key_data(key).tolist(), num))
+        return jnp.zeros((num, 2))
+
+    drawn = comparing.draw(make(0.0)._replace(sample=sample), jax.random.key(0), 1_200)
+    assert len(drawn) == 1_200 and [num for _, num in given] == [500, 500, 200]
+    assert len({tuple(key) for key, _ in given}) == 3

@@ -143,7 +143,11 @@ def counter(*arguments):
     return ours(counter_prng.IMPL, *arguments)
 
 
-OURS = {"ebmjax": counter, "ebmjax threefry": functools.partial(ours, "threefry2x32")}
+threefry = functools.partial(ours, "threefry2x32")
+DEFAULT = "ebmjax default"
+OURS = {"ebmjax": counter, "ebmjax threefry": threefry, DEFAULT: threefry}
+"""Our contenders. The first two have a device for each core, and the last has nothing
+set: one device, whose threads are as many as cores."""
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:
@@ -164,6 +168,8 @@ def wanted(name: str) -> Mapping[str, str]:
     from experiments.throughput import peers
     from experiments.throughput.workload import DEVICE_A_CORE
 
+    if name == DEFAULT:
+        return {}
     return DEVICE_A_CORE if name in OURS else peers.load(name).ENVIRONMENT
 
 

@@ -15,6 +15,7 @@ from experiments.throughput.contest import PLAIN, Contest, cells
 from experiments.throughput.samplers import SAMPLERS, WORKLOADS
 from experiments.throughput.tables import table
 from experiments.throughput.verify import verify
+from experiments.throughput.workload import DEVICES
 
 
 def test_every_preset_has_cells_of_every_workload_and_sampler():
@@ -354,3 +355,11 @@ def test_a_process_that_fails_says_what_and_why():
     contender.process.wait()
     with pytest.raises(RuntimeError, match="ended, with exit status -9, when asked to"):
         contender.ask("run", seed=0)
+
+
+@pytest.mark.quick
+def test_the_default_has_nothing_set_and_the_others_a_device_for_each_core():
+    assert process.wanted(process.DEFAULT) == {}
+    for name in ("ebmjax", "ebmjax threefry"):
+        assert list(process.wanted(name)) == ["XLA_FLAGS"]
+        assert DEVICES in process.wanted(name)["XLA_FLAGS"]

@@ -24,7 +24,17 @@ from experiments.run.remote import fetched, to_path
 from experiments.run.workdir import read_facts as read_facts_of_run
 from experiments.run.workdir import read_lines, read_run, save_arrays
 
-__all__ = ["FOLDER", "Model", "find", "names", "read", "read_facts", "write"]
+__all__ = [
+    "FOLDER",
+    "Model",
+    "find",
+    "flatten",
+    "names",
+    "read",
+    "read_facts",
+    "unflatten",
+    "write",
+]
 
 FOLDER = pathlib.Path(__file__).parent
 
@@ -126,7 +136,7 @@ def write(
             with np.load(folder / FITTED) as found:
                 facts = {"fitted": dict(found)}
     tree = {"params": params, "model_state": model_state, "facts": facts}
-    arrays = _flatten(jax.device_get(tree))
+    arrays = flatten(jax.device_get(tree))
     kept = ("command", "commit", "device", "versions")
     record = {
         "version": VERSION,
@@ -175,7 +185,7 @@ def read(path: str | os.PathLike) -> Model:
     digests = {name: digest(array) for name, array in arrays.items()}
     if not is_signed or record["digests"] != digests:
         raise ValueError(f"{path} is damaged: it has changed since it was written")
-    tree = _unflatten(arrays)
+    tree = unflatten(arrays)
     return Model(
         problem=record.pop("problem"),
         config=ConfigDict(record.pop("config")).lock(),
@@ -186,7 +196,7 @@ def read(path: str | os.PathLike) -> Model:
     )
 
 
-def _flatten(tree: Any, path: str = "") -> dict[str, np.ndarray]:
+def flatten(tree: Any, path: str = "") -> dict[str, np.ndarray]:
     """Returns the arrays by their paths; the items of a list have numbers in brackets.
 
     An empty dict has no arrays, and is not restored.
@@ -199,11 +209,12 @@ def _flatten(tree: Any, path: str = "") -> dict[str, np.ndarray]:
         return {path: np.asarray(tree)}
     found: dict[str, np.ndarray] = {}
     for name, item in tree.items():
-        found |= _flatten(item, f"{path}/{name}" if path else name)
+        found |= flatten(item, f"{path}/{name}" if path else name)
     return found
 
 
-def _unflatten(arrays: Mapping[str, np.ndarray]) -> Any:
+def unflatten(arrays: Mapping[str, np.ndarray]) -> Any:
+    """Returns the nested dicts and lists of arrays of which `flatten` made the paths."""
     nested: dict[str, Any] = {}
     for path, array in arrays.items():
         *parents, name = path.split("/")

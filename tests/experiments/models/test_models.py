@@ -102,15 +102,15 @@ def test_another_version_and_other_arrays_are_refused(file, tmp_path):
 
 def test_lists_and_names_with_brackets_come_back():
     tree = {"a": [{"b": np.ones(2)}, {"b": np.zeros(1)}], "c": {"d": np.arange(3)}}
-    found = models._unflatten(models._flatten(tree))
+    found = models.unflatten(models.flatten(tree))
     assert jax.tree.structure(found) == jax.tree.structure(tree)
     for x, y in zip(*map(jax.tree.leaves, (found, tree)), strict=True):
         np.testing.assert_array_equal(x, y)
     with pytest.raises(ValueError, match="a/b must be an array, got str"):
-        models._flatten({"a": {"b": "text"}})
+        models.flatten({"a": {"b": "text"}})
     names = [f"x{index}" for index in range(12)]
     many = {"list": [{name: np.full(1, i)} for i, name in enumerate(names)]}
-    found = models._unflatten(models._flatten(many))["list"]
+    found = models.unflatten(models.flatten(many))["list"]
     assert [int(item[name][0]) for item, name in zip(found, names)] == [*range(12)]
 
 

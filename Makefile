@@ -70,8 +70,8 @@ $(VENV)/dev: requirements-dev.txt requirements.txt pyproject.toml $(VENV)/create
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@ $(VENV)/runtime
 
-$(VENV)/docs: pyproject.toml $(VENV)/created
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[docs]"
+$(VENV)/docs: requirements-docs.txt pyproject.toml $(VENV)/created
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt
 	touch $@
 
 # XLA's compiler for TPUs, by which tests compile for them: none is needed.

@@ -3,10 +3,10 @@
     python docs/build.py
 
 The pages are copied to build/docs with the results and CONTRIBUTING.md, which they link
-to. The notebooks of docs/learn are executed and become pages, and a page of reference is
-added for every module of the library. Zensical builds all of it by mkdocs.yml. The build fails on a warning, on a link or an image that leads
-nowhere, on a script or a style from another host, and on a public name that the site's
-inventory lacks.
+to. The notebooks of docs/learn are executed and become pages, and a page of reference
+is added for every module of the library. Zensical builds all of it by mkdocs.yml. The
+build fails on a warning, on a link or an image that leads nowhere, on a script or a
+style from another host, and on a public name that the site's inventory lacks.
 """
 
 import hashlib
@@ -86,12 +86,16 @@ def execute(notebook: pathlib.Path) -> pathlib.Path:
 
         print(f"executing {notebook.relative_to(ROOT)}", flush=True)
         runs = nbconvert.preprocessors.ExecutePreprocessor(timeout=1200)
-        content, _ = runs.preprocess(jupytext.read(notebook), {})
+        content = jupytext.read(notebook)
+        for cell in content.cells:
+            if cell.cell_type == "markdown":
+                cell.source = relink(cell.source, notebook)
+        content, _ = runs.preprocess(content, {})
         files = {"unique_key": notebook.stem, "output_files_dir": notebook.stem}
         text, found = nbconvert.MarkdownExporter().from_notebook_node(content, files)
         unfinished = pathlib.Path(f"{folder}.unfinished")
         (unfinished / notebook.stem).mkdir(parents=True, exist_ok=True)
-        (unfinished / f"{notebook.stem}.md").write_text(relink(text, notebook))
+        (unfinished / f"{notebook.stem}.md").write_text(text)
         for name, data in found["outputs"].items():
             (unfinished / name).write_bytes(data)
         unfinished.rename(folder)
@@ -195,6 +199,7 @@ def inventory(path: pathlib.Path) -> set[str]:
 def main() -> None:
     sys.path.insert(0, str(ROOT))
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ["PYTHONPATH"] = str(ROOT)  # notebooks import this checkout
     stage()
     for notebook in sorted((ROOT / "docs" / "learn").glob("*.py")):
         shutil.copytree(execute(notebook), STAGE / "learn", dirs_exist_ok=True)

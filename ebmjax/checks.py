@@ -209,6 +209,8 @@ def check_positions(key: Key, x: Any, name: str = "x") -> Any:
     Every array must be floating-point `[chains, ...]` with at least one chain, as many
     as the others, and `key` must be a typed key. Messages call the tree `name`.
     """
+    if hasattr(x, "shape"):
+        return check_chains(key, x, name)
     tree = check_tree(name, x, "[chains, *event]")
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     for path, leaf in leaves:

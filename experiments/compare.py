@@ -2,9 +2,10 @@ r"""Compares trained models of images by one judge: samples, and foreign images.
 
     python -m experiments.compare --models=runs/a,runs/b --data_dir=DIR --out=runs/both
 
-The models are whatever `experiments.load` takes, all of one data set. Every model draws
-`--num` samples, which are compared with held-out images by the classifier of
-`experiments.judge`. The folder gets `quality.md` and `samples.png`.
+The models are whatever `experiments.load` takes, all of one data set. The samples of a
+run's last evaluation are used if they are `--num` or more, and are drawn otherwise.
+They are compared with held-out images by the classifier of `experiments.judge`. The
+folder gets `quality.md` and `samples.png`.
 
 `detection.md` says how often a foreign image has a higher score than a held-out one.
 The score is the energy. A score-based model that has none is judged by its error as a
@@ -92,15 +93,18 @@ def compare(
     judge = make_judge(data, NUM_EXAMPLES, CLASSIFIER_STEPS)
     key = jax.random.key(0)
     samples, seconds = {}, {}
-    for title, trained in models.items():
+    for title, model in zip(titles, names):
         begin = time.monotonic()
-        samples[title] = np.asarray(draw(trained, key, num)).clip(-1, 1)
-        seconds[title] = time.monotonic() - begin
+        found = find_samples(model, num)
+        if found is None:
+            found = draw(models[title], key, num)
+            seconds[title] = (time.monotonic() - begin) * 1_000 / num
+        samples[title] = np.asarray(found).clip(-1, 1)
     quality = measure_quality(judge, samples)
     for row in quality:
         if row["name"] in models:
             row["parameters"] = count_parameters(models[row["name"]])
-            row["seconds_for_1000"] = seconds[row["name"]] * 1_000 / num
+            row["seconds_for_1000"] = seconds.get(row["name"], "-")
     detection = measure_detection(models, judge, key, name, num_foreign, data_dir)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "quality.md", format_table(quality))
@@ -109,6 +113,16 @@ def compare(
     shown["held-out images"] = judge.held_out[:20]
     plots.image_panels(out / "samples.png", shown, columns=20)
     return quality, detection
+
+
+def find_samples(name: str, num: int) -> np.ndarray | None:
+    """Returns the first `num` samples of a run's last evaluation, if it has so many."""
+    path = pathlib.Path(name) / "samples.npz"
+    if not path.is_file():
+        return None
+    with np.load(path) as found:
+        samples = found["samples"]
+    return samples[:num] if len(samples) >= num else None
 
 
 def draw(trained: Trained, key: Key, num: int) -> np.ndarray:

@@ -33,7 +33,8 @@ from absl import logging
 from experiments import load
 from experiments.data import in_chunks
 from experiments.data.anomalies import is_lost_in_float32
-from experiments.data.own_tables import NUM_DRAWS, Encoding, read_frame, read_numbers
+from experiments.data.frames import read_frame, read_numbers
+from experiments.data.own_tables import NUM_DRAWS, Encoding
 from experiments.models import read_facts
 from experiments.run.cache import keep_programs
 from experiments.run.errors import CommandError, sentence_of

@@ -5,6 +5,7 @@ test_networks.py.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ class SamplerCase(NamedTuple):
     num_start_gradients: int = 1
     num_gradients: int = 1  # a move
     num_traces: int = 2  # of the energy: in init, and in step
+    is_key_checked: bool = True  # by JAX, which also refuses a choice between keys
 
 
 def _normal(event_shape):
@@ -38,6 +40,19 @@ def _exchange(event_shape):
         lambda temperature: samplers.mala(step_size=0.9, temperature=temperature),
         temperatures=(1.0, 2.0),
         swap_every=2,
+    )
+
+
+def _blackjax(name, **options):
+    import blackjax
+
+    return samplers.from_blackjax(getattr(blackjax, name), **options)
+
+
+def _nuts(event_shape):
+    mass = jnp.ones(max(1, math.prod(event_shape)))
+    return _blackjax(
+        "nuts", step_size=0.9, inverse_mass_matrix=mass, max_num_doublings=3
     )
 
 
@@ -67,10 +82,14 @@ SAMPLERS = {
         num_gradients=0,
     ),
     "replica_exchange": SamplerCase(_exchange, num_gradients=2),
+    "from_blackjax": SamplerCase(_nuts, num_gradients=None, is_key_checked=False),
+    "from_blackjax, barker": SamplerCase(
+        lambda shape: _blackjax("barker", step_size=0.9)
+    ),
 }
 
 NOT_SAMPLERS = {"sample_chain", "sample_chains", "sample_annealed", "adapt"}
-NOT_SAMPLERS |= {"chain_generator", "invert_chain"}
+NOT_SAMPLERS |= {"chain_generator", "invert_chain", "to_arviz"}
 NOT_SAMPLERS |= {"sample_diffusion", "probability_flow", "noise_ladder"}
 NOT_SAMPLERS |= {"largest_distance", "noise_overlap", "relative_step_size"}
 NOT_SAMPLERS |= {"coupled_chains", "coupled_gibbs_chains", "unbiased_weights"}

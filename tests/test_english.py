@@ -1,4 +1,4 @@
-"""Docstrings are English that people and documentation tools read alike.
+"""Docstrings and pages are English that people and documentation tools read alike.
 
 The rules are in CONTRIBUTING.md. These are the ones that a program can check.
 """
@@ -20,6 +20,32 @@ OPENINGS = ("Of", "What", "Whether", "How", "Who", "Whose", "Where", "But for")
 OPENING = re.compile(rf"({'|'.join(OPENINGS)})\b")
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises):$")
 ENTRY = re.compile(r"(?P<name>[\w*, ]+?)(?: \([^)]*\))?: +(?P<text>.*)")
+
+
+PLAIN = {
+    r"(?<![\w.])\.\d": "write a zero before the point",
+    r"(?i)\bin place of\b": 'write "instead of"',
+    r"(?i)\bbeside\b": 'write "with", "next to" or "also"',
+    r"(?i)\bbut for\b": 'write "except"',
+    r"(?i)\bnobody\b": "say who",
+    r"(?i)\b(bits|cents|nats) a (dimension|pixel)\b": 'write "per"',
+}
+"""Pattern -> what to write. Patterns are not looked for in code."""
+
+
+def words(text):
+    """Returns a text without code, addresses and links' targets."""
+    text = "".join(text.split("```")[::2])
+    return re.sub(r"`[^`]*`|https?://\S+|\]\([^)]*\)|\$[^$]*\$", "", text)
+
+
+def awkward(text):
+    """Yields the words of a text that the rules replace, and what to write."""
+    text = words(text)
+    for pattern, advice in PLAIN.items():
+        for match in re.finditer(pattern, text):
+            around = text[max(0, match.start() - 30) : match.end() + 20]
+            yield f"{advice} in {' '.join(around.split())!r}"
 
 
 def docstrings(text):
@@ -105,6 +131,76 @@ def test_docstrings_follow_the_rules(package):
         for path in FILES
         if path.is_relative_to(ROOT / package)
         for line, doc in docstrings(path.read_text())
-        for fault in faults(doc)
+        for fault in (*faults(doc), *awkward(doc))
     ]
     assert not found, "\n".join(found)
+
+
+def nouns(text):
+    """Yields functions of a file whose documentation begins with an article and a noun.
+
+    A property is a noun, and a function says what it does: "Returns the score."
+    """
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            is_property = any("property" in ast.unparse(x) for x in node.decorator_list)
+            doc = ast.get_docstring(node) or ""
+            if re.match(r"(The|A|An)\b", doc) and not is_property:
+                yield f"{node.lineno}: {node.name}: {doc.splitlines()[0]}"
+
+
+@pytest.mark.quick
+def test_functions_say_what_they_do():
+    bad = 'def f():\n    """The score."""\n'
+    assert list(nouns(bad)) == ["1: f: The score."]
+    assert not list(nouns(f"class X:\n  @property\n  {bad}".replace("\n  ", "\n    ")))
+    found = [
+        f"{path.relative_to(ROOT)}:{noun}"
+        for path in FILES
+        for noun in nouns(path.read_text())
+    ]
+    assert not found, "\n".join(found)
+
+
+def comments(text):
+    """Returns the Markdown cells of a notebook that is stored as text."""
+    cells = re.split(r"^# %%", text, flags=re.MULTILINE)
+    return "\n".join(cell for cell in cells if cell.startswith(" [markdown]"))
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "path",
+    [
+        path.relative_to(ROOT)
+        for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.*")))
+        if path.suffix == ".md" or path.parent.name == "learn"
+    ],
+    ids=str,
+)
+def test_pages_follow_the_rules(path):
+    text = (ROOT / path).read_text()
+    text = comments(text) if path.suffix == ".py" else text
+    found = list(awkward(text))
+    found += [
+        f"a sentence begins with {match[1]!r}: {match[0]!r}"
+        for match in re.finditer(
+            r"(?:^|(?<=[.] ))(Of|What|Whether|But for)\b[^.]{0,40}", words(text), re.M
+        )
+    ]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("A step of 0.5, version 1.2.3 and `x.5`.", []),
+        ("A step of .5.", ["write a zero before the point"]),
+        ("One in place of two.", ['write "instead of"']),
+        ("All but for one.", ['write "except"']),
+        ("3 bits a dimension.", ['write "per"']),
+    ],
+)
+def test_an_awkward_word_is_found(text, expected):
+    assert [found.partition(" in '")[0] for found in awkward(text)] == expected

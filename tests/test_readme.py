@@ -170,6 +170,8 @@ WITHOUT_CONFIG = (
     "experiments.data.images",
     "experiments.gpu",
     "experiments.run.record",
+    "experiments.sample",
+    "experiments.score",
 )
 
 

@@ -40,7 +40,7 @@ grid = jnp.stack(jnp.meshgrid(axis, axis, indexing="ij"), -1)
 
 
 def show(energies_by_name):
-    """Shows the density of each energy on one square, beside the true one."""
+    """Shows the density of each energy on one square, next to the true one."""
     panels = {"truth": target.energy_fn} | energies_by_name
     figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.8))
     for panel, (name, energy_fn) in zip(axes, panels.items(), strict=True):
@@ -62,8 +62,8 @@ def divergence(energy_fn):
 # %% [markdown]
 # ## The loss of chains
 #
-# `contrastive_divergence` returns an objective whose gradient is the one above. The network,
-# the sampler and the optimizer are the same in all three runs.
+# `contrastive_divergence` returns an objective whose gradient is the one above. The
+# network, the sampler and the optimizer are the same in all three runs.
 
 # %%
 network = networks.mlp_energy((2,), widths=(64, 64, 64), negative_slope=0.05)
@@ -120,9 +120,9 @@ plt.show()
 # %% [markdown]
 # ## The densities
 #
-# Compare the densities instead. Contrastive divergence and persistent chains come near the
-# truth. The short-run model is further away: its chains need more than 5 moves to forget
-# the noise, and the energy makes up for that.
+# Compare the densities instead. Contrastive divergence and persistent chains come near
+# the truth. The short-run model is further away: its chains need more than 5 moves to
+# forget the noise, and the energy makes up for that.
 
 # %%
 show(models)
@@ -158,5 +158,5 @@ plt.show()
 # - Start at data for a cheap update, and keep the chains (PCD) for a better density.
 # - Use a short-run model with the chain it was trained with.
 #
-# [The tutorial's methods](../papers/tutorial.md) compares these with 18 other methods, and
-# [Diagnose a failing run](../howto/diagnose.md) lists what can go wrong.
+# [The tutorial's methods](../papers/tutorial.md) compares these with 18 other methods,
+# and [Diagnose a failing run](../howto/diagnose.md) lists what can go wrong.

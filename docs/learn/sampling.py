@@ -2,11 +2,11 @@
 # # Sample your own energy, with diagnostics
 #
 # You have an energy, a function of one example, and want draws of the density
-# `exp(-energy) / Z`. This page draws them with four samplers. It shows how a bias looks,
-# how diagnostics detect chains that do not mix, and how to estimate `log Z`.
+# `exp(-energy) / Z`. This page draws them with four samplers. It shows how a bias
+# looks, how diagnostics detect chains that do not mix, and how to estimate `log Z`.
 #
-# The energy has two wells, at `x[0] = -2` and `x[0] = 2`, and a curved valley through both. Its
-# density is known, so that every answer can be compared with the truth.
+# The energy has two wells, at `x[0] = -2` and `x[0] = 2`, and a curved valley through
+# both. Its density is known, so that every answer can be compared with the truth.
 
 # %%
 from functools import partial
@@ -33,8 +33,8 @@ energy_fn = partial(energy, params)
 #
 # ## The truth
 #
-# In two dimensions the density can be summed on a grid. `quadrature` does so for `log Z`. The
-# right well has the share `1 / (1 + exp(-tilt))` of the mass.
+# In two dimensions the density can be summed on a grid. `quadrature` does so for `log
+# Z`. The right well has the share `1 / (1 + exp(-tilt))` of the mass.
 
 # %%
 axis_x, axis_y = np.linspace(-6.0, 6.0, 301), np.linspace(-3.0, 3.0, 301)
@@ -47,7 +47,7 @@ print(f"log Z = {log_z:.3f} nats; the right well has {truth:.3f} of the mass")
 
 
 def show(draws_by_name):
-    """Shows draws over the true density, and their first coordinate beside its own."""
+    """Shows draws over the true density, and their first coordinate next to its own."""
     figure, axes = plt.subplots(1, len(draws_by_name) + 1, figsize=(10, 3))
     for axis, (name, draws) in zip(axes, draws_by_name.items(), strict=False):
         axis.contour(axis_x, axis_y, density.T, colors="grey", linewidths=0.7)
@@ -66,9 +66,9 @@ def show(draws_by_name):
 # %% [markdown]
 # ## Unadjusted Langevin dynamics have a bias
 #
-# `langevin` takes one gradient for a move and accepts every move. Its chain leaves a density
-# invariant that is wider than the right one, by an amount of the order of the step. The
-# same number of moves with a Metropolis test (`mala`) has no such bias.
+# `langevin` takes one gradient for a move and accepts every move. Its chain leaves a
+# density invariant that is wider than the right one, by an amount of the order of the
+# step. The same number of moves with a Metropolis test (`mala`) has no such bias.
 
 
 # %%
@@ -99,16 +99,16 @@ assert valley_width(drawn["Langevin, step 0.05"]) > 0.15
 assert abs(valley_width(drawn["MALA, step 0.05"]) - 0.125) < 0.01
 
 # %% [markdown]
-# Both kinds of chains show the right picture, but the unadjusted one is too wide.
-# No diagnostic of the chains alone detects such a bias: the chains agree with each other.
+# Both kinds of chains show the right picture, but the unadjusted one is too wide. No
+# diagnostic of the chains alone detects such a bias: the chains agree with each other.
 # Compare two steps, or use a sampler with a Metropolis test.
 #
 # ## Choose the step, and count independent draws
 #
 # `adapt` finds the step size of a Metropolis sampler for an acceptance rate. Then
 # `effective_sample_size` says how many independent draws the chains are worth, and
-# `potential_scale_reduction` (R-hat) compares the chains with each other: it is close to 1
-# where they agree.
+# `potential_scale_reduction` (R-hat) compares the chains with each other: it is close
+# to 1 where they agree.
 
 # %%
 hmc = partial(samplers.hmc, num_leapfrog=8, randomize_num_leapfrog=True)
@@ -131,8 +131,9 @@ print(f"R-hat {metrics.potential_scale_reduction(draws)}")
 # %% [markdown]
 # ## Chains that are stuck
 #
-# Narrower wells have a higher barrier between them. Half of the chains begin in the left
-# well, and they stay there. R-hat is far above 1: the chains do not agree on the mean.
+# Narrower wells have a higher barrier between them. Half of the chains begin in the
+# left well, and they stay there. R-hat is far above 1: the chains do not agree on the
+# mean.
 
 # %%
 high = partial(energy, params | {"width": jnp.array(0.4)})
@@ -148,8 +149,8 @@ assert stuck_rhat > 1.5
 
 # %% [markdown]
 # The share is the one with which the chains began, and tells nothing about the density.
-# `replica_exchange` runs every chain at several temperatures at once and swaps neighbours.
-# Hot replicas cross the barrier, and cold ones follow.
+# `replica_exchange` runs every chain at several temperatures at once and swaps
+# neighbours. Hot replicas cross the barrier, and cold ones follow.
 
 # %%
 tempered = samplers.replica_exchange(
@@ -181,9 +182,9 @@ assert rhat < 1.1 and abs(share - truth) < 0.05
 # %% [markdown]
 # ## Estimate log Z
 #
-# Annealed importance sampling moves draws of a normal distribution, whose density is known,
-# step by step to the energy. Its estimate of `log Z` is too small on average, by less with
-# more steps.
+# Annealed importance sampling moves draws of a normal distribution, whose density is
+# known, step by step to the energy. Its estimate of `log Z` is too small on average, by
+# less with more steps.
 
 # %%
 scale = 2.0
@@ -213,7 +214,8 @@ assert abs(float(annealed.log_partition) - log_z) < 0.1
 #
 # - Use `mala` or `hmc` where the density has to be right, and `adapt` for their step.
 # - Look at R-hat and at the effective sample size of every quantity you report.
-# - Start chains in different places. Chains that all begin in one well agree, and are wrong.
+# - Start chains in different places. Chains that all begin in one well agree, and are
+#   wrong.
 # - Where R-hat stays above 1, use `replica_exchange`.
 #
 # [Sample your own energy](../howto/sample.md) lists all samplers and options.

@@ -5,6 +5,14 @@ density `p(x) ~ exp(-energy(params, x))`. An `energy_fn` is an energy with its
 parameters bound. Nothing here handles batches: use `jax.vmap`.
 """
 
+from ebmjax.energies.bijections import (
+    Bijection,
+    constrained,
+    interval,
+    joint,
+    positive,
+    simplex,
+)
 from ebmjax.energies.closed_forms import (
     gaussian,
     gaussian_bernoulli_rbm,
@@ -13,6 +21,8 @@ from ebmjax.energies.closed_forms import (
 )
 from ebmjax.energies.operators import (
     divergence,
+    from_logdensity,
+    from_numpyro_potential,
     from_score,
     hvp,
     laplacian,
@@ -22,15 +32,23 @@ from ebmjax.energies.operators import (
 )
 
 __all__ = [
+    "Bijection",
+    "constrained",
     "divergence",
+    "from_logdensity",
+    "from_numpyro_potential",
     "from_score",
     "gaussian",
     "gaussian_bernoulli_rbm",
     "gaussian_mixture",
     "hvp",
     "ica",
+    "interval",
+    "joint",
     "laplacian",
     "latent_energy",
+    "positive",
     "score",
+    "simplex",
     "tilt",
 ]

@@ -1,7 +1,7 @@
 """Derivatives of an energy, and energies that are made of other functions."""
 
 from collections.abc import Callable
-from typing import Concatenate, ParamSpec
+from typing import Any, Concatenate, ParamSpec
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,8 @@ from ebmjax.types import Array, Energy, EnergyFn, Params
 
 __all__ = [
     "divergence",
+    "from_logdensity",
+    "from_numpyro_potential",
     "from_score",
     "hvp",
     "laplacian",
@@ -20,6 +22,62 @@ __all__ = [
 ]
 
 Rest = ParamSpec("Rest")
+
+
+def from_logdensity(logdensity: Callable[Rest, Array]) -> Callable[Rest, Array]:
+    """Returns the energy of a log density, which is minus its value.
+
+    The log density may lack its normalising constant. Bind parameters afterwards, so
+    that they are arguments of the compiled program:
+
+        energy_fn = functools.partial(energies.from_logdensity(logdensity), params)
+
+    Args:
+      logdensity: `logdensity(x) -> []` of one example, or with parameters before it and
+        a condition after it.
+
+    Returns:
+      An energy with the same arguments.
+
+    Raises:
+      ValueError: At trace, if a value is not a scalar.
+    """
+
+    def energy(*arguments: Rest.args, **options: Rest.kwargs) -> Array:
+        return -scalar_valued("logdensity", logdensity)(*arguments, **options)
+
+    return energy
+
+
+def from_numpyro_potential(
+    potential_fn: Callable[[Any], Array],
+) -> Callable[[Any], Array]:
+    """Returns the energy of a model of NumPyro, from its potential.
+
+    The potential is that of unconstrained positions, a dict with an array for each
+    latent variable of the model. It is minus the log of the joint density with the
+    Jacobian, and so an energy. `sample_chains` takes such positions, and
+    `postprocess_fn` turns draws into the model's own variables:
+
+        model = numpyro.infer.util.initialize_model(key, model, model_args=(data,))
+        energy_fn = energies.from_numpyro_potential(model.potential_fn)
+        x = jax.tree.map(lambda z: jnp.stack([z] * 100), model.param_info.z)
+        state, z = sample_chains(sampler, energy_fn, key, x, 1000,
+                                 collect=lambda state, info: state.position)
+        draws = jax.vmap(jax.vmap(model.postprocess_fn))(z)
+
+    Args:
+      potential_fn: Potential that `numpyro.infer.util.initialize_model` returns, called
+        as `potential_fn(z) -> []`. With `dynamic_args=True` it returns a function of
+        the model's arguments instead, which must be called first.
+
+    Returns:
+      An `EnergyFn` of the unconstrained position.
+
+    Raises:
+      ValueError: At trace, if the value is not a scalar.
+    """
+    return scalar_valued("potential_fn", potential_fn)
 
 
 def from_score(

@@ -1,5 +1,6 @@
-"""Flax networks behind `Network(init, apply)`, as pure functions of one example."""
+"""Networks behind `Network(init, apply)`, as pure functions of one example."""
 
+from ebmjax.networks.adapters import from_equinox, from_nnx
 from ebmjax.networks.base import from_module
 from ebmjax.networks.convolutions import convolution, transposed_convolution
 from ebmjax.networks.dense import mlp, mlp_energy, mlp_statistics
@@ -35,7 +36,9 @@ __all__ = [
     "convolution",
     "dcgan_base",
     "dcgan_energy",
+    "from_equinox",
     "from_module",
+    "from_nnx",
     "inception",
     "inception_params",
     "masked_autoregressive",

@@ -44,15 +44,7 @@ def from_module(
     run: Callable[..., Any] = module.apply
 
     def check(arguments: tuple[Array, ...]) -> None:
-        shapes = tuple(jnp.shape(argument) for argument in arguments)
-        if shapes != example_shapes:
-            shown, expected = (
-                s[0] if len(s) == 1 else s for s in (shapes, example_shapes)
-            )
-            raise ValueError(
-                f"{type(module).__name__} takes one example of shape {expected}, got"
-                f" {shown}; for a batch of examples use jax.vmap"
-            )
+        check_example(type(module).__name__, arguments, example_shapes)
 
     @jax.jit  # one program: op by op, a network's own are hundreds
     def init(key: Key) -> tuple[Params, dict[str, Any]]:
@@ -91,6 +83,19 @@ def from_module(
         return y, renewed
 
     return Network(init, apply_initial, apply_stateful)
+
+
+def check_example(
+    name: str, arguments: tuple[Array, ...], example_shapes: tuple[tuple[int, ...], ...]
+) -> None:
+    """Raises unless the arguments of the module `name` are one example."""
+    shapes = tuple(jnp.shape(argument) for argument in arguments)
+    if shapes != example_shapes:
+        shown, expected = (s[0] if len(s) == 1 else s for s in (shapes, example_shapes))
+        raise ValueError(
+            f"{name} takes one example of shape {expected}, got"
+            f" {shown}; for a batch of examples use jax.vmap"
+        )
 
 
 def check_sizes(

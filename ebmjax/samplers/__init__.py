@@ -8,6 +8,8 @@ from ebmjax.diffusions import (
 )
 from ebmjax.samplers.adaptation import Adapted, adapt
 from ebmjax.samplers.annealed import sample_annealed
+from ebmjax.samplers.arviz_data import to_arviz
+from ebmjax.samplers.blackjax_kernels import from_blackjax
 from ebmjax.samplers.chains import sample_chain, sample_chains
 from ebmjax.samplers.coupled import (
     CoupledChains,
@@ -60,6 +62,7 @@ __all__ = [
     "chain_generator",
     "coupled_chains",
     "coupled_gibbs_chains",
+    "from_blackjax",
     "hmc",
     "independence",
     "invert_chain",
@@ -75,6 +78,7 @@ __all__ = [
     "sample_chain",
     "sample_chains",
     "sample_diffusion",
+    "to_arviz",
     "unbiased_weights",
     "underdamped",
 ]

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ebmjax.checks import (
-    check_chains,
     check_count,
     check_number,
+    check_positions,
     scalar_energy,
     warn_of_chain_axis,
 )
@@ -26,6 +26,7 @@ from ebmjax.samplers.layout import (
     over_devices,
     pad_chains,
 )
+from ebmjax.samplers.positions import chain_energy, flatten, unflattener
 from ebmjax.samplers.recompilation import watched_jit
 from ebmjax.samplers.sampler import Sampler
 from ebmjax.types import DEVICE, Array, EnergyFn, Key
@@ -49,8 +50,8 @@ class Adapted(NamedTuple):
     Attributes:
       sampler: Sampler with the step size, and the mass if it was adapted, fixed at the
         values that were found.
-      position: Positions of the chains at the end, `[chains, *event]`, in units of x.
-        They are a start nearer to equilibrium.
+      position: Positions of the chains at the end, an array or a tree of `[chains,
+        ...]` as at the start, in units of x. They are a start nearer to equilibrium.
       step_size: Step size that was found, a number in the sampler's own unit.
       inverse_mass: Diagonal of the inverse mass matrix, `[*event]`, in units of x^2;
         None if it was not adapted.
@@ -104,7 +105,8 @@ def adapt(
         `functools.partial(hmc, num_leapfrog=10)`.
       energy_fn: Energy of one example.
       key: Typed key.
-      x: Initial positions, `[chains, *event]`, spread as far as the law is known to be.
+      x: Initial positions, `[chains, *event]`, spread as far as the law is known to be;
+        may be a tree, as in `sample_chains`, whose `inverse_mass` is one flat array.
       num_steps: Number of all moves; at least 50, and with `adapt_mass` at least 100. A
         few hundred are enough.
       target_acceptance_rate: Acceptance rate to reach, in (0, 1). Use 0.574 for MALA
@@ -127,7 +129,9 @@ def adapt(
       Hoffman & Gelman (2014), "The No-U-Turn sampler", section 3.2,
       https://arxiv.org/abs/1111.4246.
     """
-    x = check_chains(key, x)
+    x = check_positions(key, x)
+    one = jax.tree.map(lambda leaf: leaf[:1], x)
+    x, unflatten = flatten(x), unflattener(x)
     initial_step_size = check_number(
         "initial_step_size", initial_step_size, positive=True
     )
@@ -145,7 +149,8 @@ def adapt(
             "adapt must be called with concrete arrays, not under jit, pmap or vmap:"
             " the sampler that it returns has numbers in it"
         )
-    _check_start(make_sampler, energy_fn, x, initial_step_size)
+    flat_energy_fn = chain_energy(energy_fn, unflatten, None)
+    _check_start(make_sampler, flat_energy_fn, x, initial_step_size)
     # Blocks save no work here, because every move pools over all chains. An accelerator
     # may still make a move in blocks.
     layout = layout._replace(
@@ -165,6 +170,7 @@ def adapt(
             positions,
             step_size,
             inverse_mass,
+            one,
             first,
             count,
             make_sampler=make_sampler,
@@ -191,6 +197,7 @@ def adapt(
             f" last was {found}, with an acceptance rate of {rate}"
         )
     _warn_of_stuck(x, positions)
+    positions = positions if unflatten is None else jax.vmap(unflatten)(positions)
     if not adapt_mass:
         return Adapted(make_sampler(step_size=found), positions, found, None, rate)
     mass = np.asarray(inverse_mass)
@@ -256,6 +263,7 @@ def _stretch(
     x: Array,
     step_size: Array,
     inverse_mass: Array | None,
+    one: Any,
     first: int | Array,
     num_steps: int | Array,
     *,
@@ -267,6 +275,7 @@ def _stretch(
     """Returns position, step size, variance and rate after moves with one mass.
 
     `num_steps` is traced, so that one compiled program serves stretches of all lengths.
+    `one` is a position `[1, ...]` as the energy takes it.
     """
     keys = chain_keys(key, layout.num_chains)
     x = pad_chains(x, layout.num_chains)
@@ -283,7 +292,7 @@ def _stretch(
         x: Array,
         weights: Array,
     ) -> tuple[Array, Array, Array, Array]:
-        energy_fn = scalar_energy(energy_fn)
+        energy_fn = chain_energy(energy_fn, unflattener(one), None)
 
         def sampler_of(step_size: Array) -> Sampler:
             options = {} if inverse_mass is None else {"inverse_mass": inverse_mass}

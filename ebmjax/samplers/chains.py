@@ -205,7 +205,7 @@ def sample_chains(
             f"num_burn_in must be at most {sum_of} = {last_move}, got {num_burn_in}"
         )
     if state is None:
-        states = positions = check_positions(key, x)
+        positions = check_positions(key, x)
     else:
         if x is not None or not hasattr(state, "position"):
             found = type(state if x is None else x).__name__
@@ -214,9 +214,10 @@ def sample_chains(
                 f" x=None, got {'state' if x is None else 'x'} of type {found}"
             )
         positions = check_positions(key, state.position, "state.position")
-        states = state
-    num_chains = len(jax.tree.leaves(positions)[0])
-    states = check_chain_axis("state", states, num_chains)
+    num_chains = jax.tree.leaves(positions)[0].shape[0]
+    states = positions
+    if state is not None:
+        states = check_chain_axis("state", state, num_chains)
     condition = check_chain_axis("condition", condition, num_chains)
     energy_fn = as_pytree(energy_fn)
     layout = lay_out(positions, (energy_fn, key), (states, condition))

@@ -52,7 +52,7 @@ def mala(
         min(1, exp(-(E(y) - E(x)) / temperature) q(x | y) / q(y | x)),
 
     which leaves `exp(-E / temperature)` invariant at every step size. The proposal
-    ratio is not optional: dropping it, or using a norm in place of the squared norm,
+    ratio is not optional: dropping it, or using a norm instead of the squared norm,
     gives another law, as published code shows. The step size affects only the
     acceptance rate; aim at 0.574 in high dimension.
 

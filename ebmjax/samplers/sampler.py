@@ -65,7 +65,12 @@ def named(factory: Callable[P, Sampler]) -> Callable[P, Sampler]:
         sampler = factory(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        made_by = (factory.__name__, bound.arguments)
+        options: dict[str, Any] = {}
+        for option, value in bound.arguments.items():
+            kind = signature.parameters[option].kind
+            is_rest = kind is inspect.Parameter.VAR_KEYWORD
+            options |= value if is_rest else {option: value}
+        made_by = (factory.__name__, options)
         for function in sampler:
             vars(function)["made_by"] = made_by
         return sampler

@@ -77,7 +77,7 @@ AXES: Any = TrainState._make(
 requires."""
 
 _INIT = 2**32 - 1
-"""Number that `init_state` folds into the root key in place of a step."""
+"""Number that `init_state` folds into the root key instead of a step."""
 
 
 def init_state(

@@ -23,7 +23,7 @@ def compile_program(program: Program, topology: Topology) -> dict[str, Any]:
     Returns:
       A record of plain values, for one chip and one update or call. It has `tflop`, of
       which `highest_tflop` at the highest precision; `memory_gb` of `arguments`,
-      `temporaries` and `code` together, with each beside it; `fits`, whether that is
+      `temporaries` and `code` together, and each of them; `fits`, whether that is
       below the chip's; `kernels`, `collectives`, `traffic_gb` and `unknown_loops`,
       loops whose length the program does not tell, of which one turn is counted; the
       milliseconds `arithmetic_ms` and `traffic_ms` at the chip's peaks, and `launch_ms`

@@ -1,4 +1,4 @@
-"""Data of the right shapes in place of data sets.
+"""Data of the right shapes instead of data sets.
 
 A program depends on the shapes of its data alone. The readers are replaced, and nothing
 else, so that the `build` of a problem is otherwise what a run calls.

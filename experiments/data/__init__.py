@@ -40,7 +40,7 @@ __all__ = [
 
 
 def load_images(name: str, **section) -> Images:
-    """A data set of images by its name, as a section of a config gives it.
+    """Returns a data set of images by its name, as a section of a config gives it.
 
     Args:
       name: "digits", which is embedded and takes nothing more; one of
@@ -67,7 +67,8 @@ def load_images(name: str, **section) -> Images:
 
 
 def image_section(name: str, **others) -> dict:
-    """A config's section `data` for `load_section`, of images that are not embedded."""
+    """Returns a config's section `data` for `load_section`, of images that are not
+    embedded."""
     files = {
         "data_dir": "",  # prepared data; "" for TFDS's default folder
         "download": True,  # whether TFDS may fetch what is not there
@@ -94,7 +95,8 @@ def image_section(name: str, **others) -> dict:
 
 
 def load_section(section: Mapping) -> Images:
-    """A data set of images from a config's section, cut to its first `num_examples`.
+    """Returns a data set of images from a config's section, cut to its first
+    `num_examples`.
 
     Args:
       section: `load_images`'s keyword arguments, with "" for no `data_dir` and 0 for no

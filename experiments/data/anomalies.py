@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.own_tables import read_numbers
+from experiments.data.frames import read_numbers
 from experiments.data.tabular import is_constant
 
 __all__ = ["Anomalies", "Scaling", "held_out_class", "kdd99", "tables"]
@@ -34,7 +34,7 @@ class Anomalies(NamedTuple):
     Attributes:
       train: `[n, *event]`, of what is not anomalous; float32 or, of images, uint8.
       test: `[m, *event]`, of both kinds.
-      is_anomaly: `[m]`, bool; None where nobody has said.
+      is_anomaly: `[m]`, bool; None where it is not known.
       columns: Names of the columns of a table; `()` of images.
       scaling: Scaling of the columns; None for images.
     """
@@ -79,7 +79,7 @@ def kdd99(
     split_seed: int = 42,
     download: bool = False,
 ) -> Anomalies:
-    """KDD Cup 99's ten per cent, the way generative models are scored on it.
+    """Returns KDD Cup 99's ten per cent, as generative models are scored on it.
 
     Connections labelled `normal.` are the anomalies, as they are the fifth of all, and
     attacks what is learned. Seven columns are spread into one for each of their values,
@@ -91,7 +91,7 @@ def kdd99(
       data_dir: The folder with `kddcup.data_10_percent.gz`, or one above it with that
         in `kddcup99`; None or "" for where scikit-learn keeps it.
       scaling: "none", as published, where the scaling's result is thrown away by
-        oversight: bytes of up to 10^9 beside shares of 1; "min_max", each column to
+        oversight: bytes of up to 10^9 and shares of 1; "min_max", each column to
         [0, 1] by the training rows; or "standard", to their mean 0 and variance 1.
       split_seed: Seed of the split. The runs' seeds are to vary, and not this one.
       download: Whether scikit-learn may fetch it.
@@ -202,7 +202,7 @@ def held_out_class(
     split_seed: int = 0,
     leaks: bool = False,
 ) -> Anomalies:
-    """One class is what is foreign; a fifth of the others, and all of it, the test set.
+    """Returns images of which one class is out of distribution, with a test set.
 
     Args:
       images: `[n, height, width, channels]`, of all splits together.
@@ -239,7 +239,7 @@ def tables(
     label_column: str = "",
     scaling: str = "standard",
 ) -> Anomalies:
-    """Two files of numbers: one to train on, one to score.
+    """Returns two files of numbers: one to train on, one to score.
 
     Cells are divided by commas, semicolons or tabs. A first line that is not numbers
     has the names of the columns, which may then be in another order in the second file.

@@ -89,7 +89,7 @@ def digest(*parts: np.ndarray | str | os.PathLike) -> str:
 
 
 def process_rows(size: int) -> slice:
-    """This process's rows of a global batch of `size` rows.
+    """Returns this process's rows of a global batch of `size` rows.
 
     Raises:
       ValueError: If the processes cannot share the batch equally.
@@ -106,7 +106,7 @@ def process_rows(size: int) -> slice:
 
 
 def epoch_rows(key: Key, num_examples: int, size: int) -> Callable[[int], np.ndarray]:
-    """Which examples are in the batch of a step: every one exactly once an epoch.
+    """Returns which examples are in the batch of a step, every one once an epoch.
 
     The stream of examples is one permutation after the other, epoch `e` in the order of
     `fold_in(key, e)`, and the batch of step `s` is its places `s * size` to
@@ -187,7 +187,7 @@ class Batches:
         """Returns the batches of steps, `[steps, rows, *event]`.
 
         They are made one after the other by one program: a step's numbers do not depend
-        on the steps beside it.
+        on the other steps.
         """
         num = len(steps)
         steps = np.asarray(steps if num > 1 else [*steps, *steps], np.uint32)
@@ -198,7 +198,7 @@ class Batches:
 
 
 def row_batches(key: Key, rows: np.ndarray, size: int) -> Callable[[int], np.ndarray]:
-    """Batches of the rows of a table, in the order of `epoch_rows`.
+    """Returns batches of the rows of a table, in the order of `epoch_rows`.
 
     Args:
       key: The order is a function of this key.
@@ -213,7 +213,7 @@ def row_batches(key: Key, rows: np.ndarray, size: int) -> Callable[[int], np.nda
 
 
 def _row_keys(key: Key, num_rows: int, first_row: int) -> Key:
-    """One key for each row of the global batch, whichever process holds it."""
+    """Returns one key for each row of the global batch, whichever process holds it."""
     rows = first_row + jnp.arange(num_rows, dtype=jnp.uint32)
     return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
@@ -236,7 +236,7 @@ def _dequantize(key, images, num_levels, first_row):
 def dequantize(
     key: Key, images: np.ndarray | Array, num_levels: int, first_row: int = 0
 ) -> Array:
-    """Uniform dequantisation, scaled to [-1, 1]: `2 (x + u) / num_levels - 1`.
+    """Returns uniform dequantisation, scaled to [-1, 1]: `2 (x + u) / num_levels - 1`.
 
     `u` is uniform on (0, 1), fresh for every pixel. Level `k` fills the open cell from
     `2 k / num_levels - 1` to `2 (k + 1) / num_levels - 1`; float32 rounding never
@@ -265,7 +265,7 @@ def dequantize(
 
 
 def quantize(x: np.ndarray | Array, num_levels: int) -> np.ndarray:
-    """The level whose cell each value of [-1, 1] lies in: `dequantize` undone.
+    """Returns the level in whose cell each value lies: the inverse of `dequantize`.
 
     Values outside the range, as samples may have, go to the nearest level.
 
@@ -281,7 +281,7 @@ def quantize(x: np.ndarray | Array, num_levels: int) -> np.ndarray:
 
 @jax.jit
 def add_noise(key: Key, x: Array, noise_scale: float, first_row: int = 0) -> Array:
-    """`x + noise_scale * n`, `n` standard normal; keyed by row as `dequantize` is."""
+    """Returns `x + noise_scale * n` with standard normal `n`, keyed by row."""
     keys = _row_keys(key, x.shape[0], first_row)
     noise = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:], x.dtype))(keys)
     return x + noise_scale * noise
@@ -289,7 +289,7 @@ def add_noise(key: Key, x: Array, noise_scale: float, first_row: int = 0) -> Arr
 
 @jax.jit
 def mirror(key: Key, x: Array, first_row: int = 0) -> Array:
-    """Each image, or with probability 1/2 its mirror image, left to right."""
+    """Returns each image, or with probability 1/2 its mirror image, left to right."""
     keys = _row_keys(key, x.shape[0], first_row)
     is_turned = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(is_turned[:, None, None, None], x[:, :, ::-1], x)
@@ -304,7 +304,7 @@ def image_batches(
     noise_scale: float = 0.0,
     is_mirrored: bool = False,
 ) -> Batches:
-    """Batches of dequantised images, as a function of the step.
+    """Returns batches of dequantised images, as a function of the step.
 
     The order is `epoch_rows`; the dequantisation is drawn anew at every step. Neither
     depends on the number of processes.
@@ -363,7 +363,7 @@ def over_accelerators(
 
 
 def in_chunks(function: Callable, x: np.ndarray | Array, size: int):
-    """`function` of the rows of `x`, so many at a time, as numpy arrays.
+    """Returns `function` of the rows of `x`, so many at a time, as numpy arrays.
 
     Every chunk has one shape, the last filled up with zeros, so that a jitted function
     is compiled once.

@@ -10,7 +10,7 @@ _NUM_HELD_OUT = 297
 
 
 def load() -> Images:
-    """1,797 images `[8, 8, 1]` of 17 levels (0 to 16), 1,500 to train on.
+    """Returns 1,797 images `[8, 8, 1]` of 17 levels (0 to 16), 1,500 to train on.
 
     No download: the array is part of scikit-learn. The split is fixed and holds out 29
     or 30 images of every class.

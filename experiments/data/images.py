@@ -47,7 +47,7 @@ def _inverted_grey(image: np.ndarray) -> np.ndarray:
 
 
 def _read_idx(path: pathlib.Path) -> np.ndarray:
-    """An array of bytes in the format of the MNIST files, gzipped."""
+    """Returns an array of bytes in the format of the MNIST files, gzipped."""
     with naming(path), gzip.open(path) as file:
         content = file.read()
     num_dims = content[3] if content[:3] == b"\0\0\x08" else 0
@@ -281,7 +281,7 @@ def read_split(
     size: int | None = None,
     download: bool = False,
 ) -> Split:
-    """One split of an image data set, decoded to an array.
+    """Returns one split of an image data set, decoded to an array.
 
     Looks in `data_dir` for, in this order: files of `write_split`, those that are
     mapped before the packed one; files as published
@@ -335,7 +335,7 @@ def load(
     size: int | None = None,
     download: bool = False,
 ) -> Images:
-    """An image data set, its training and its test split; see `read_split`."""
+    """Returns an image data set, its training and its test split; see `read_split`."""
     train, held_out = (
         read_split(name, split, data_dir=data_dir, size=size, download=download)
         for split in _source(name).splits

@@ -134,7 +134,7 @@ def shuffle(num: int, labels: np.ndarray | None, seed: int) -> np.ndarray:
     return order[np.argsort(place, kind="stable")]
 
 
-# --- what is there -------------------------------------------------------------------
+# --- finding images ------------------------------------------------------------------
 
 
 def find(place: str, num_levels: int) -> Pictures:
@@ -233,9 +233,7 @@ def _open(path: pathlib.Path):
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
-        raise ImportError(
-            "folders of images need Pillow: pip install pillow"
-        ) from error
+        raise ValueError("pictures need Pillow: pip install pillow") from error
     picture = Image.open(path)
     if picture.mode.startswith(("I", "F")):
         raise ValueError(
@@ -247,7 +245,7 @@ def _open(path: pathlib.Path):
     return picture
 
 
-# --- what is made of it --------------------------------------------------------------
+# --- converting images ---------------------------------------------------------------
 
 
 def _common_shape(parts: list[Pictures], size: int, crop: int) -> tuple[int, int]:

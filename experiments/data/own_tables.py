@@ -7,220 +7,28 @@ probability of the category.
 """
 
 import math
-import os
-import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.data import cells, tabular
 from experiments.data.arrays import digest
-from experiments.data.stored import naming
+from experiments.data.frames import Frame, check_finite, read_frame
 
 __all__ = [
     "Encoding",
-    "Frame",
     "from_section",
     "in_units",
     "log_likelihoods",
     "own_section",
-    "read_frame",
-    "read_numbers",
 ]
 
-ARROW_FILES = (".arrow", ".feather", ".parquet")
-MISSING = frozenset(["", "na", "n/a", "nan", "none", "null", "?"])
-"""Cells of text, in lower case, that stand for a missing value."""
 WAYS = ("refuse", "impute")
 NUM_DRAWS = 10
 """Number of draws of the numbers within a category whose log densities are averaged."""
 MOST_VALUES = 1_000
 """Largest number of values of a category."""
-
-
-# --- reading -------------------------------------------------------------------------
-
-
-class Frame(NamedTuple):
-    """A table that was read, with nothing encoded.
-
-    Attributes:
-      name: Name of the file, for messages.
-      names: Names of the columns.
-      columns: A column is either float64 `[n]`, with NaN for what is missing, or text
-        `[n]` of Python's type, with None for it.
-      lines: Lines of the rows in a text file, from 1; empty for other tables.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    columns: tuple[np.ndarray, ...]
-    lines: tuple[int, ...] = ()
-
-    def place(self, row: int, column: str) -> str:
-        """Returns where a cell is, for messages."""
-        number = self.lines[row] if self.lines else row + 1
-        kind = "line" if self.lines else "row"
-        return f"{self.name}, {kind} {number}, column {column!r}"
-
-
-def read_frame(source: Any) -> Frame:
-    """Reads a table.
-
-    Args:
-      source: The path of a text file as `cells.read_cells` reads it, of an array
-        `[n, columns]` (`.npy`), or of a file of Arrow (`.parquet`, `.feather`,
-        `.arrow`), which needs pyarrow. Or a table in memory: such an array, a data
-        frame of pandas, or a table of Arrow.
-
-    Raises:
-      FileNotFoundError: If there is no such file.
-      ImportError: If pyarrow is needed and not installed.
-      ValueError: If the file is damaged, or a column has neither numbers nor text.
-    """
-    if isinstance(source, str | os.PathLike):
-        return _read_file(pathlib.Path(source).expanduser())
-    if hasattr(source, "column_names"):
-        return _from_arrow("the table", source)
-    if hasattr(source, "iloc"):
-        return _from_pandas("the frame", source)
-    return _from_array("the array", np.asarray(source))
-
-
-def _read_file(path: pathlib.Path) -> Frame:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    suffix = path.suffix.lower()
-    if suffix in ARROW_FILES:
-        return _from_arrow(str(path), _read_arrow(path, suffix))
-    if suffix == ".npy":
-        with naming(path):
-            rows = np.load(path)
-        return _from_array(str(path), rows)
-    names, lines = cells.read_cells(path)
-    columns = zip(*(row for _, row in lines), strict=True)
-    return Frame(
-        str(path),
-        names,
-        tuple(_parse_texts(column) for column in columns),
-        tuple(number for number, _ in lines),
-    )
-
-
-def _read_arrow(path: pathlib.Path, suffix: str):
-    try:
-        from pyarrow import feather, ipc, parquet
-    except ImportError as error:
-        raise ImportError(f"{path} is read by pyarrow: pip install pyarrow") from error
-    with naming(path):
-        if suffix == ".parquet":
-            return parquet.read_table(path)
-        if path.read_bytes()[:6] in (b"ARROW1", b"FEA1"):
-            return feather.read_table(path)
-        with path.open("rb") as file:  # a stream has no such mark
-            return ipc.open_stream(file).read_all()
-
-
-def _parse_texts(texts: Sequence[Any]) -> np.ndarray:
-    """Returns numbers if all texts are numbers or missing, else the texts."""
-    stripped = [None if text is None else str(text).strip() for text in texts]
-    known = [x if x and x.lower() not in MISSING else None for x in stripped]
-    if all(x is None or cells.is_number(x) for x in known):
-        return np.array([np.nan if x is None else float(x) for x in known])
-    return np.array(known, object)
-
-
-def _from_array(name: str, rows: np.ndarray) -> Frame:
-    if rows.ndim != 2 or rows.dtype.kind not in "biuf" or not rows.size:
-        raise ValueError(
-            f"{name} must be numbers [n, columns], got {rows.dtype} {rows.shape}"
-        )
-    names = tuple(f"column {i + 1}" for i in range(rows.shape[1]))
-    return Frame(name, names, tuple(rows.T.astype(np.float64)))
-
-
-def _from_pandas(name: str, frame) -> Frame:
-    columns = []
-    for index, column in enumerate(frame.columns):
-        series = frame.iloc[:, index]
-        if getattr(series.dtype, "kind", "O") in "biuf":
-            columns.append(series.to_numpy(np.float64, na_value=np.nan))
-        elif getattr(series.dtype, "kind", "O") in "mMc":
-            raise ValueError(_no_column(name, column, series.dtype))
-        else:
-            texts = series.astype(object).where(series.notna(), None)
-            columns.append(_parse_texts(texts.tolist()))
-    return _named(name, [str(column) for column in frame.columns], columns)
-
-
-def _from_arrow(name: str, table) -> Frame:
-    from pyarrow import types
-
-    columns = []
-    for column, values in zip(table.column_names, table.columns, strict=True):
-        kind = values.type
-        if types.is_dictionary(kind):
-            kind = kind.value_type
-        is_number = types.is_integer(kind) or types.is_floating(kind)
-        if is_number or types.is_boolean(kind) or types.is_decimal(kind):
-            found = [np.nan if x is None else float(x) for x in values.to_pylist()]
-            columns.append(np.array(found))
-        elif (
-            types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)
-        ):
-            columns.append(_parse_texts(values.to_pylist()))
-        else:
-            raise ValueError(_no_column(name, column, kind))
-    return _named(name, table.column_names, columns)
-
-
-def _named(name: str, names: Sequence[str], columns: list[np.ndarray]) -> Frame:
-    if len(set(names)) < len(names) or not names or not len(columns[0]):
-        raise ValueError(
-            f"{name} must have rows, and columns of different names, got {list(names)}"
-        )
-    return Frame(name, tuple(names), tuple(columns))
-
-
-def _no_column(name: str, column: str, kind: Any) -> str:
-    return f"{name}: the column {column!r} must be numbers or text, got {kind}"
-
-
-def read_numbers(source: Any) -> tabular.Rows:
-    """Returns a table of finite numbers; see `read_frame`.
-
-    Raises:
-      ValueError: As `read_frame`, or if a cell is missing or no finite number.
-    """
-    if isinstance(source, str | os.PathLike):
-        path = pathlib.Path(source).expanduser()
-        if path.is_file() and path.suffix.lower() not in (*ARROW_FILES, ".npy"):
-            return tabular.read_rows(path)
-    frame = read_frame(source)
-    for name, column in zip(frame.names, frame.columns, strict=True):
-        _check_finite(frame, name, column, False)
-    return tabular.Rows(frame.names, np.stack(frame.columns, 1), frame.lines)
-
-
-def _check_finite(
-    frame: Frame, name: str, column: np.ndarray, may_be_missing: bool
-) -> None:
-    """Raises a ValueError for the first cell of a column that is no finite number."""
-    if column.dtype != object:
-        wrong = np.isinf(column) if may_be_missing else ~np.isfinite(column)
-    else:
-        wrong = np.array([x is not None and not cells.is_number(x) for x in column])
-        if not may_be_missing:
-            wrong |= np.array([x is None for x in column])
-    if wrong.any():
-        row = int(wrong.argmax())
-        found, place = column[row], frame.place(row, name)
-        if found is None or found != found:
-            raise ValueError(f"{place}: the value is missing")
-        if column.dtype == object:
-            raise ValueError(f"{place}: {found!r} is not a number")
-        raise ValueError(f"{place}: {found:g} is not finite")
 
 
 # --- encoding ------------------------------------------------------------------------
@@ -235,8 +43,8 @@ class Encoding(NamedTuple):
     Attributes:
       columns: Names of the columns, in their order.
       categories: Name of a column -> its values, in the order of their numbers.
-      fill: Name of a column -> what stands for a missing value; empty if these are
-        refused.
+      fill: Name of a column -> value that replaces a missing one; empty if missing
+        values are refused.
       shift: `[d]`.
       matrix: `[d, d]`.
     """
@@ -276,7 +84,7 @@ class Encoding(NamedTuple):
             if name in self.categories:
                 found.append(self._number(frame, name, column, rng))
                 continue
-            _check_finite(frame, name, column, name in self.fill)
+            check_finite(frame, name, column, name in self.fill)
             if column.dtype == object:
                 column = np.array([np.nan if x is None else float(x) for x in column])
             missing = np.isnan(column)
@@ -300,11 +108,11 @@ class Encoding(NamedTuple):
         return codes + rng.uniform(size=len(codes))
 
     def whiten(self, x: np.ndarray) -> np.ndarray:
-        """Returns what the model is given of rows `[n, d]`."""
+        """Returns the input of the model, `[n, d]`, for encoded rows `[n, d]`."""
         return (x - np.array(self.shift)) @ np.array(self.matrix)
 
     def undo(self, z: np.ndarray) -> np.ndarray:
-        """Returns the rows `[n, d]` of what the model is given, or draws, float32."""
+        """Returns rows in the units of the file, float32, of whitened ones `[n, d]`."""
         rows = np.linalg.solve(np.array(self.matrix).T, np.asarray(z, np.float64).T).T
         return (rows + np.array(self.shift)).astype(np.float32)
 
@@ -394,7 +202,7 @@ def _check_text(frame: Frame, name: str, column: np.ndarray) -> None:
 def own_section(batch_size: int) -> dict[str, Any]:
     """Returns a config's section `data` of a table of your own."""
     return {
-        "name": "own",
+        "name": "own",  # a table of yours
         "csv": "",  # the table: a .csv, .parquet, .feather, .arrow or .npy file
         "score_csv": "",  # another one, each of whose rows is scored; "" for none
         "columns": "",  # names of the columns to model, "a,b"; "" for all
@@ -470,7 +278,7 @@ def from_section(section: Mapping[str, Any]) -> tabular.Table:
         *(split.astype(np.float32) for split in splits),
         columns=tuple(encoding.columns),
         dropped=(),
-        # Of what was read: whitening may round differently on another machine.
+        # The digest is of the encoded rows: whitening may round differently elsewhere.
         digest=digest(rows, *to_score),
         encoding=encoding,
         scored=scored,
@@ -487,19 +295,36 @@ def log_likelihoods(
       log_prob: `log_prob(rows [n, d]) -> [n]`, of rows as the model is given them.
 
     Returns:
-      The mean log-likelihood of the test rows in nats with its standard error, as
-      scalars; and the log-likelihood of each row to score, `[n]`, or None.
+      The mean log-likelihood of the test rows in nats with its standard error, and that
+      of a normal distribution fitted to the training rows, as scalars; and the
+      log-likelihood of each row to score, `[n]`, or None.
     """
     shift = table.encoding.log_determinant
     test = np.asarray(log_prob(table.test), np.float64) + shift
+    normal = normal_log_prob(table.train, table.test) + shift
     scalars = {
         "test_log_likelihood": float(test.mean()),
         "test_log_likelihood_error": float(test.std(ddof=1) / math.sqrt(len(test))),
+        "normal_test_log_likelihood": float(normal.mean()),
     }
     if table.scored is None:
         return scalars, None
     draws = [np.asarray(log_prob(rows), np.float64) for rows in table.scored]
     return scalars, np.mean(draws, 0) + shift
+
+
+def normal_log_prob(train: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Returns the log density of a normal distribution fitted to training rows, `[n]`.
+
+    Args:
+      train: Training rows, `[m, d]`.
+      x: Rows to score, `[n, d]`.
+    """
+    train, x = train.astype(np.float64), x - train.mean(0, dtype=np.float64)
+    covariance = np.atleast_2d(np.cov(train.T, bias=True))
+    squares = np.sum(x @ np.linalg.inv(covariance) * x, 1)
+    log_det = np.linalg.slogdet(2 * math.pi * covariance)[1]
+    return np.asarray(-0.5 * (squares + log_det))
 
 
 def in_units(trained, facts: Mapping[str, Any]):

@@ -13,7 +13,8 @@ TUPLES_A_MODE = 128
 
 
 def draw_tuples(num_images: int, num_digits: int, tuple_seed: int) -> np.ndarray:
-    """`[128 * 10^num_digits, num_digits]`: rows of images, uniform with replacement.
+    """Returns `[128 * 10^num_digits, num_digits]`: rows of images, uniform with
+    replacement.
 
     Drawn once: they are the data set.
     """
@@ -25,7 +26,7 @@ def draw_tuples(num_images: int, num_digits: int, tuple_seed: int) -> np.ndarray
 
 
 def stack(images: np.ndarray, tuples: np.ndarray) -> np.ndarray:
-    """`[n, height, width, num_digits]` of images `[m, height, width, 1]`."""
+    """Returns `[n, height, width, num_digits]` of images `[m, height, width, 1]`."""
     return np.moveaxis(images[tuples][..., 0], 1, -1)
 
 

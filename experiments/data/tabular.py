@@ -124,8 +124,8 @@ def read_hepmass(path: pathlib.Path) -> Rows:
 
 
 def _read_miniboone(path: pathlib.Path) -> Rows:
-    """The array that was published with masked autoregressive flows, in which columns
-    and rows have been left out already."""
+    """Returns the array that was published with masked autoregressive flows, in which
+    columns and rows have been left out already."""
     try:
         values = np.load(path, allow_pickle=False)
     except (ValueError, OSError) as error:
@@ -232,7 +232,7 @@ def from_section(section: Mapping) -> Table:
 def read_rows(
     path: pathlib.Path, delimiter: str | None = None, num_columns: int | None = None
 ) -> Rows:
-    """A file of numbers below a line of names, which `cells.read_cells` reads.
+    """Returns a file of numbers below a line of names, which `cells.read_cells` reads.
 
     Raises:
       ValueError: As `read_cells`, or if a cell is no finite number; the message has the
@@ -267,7 +267,7 @@ def is_constant(rows: np.ndarray) -> np.ndarray:
 
 
 def _kept_columns(rows: np.ndarray) -> list[int]:
-    """Without the first of any two that are correlated too much, one after another."""
+    """Returns columns without the first of any two that are correlated too much."""
     kept = list(range(rows.shape[1]))
     while True:
         correlation = np.abs(np.corrcoef(rows[:, kept].T))
@@ -280,7 +280,7 @@ def _kept_columns(rows: np.ndarray) -> list[int]:
 def dequantize_columns(
     rng: np.random.RandomState, rows: np.ndarray, names: tuple[str, ...]
 ) -> np.ndarray:
-    """With uniform noise as wide on either side as neighbouring values are apart."""
+    """Returns rows with uniform noise as wide as neighbouring values are apart."""
     steps = []
     for name, column in zip(names, rows.T):
         values = np.unique(column)
@@ -294,7 +294,7 @@ def dequantize_columns(
 
 
 def whitening(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`mean` and `matrix` such that `(rows - mean) @ matrix` has covariance 1."""
+    """Returns `mean` and `matrix` that give `(rows - mean) @ matrix` covariance 1."""
     mean = rows.mean(0)
     _, singular, vectors = np.linalg.svd(rows - mean, full_matrices=False)
     # Whether columns are dependent does not depend on their units.
@@ -319,7 +319,7 @@ def load(
     whiten: str = "train",
     noise_scale: float = 0.05,
 ) -> Table:
-    """A table, cleaned, split in three and whitened.
+    """Returns a table, cleaned, split in three and whitened.
 
     The columns that are used are dequantised (wine) or rid of copies (Parkinson's), the
     rows shuffled, whitened along their principal axes, and given a little normal noise,
@@ -383,7 +383,7 @@ def load(
 
 
 def split_rows(rows: np.ndarray, most_tested: float) -> list[np.ndarray]:
-    """Training, validation and test rows, in this order."""
+    """Returns training, validation and test rows, in this order."""
     num_test = min(most_tested, len(rows) // 10)
     num_validation = min(MOST_VALIDATED, (len(rows) - num_test) // 10)
     num_train = len(rows) - num_test - num_validation

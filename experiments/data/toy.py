@@ -10,7 +10,7 @@ __all__ = ["target_batches"]
 
 
 def target_batches(key: Key, target: targets.Target, size: int) -> Batches:
-    """Batches of fresh draws from a target, as a function of the step.
+    """Returns batches of fresh draws from a target, as a function of the step.
 
     No draw is ever seen twice. Every process draws the global batch of
     `fold_in(key, step)` and takes its own rows, so that the numbers do not depend on

@@ -134,7 +134,7 @@ def draw_samples(config, refine, key: Key, num: int) -> np.ndarray:
 
 
 def build(config: ConfigDict, keys: Keys) -> Experiment:
-    """Builds the experiment: the energy alone is trained, beside a fixed base."""
+    """Builds the experiment: the energy alone is trained, with a fixed base."""
     from scipy import special
 
     k, section = config.data.concentration, config.evaluation.sampler

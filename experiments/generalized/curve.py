@@ -1,4 +1,4 @@
-"""A generalised energy-based model of data on a curve, beside a GAN and a plain energy.
+"""A generalised energy-based model of data on a curve, a GAN and a plain energy.
 
 Paper: Arbel, Zhou & Gretton (2021), "Generalized energy based models",
 https://arxiv.org/abs/2003.05033.
@@ -158,7 +158,7 @@ def bind_refine(config, built: dict[str, Network], params):
 
 
 def split_key(key: Key) -> Key:
-    """Returns keys of latents and chains, then four of the models beside."""
+    """Returns keys of latents and chains, then four of the other models."""
     draw_key, noise_key, latent_key, chain_key, *others = jax.random.split(key, 6)
     return latent_key, chain_key, draw_key, noise_key, *others
 

@@ -2,7 +2,7 @@ r"""Generalised energy-based models of images.
 
 Paper: Arbel, Zhou & Gretton (2021), "Generalized energy based models",
 https://arxiv.org/abs/2003.05033.
-Claim checked: an energy learned beside a base corrects the base's weights, so that
+Claim checked: an energy learned with a base corrects the base's weights, so that
 chains in the base's latents, which follow the energy, end in better images than the
 base's own draws.
 
@@ -246,7 +246,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
         chained = []
 
         def record(drawn):
-            """The images of all samplers together would not fit in memory."""
+            """Measures images and forgets them: all of them would not fit in memory."""
             measured.update(measure(drawn))
             shown.update({k: x[: options.num_shown] for k, x in drawn.items()})
 
@@ -349,7 +349,7 @@ def make_measure(config, data: Images):
 
     The distance is in Inception's features if its weights are given, else in those of a
     classifier, or of pixels if there are no labels. The judge then has its references
-    beside the names, and the other columns of its table in the rows.
+    in the names, and the other columns of its table in the rows.
     """
     options = config.evaluation
     if options.inception_weights:

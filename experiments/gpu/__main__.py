@@ -17,7 +17,7 @@ On another machine, carry what it lacks:
     python -m experiments.data.images --name mnist --data_dir DATA
     python -m experiments.data.images --name cifar10 --data_dir DATA
 
-Then `make gpu WHEELS=wheels DATA=DATA MINUTES=30` installs these wheels beside the
+Then `make gpu WHEELS=wheels DATA=DATA MINUTES=30` installs these wheels with the
 packages of the machine, and runs the list. `--small` cuts all sizes, so that the whole
 list runs on a CPU.
 """

@@ -226,5 +226,5 @@ def train_classifier(
 
 
 def accuracy(classifier: Classifier, x: Array, labels: np.ndarray) -> float:
-    """Share of examples whose most probable class is their label."""
+    """Returns the share of examples whose most probable class is their label."""
     return float(np.mean(classifier.log_probs(x).argmax(-1) == labels))

@@ -32,7 +32,7 @@ def foreign_images(
     data_dir: str | None = None,
     download: bool = False,
 ) -> dict[str, Array]:
-    """Images that are not of the training data, by name, in [-1, 1].
+    """Returns images that are not of the training data, by name, in [-1, 1].
 
     Args:
       key: Key of noise and dequantisation.
@@ -122,7 +122,8 @@ def area_under_roc(
     foreign: dict[str, Array],
     directory: pathlib.Path,
 ) -> dict[str, float]:
-    """Probability, by name, that a foreign image has more energy than a known one.
+    """Returns the probability, by name, that a foreign image has more energy than a
+    known one.
 
     The energies of all images are written to `scores.csv` in `directory`.
     """

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def gan_energy(energy: Energy, generator, *, latent_dim: int) -> Objective:
-    """A plain GAN's discriminator, whose logit is minus the energy.
+    """Returns a plain GAN's discriminator, whose logit is minus the energy.
 
     `mean softplus(E(data)) + mean softplus(-E(draws))`, for the player ("energy",).
     """
@@ -86,15 +86,15 @@ def _against(energy, generator, latent_dim, loss_of) -> Objective:
 
 
 def follow_energy(energy: Energy, generator, *, latent_dim: int) -> Objective:
-    """The player ("generator",) that lowers this energy and nothing else."""
+    """Returns the player ("generator",) that lowers this energy and nothing else."""
     return max_entropy.generator_objective(
         energy, generator, None, latent_dim=latent_dim, information_weight=0
     )
 
 
 def gan_generator(energy: Energy, generator, *, latent_dim: int) -> Objective:
-    """A plain GAN's generator, `mean softplus(E(draws))`: minus the logarithm of the
-    probability of being taken for data."""
+    """Returns a plain GAN's generator, `mean softplus(E(draws))`: minus the logarithm
+    of the probability of being taken for data."""
 
     def surprise(params, x):
         return jax.nn.softplus(energy(params, x))
@@ -106,7 +106,7 @@ def gan_generator(energy: Energy, generator, *, latent_dim: int) -> Objective:
 
 
 def bind(network: Network, params, state) -> Callable[[Array], Array]:
-    """A function of one example or latent, by running statistics where there are."""
+    """Returns a function of one example or latent, by running statistics if any."""
     if network.apply_stateful is None:
         return functools.partial(network.apply, params)
     return lambda x: network.apply_stateful(params, state, x)[0]
@@ -120,7 +120,7 @@ def draw(
     latent_dim: int,
     chunk_size: int,
 ) -> np.ndarray:
-    """`[num, *event]`, a chunk at a time."""
+    """Returns `[num, *event]`, a chunk at a time."""
     of_chunk = jax.jit(jax.vmap(generator_fn))
     chunks = []
     for chunk in range(-(-num // chunk_size)):
@@ -153,7 +153,7 @@ def sample(
     *,
     latent_dim: int,
 ) -> Sampled:
-    """Chains in the latent space and in the visible one, from the same latents.
+    """Runs chains in the latent space and in the visible one, from the same latents.
 
     Args:
       section: With `num_steps`, `step_size`, `temperature` and `prior` of latent MALA,

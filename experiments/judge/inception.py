@@ -17,7 +17,8 @@ BLOCK = 50  # images that go through the network at once
 
 
 def read_weights(path: str | pathlib.Path) -> dict[str, np.ndarray]:
-    """Arrays by their PyTorch names, from a `.npz`, or a PyTorch file of a state dict.
+    """Returns arrays by their PyTorch names, from a `.npz`, or a PyTorch file of a
+    state dict.
 
     Raises:
       FileNotFoundError: If there is no such file.

@@ -24,7 +24,7 @@ class InverseProblem(NamedTuple):
 
 
 def upper_half(shape: tuple[int, int, int]) -> np.ndarray:
-    """Which pixels inpainting is given, `[*shape]`: the lower half is filled in."""
+    """Returns the pixels that inpainting is given, `[*shape]`: the upper half."""
     is_known = np.zeros(shape, bool)
     is_known[: shape[0] // 2] = True
     return is_known

@@ -73,7 +73,8 @@ def sample_quality(
 
 
 def gaussian_draws(key: Key, data: np.ndarray, num: int) -> np.ndarray:
-    """Draws from the normal distribution with the data's mean and full covariance."""
+    """Returns draws from the normal distribution with the data's mean and full
+    covariance."""
     flat = data.reshape(len(data), -1).astype(np.float64)
     mean = flat.mean(0)
     centred = (flat - mean) / (len(flat) - 1) ** 0.5
@@ -129,7 +130,8 @@ def reference_table(
     chooses: bool = False,
     unseen: Array | None = None,
 ) -> list[dict[str, float | int | str]]:
-    """`sample_quality` of three references, and of as many sets of samples as given.
+    """Returns `sample_quality` of three references, and of as many sets of samples as
+    given.
 
     The data are divided at random. One half is what all rows are compared with; the
     other is the first row, "data": what new draws of the data's law are expected to do.
@@ -231,7 +233,7 @@ class Judge(NamedTuple):
 
 
 def make_judge(data: Images, num_examples: int, num_steps: int) -> Judge:
-    """The judge of a data set: a function of these arguments and of no seed.
+    """Returns the judge of a data set: a function of these arguments and of no seed.
 
     Its classifier is loaded or trained when it is first needed: see `store`.
 

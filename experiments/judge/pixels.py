@@ -27,7 +27,7 @@ NUM_PAIRED = 1_000
 
 
 class Pixels(NamedTuple):
-    """What pixels are compared by.
+    """Statistics by which pixels are compared.
 
     Attributes:
       mean: Mean of the data's pixels, `[d]`.
@@ -43,7 +43,7 @@ class Pixels(NamedTuple):
     gaussian: np.ndarray
 
     def features(self, x: Array) -> np.ndarray:
-        """Returns the components of images, and the length of what is left of them.
+        """Returns the components of images, and the length of their remainders.
 
         Args:
           x: `[n, *image]`.
@@ -72,7 +72,7 @@ def _flat(x: Array) -> np.ndarray:
 
 
 def fit_pixels(data: np.ndarray, gaussian: np.ndarray) -> Pixels:
-    """Returns what pixels are compared by.
+    """Returns the statistics of a data set's pixels.
 
     Args:
       data: Images `[n, *image]`, two at least.

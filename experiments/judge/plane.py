@@ -37,7 +37,7 @@ class Plane(NamedTuple):
 
 
 def make_plane(bound: float, num_bins: int) -> Plane:
-    """The square `[-bound, bound]^2` in `num_bins` bins a side."""
+    """Returns the square `[-bound, bound]^2` in `num_bins` bins a side."""
     if not bound > 0 or num_bins < 1:
         raise ValueError(
             f"bound must be positive and num_bins at least 1, got {bound}, {num_bins}"
@@ -67,12 +67,12 @@ def make_plane(bound: float, num_bins: int) -> Plane:
 
 
 def at_points(function: Callable[[Array], Array], points: Array) -> Array:
-    """A function of one example at many, in blocks."""
+    """Returns a function of one example at many, in blocks."""
     return jax.lax.map(function, points, batch_size=_BLOCK)
 
 
 def total_variation(a: np.ndarray, b: np.ndarray) -> float:
-    """Half the absolute difference, mass off the grid counted as misplaced.
+    """Returns half the absolute difference, with mass off the grid as misplaced.
 
     Between two histograms of n draws of one law it is not 0 but about
     `sqrt(bins / (pi n))`: compare with a histogram of the target's own draws.
@@ -81,7 +81,7 @@ def total_variation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def kl_divergence(p: np.ndarray, q: np.ndarray) -> float:
-    """KL(p || q) in nats, of probabilities on one grid. Infinite where q misses p."""
+    """Returns KL(p || q) in nats on one grid, which is infinite where q misses p."""
     used = p > 0
     with np.errstate(divide="ignore"):
         return float((p[used] * (np.log(p[used]) - np.log(q[used]))).sum())

@@ -18,10 +18,10 @@ PALETTE = (
 """Colours that readers with any kind of colour vision tell apart: Okabe and Ito's."""
 
 TRUTH = {"color": "black", "linestyle": "--", "zorder": 3}
-"""How a line of the truth is drawn, which no model's line is."""
+"""Style of a line of the truth, which no model's line has."""
 
+MARKS = ("o", "s", "D", "^", "v", "P", "X", "<", ">")
 DENSITY_COLORS = "magma"  # its lightness rises, so that it is read in grey, too
-LARGEST_RATIO = 3.0  # of a bar: longer ones are cut off, and have their number
 
 
 def check() -> None:
@@ -39,7 +39,7 @@ def _subplots(
     layout: str | None = None,
     **options,
 ):
-    """A figure and its axes `[rows, columns]`, as `pyplot.subplots` makes them.
+    """Returns a figure and its axes `[rows, columns]`, as `pyplot.subplots` makes them.
 
     Not by pyplot, whose backend is one for the whole process: a notebook that draws
     with its own would lose it.
@@ -63,7 +63,7 @@ def _save(figure, path: pathlib.Path) -> None:
 
 
 def _tile(images: np.ndarray, columns: int) -> np.ndarray:
-    """`[n, H, W, C]` in [-1, 1] to one picture in [0, 1], a pixel of border between.
+    """Returns one picture in [0, 1] of images `[n, H, W, C]` in [-1, 1], with borders.
 
     Pixels that are not a number stay so.
     """
@@ -81,7 +81,7 @@ def _tile(images: np.ndarray, columns: int) -> np.ndarray:
 def image_grid(
     path: pathlib.Path, images: np.ndarray, *, columns: int, title: str = ""
 ) -> None:
-    """A grid of images `[n, H, W, C]` in [-1, 1], row by row; see `image_panels`."""
+    """Draws a grid of images `[n, H, W, C]` in [-1, 1]; see `image_panels`."""
     image_panels(path, {title: images}, columns=columns)
 
 
@@ -299,47 +299,53 @@ def _line_style(index: int) -> dict[str, str]:
     }
 
 
-def bars(
+def ratios(
     path: pathlib.Path,
     groups: Mapping[str, Mapping[str, tuple[float, float, float]]],
     *,
     x_label: str,
 ) -> None:
-    """Groups of bars: group -> label -> (value, low, high), a line marking 1.
+    """Ratios as dots on a logarithmic axis, with a line that marks 1.
 
-    Labels beyond the colours of the palette have its colours again, hatched.
+    Args:
+      path: Path of the PNG.
+      groups: Group -> label -> (value, low, high). A group is a band of rows, one for
+        each label; a label has one colour and one mark in all groups.
+      x_label: Name of the horizontal axis.
     """
-    labels = list(dict.fromkeys(label for bars in groups.values() for label in bars))
-    height = 1 + 0.17 * len(groups) * (len(labels) + 1)
+    labels = list(dict.fromkeys(label for rows in groups.values() for label in rows))
+    height = 1.2 + len(groups) * (0.12 + 0.06 * len(labels))
     figure, axes = _subplots(1, 1, (8, height), "constrained")
     axis = axes[0, 0]
     for index, found in enumerate(groups.values()):
+        if index % 2:
+            axis.axhspan(index, index + 1, color="0.95", linewidth=0)
         for row, label in enumerate(labels):
             if label not in found:
                 continue
             value, low, high = found[label]
-            axis.barh(
-                index + (row + 0.5) / (len(labels) + 1),
+            axis.errorbar(
                 value,
-                0.9 / (len(labels) + 1),
+                index + (row + 1) / (len(labels) + 1),
                 xerr=[[value - low], [high - value]],
                 color=PALETTE[row % len(PALETTE)],
-                hatch="////" if row >= len(PALETTE) else None,
-                edgecolor="white",
-                linewidth=0,
+                marker=MARKS[row % len(MARKS)],
+                markersize=5,
+                markeredgecolor="black",
+                markeredgewidth=0.4,
+                elinewidth=0.8,
+                linestyle="none",
                 label=label,
-                error_kw={"linewidth": 0.6},
             )
-            if value > LARGEST_RATIO:
-                place = LARGEST_RATIO, index + (row + 0.5) / (len(labels) + 1)
-                text = f"{value:.1f} "
-                box = {"facecolor": "white", "linewidth": 0, "pad": 0.5}
-                axis.text(*place, text, fontsize=7, ha="right", va="center", bbox=box)
     axis.set_yticks([index + 0.5 for index in range(len(groups))], list(groups))
-    axis.axvline(1.0, color="black", linewidth=0.6)
-    axis.margins(y=0.01)
-    axis.invert_yaxis()
-    axis.set_xlim(0, LARGEST_RATIO)
+    axis.axvline(1.0, color="black", linewidth=0.8)
+    axis.set_ylim(len(groups), 0)
+    axis.set_xscale("log")
+    found = [value for rows in groups.values() for value, _, _ in rows.values()]
+    ends = np.log2([min([1.0, *found]), max([1.0, *found])])
+    powers = 2.0 ** np.arange(np.floor(ends[0]), np.ceil(ends[1]) + 1)
+    axis.set_xticks(powers, [f"{power:g}" for power in powers], minor=False)
+    axis.set_xticks([], minor=True)
     axis.set_xlabel(x_label, fontsize=9)
     axis.tick_params(labelsize=8)
     handles, names = axis.get_legend_handles_labels()

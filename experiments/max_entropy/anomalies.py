@@ -216,7 +216,8 @@ def load_held_out_digit(
         return image_batches(key, data.train, size, num_levels=mnist.num_levels)
 
     def convert(images):
-        """The middle of each level: scores are then functions of the image alone."""
+        """Returns the middle of each level: scores are then functions of the image
+        alone."""
         return (images.astype(np.float32) + 0.5) * (2 / mnist.num_levels) - 1
 
     return Source(data, batches, convert)

@@ -131,13 +131,8 @@ def make_mnist_small(name: str) -> dict:
 
 
 def make_own() -> dict:
-    config = make_digits()
-    config["data"] = image_section("arrays")
-    config["networks"]["widths"] = (16, 32, 64)
-    config["latent_dim"] = 32
-    config["optimizer"]["learning_rate"]["decay_steps"] = 5_000
-    config["train"]["num_steps"] = 5_000
-    config["evaluation"]["num_samples"] = 1_000
+    config = make_mnist_small("arrays")
+    config["evaluation"]["num_samples"] = 2_000
     return config
 
 

@@ -3,7 +3,7 @@ r"""Maximum entropy generators in the plane, where coverage and density are know
 Paper: Kumar, Ozair, Goyal, Courville & Bengio (2019), "Maximum entropy generators for
 energy-based models", https://arxiv.org/abs/1901.08508.
 Claim checked: with a bound on its entropy the generator covers all modes, and the
-energy beside it has the density of the data; without either part it does not.
+energy with it has the density of the data; without either part it does not.
 
     python -m experiments.max_entropy --workdir=runs/toy
     python -m experiments.max_entropy.plane --workdir=runs/swiss_roll \
@@ -67,7 +67,7 @@ CHOICES = {"data": TARGETS}
 
 def make_toy() -> dict:
     """Returns the problem's default: narrower networks than the paper's, which train
-    at a higher rate in place of its 100,000 updates, for minutes."""
+    at a higher rate instead of its 100,000 updates, for minutes."""
     config = {
         "seed": 0,  # of all draws: parameters, order of the data, chains
         "data": {

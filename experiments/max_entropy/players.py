@@ -95,7 +95,7 @@ BASELINES = {
     },
     "gan": {},
 }
-"""Method -> its options beside its name."""
+"""Method -> its options except its name."""
 
 
 def make_config(presets: Mapping[str, Callable[[], dict]], preset: str) -> ConfigDict:

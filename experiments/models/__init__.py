@@ -214,7 +214,7 @@ def flatten(tree: Any, path: str = "") -> dict[str, np.ndarray]:
 
 
 def unflatten(arrays: Mapping[str, np.ndarray]) -> Any:
-    """Returns the nested dicts and lists of arrays of which `flatten` made the paths."""
+    """Returns nested dicts and lists of arrays; this is the inverse of `flatten`."""
     nested: dict[str, Any] = {}
     for path, array in arrays.items():
         *parents, name = path.split("/")

@@ -3,7 +3,7 @@
 A checkpoint is a folder named after its step. It holds plain arrays without a device
 layout, so that it is read on any number of devices and processes: `params`,
 `model_state` and `ema_params` as the dicts they are, and `training` (optimizer state,
-objectives' memories, step, key) by leaf name. Beside them are the digests of all files,
+objectives' memories, step, key) by leaf name. With them are the digests of all files,
 without which Orbax would load a flipped bit as another number.
 """
 
@@ -37,7 +37,7 @@ _ITEMS = ("params", "model_state", "ema_params", "training")
 
 
 def _name(path) -> str:
-    """`energy/params/kernel` for a leaf's path, whatever containers it goes through."""
+    """Returns `energy/params/kernel` for a leaf's path, through any containers."""
     return "/".join(
         str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", entry))))
         for entry in path
@@ -63,7 +63,7 @@ def _rest(state: training.TrainState) -> dict[str, Any]:
 
 
 def _to_host(state: training.TrainState) -> dict[str, dict]:
-    """The state's items as numpy arrays; `carry` with the rows of all processes."""
+    """Returns the state's items as arrays; `carry` has the rows of all processes."""
     carry = jax.device_get(state.carry)
     if jax.process_count() > 1:
         carry = multihost_utils.process_allgather(carry, tiled=True)
@@ -106,7 +106,7 @@ def _match(where: str, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 def _resplit(where: str, name: str, saved: np.ndarray, rows: int, shape, dtype):
-    """Rows of `saved: [devices, ...]` for `rows` devices with `shape` each."""
+    """Returns rows of `saved: [devices, ...]` for `rows` devices with `shape` each."""
     if saved.dtype == dtype and saved.shape[1:] == shape:
         if len(saved) == rows:
             return saved
@@ -173,7 +173,7 @@ class Checkpoints:
             )
 
     def latest_step(self) -> int | None:
-        """The newest step that was saved whole, if there is one."""
+        """Returns the newest step that was saved whole, if there is one."""
         return max([*self._manager.all_steps(), *self._told], default=None)
 
     def save(self, step: int, state: training.TrainState) -> None:
@@ -234,7 +234,7 @@ class Checkpoints:
     def restore(
         self, template: training.TrainState, num_devices: int
     ) -> training.TrainState | None:
-        """The newest readable checkpoint as a state like `template`, or None.
+        """Returns the newest readable checkpoint as a state like `template`, or None.
 
         Args:
           template: From `training.init_state`: gives shapes, types and the device
@@ -286,7 +286,7 @@ def _read(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int) -> di
 
 
 def _rebuild(where, items, template, num_devices) -> training.TrainState:
-    """A state in the template's containers and layout, from the read items."""
+    """Returns a state in the template's containers and layout, from the read items."""
 
     def like(name, wanted):
         saved = _by_name(items.get(name, {}))
@@ -367,7 +367,7 @@ def _first_readable(
 
 
 def read_config(workdir: str | AnyPath) -> ConfigDict:
-    """The config that a run was started with, locked.
+    """Returns the config that a run was started with, locked.
 
     Raises:
       FileNotFoundError: If `workdir` holds no run.
@@ -390,7 +390,7 @@ def read_config(workdir: str | AnyPath) -> ConfigDict:
 def read(
     workdir: str | AnyPath, *, step: int | None = None
 ) -> dict[str, dict[str, Any]]:
-    """A checkpoint as it lies on disk: its items as dicts of numpy arrays.
+    """Returns a checkpoint as it lies on disk: its items as dicts of numpy arrays.
 
     Args:
       workdir: The run's folder.
@@ -425,12 +425,12 @@ def _read_local(workdir: pathlib.Path, step: int | None) -> dict[str, dict[str, 
 def load_run(
     workdir: str | AnyPath, *, step: int | None = None, ema: bool = False
 ) -> tuple[ConfigDict, dict[str, Any], dict[str, Any]]:
-    """A trained model, for scoring and sampling.
+    """Returns a trained model, for scoring and sampling.
 
     Args:
       workdir: The run's folder.
       step: Which checkpoint; the newest readable one by default.
-      ema: The exponential moving average of the parameters in place of the last ones.
+      ema: The exponential moving average of the parameters instead of the last ones.
 
     Returns:
       `(config, params, model_state)`, the run's locked config, and dicts by network,

@@ -97,7 +97,7 @@ def schedule(
     decay_start: int = 0,
     decay_steps: int = 0,
 ) -> optax.Schedule:
-    """A number as a function of the update count.
+    """Returns a number as a function of the update count.
 
     Rises linearly from 0 to `start` in `warmup_steps`, stays, and from `decay_start` on
     falls to `final` in `decay_steps`, where it remains. All lengths are given in
@@ -142,7 +142,7 @@ def schedule(
 
 
 def adam_section(learning_rate: float, *, b1: float, b2: float) -> dict[str, Any]:
-    """A config's section of `make_optimizer`: Adam with a constant rate."""
+    """Returns a config's section of `make_optimizer`: Adam with a constant rate."""
     return {
         "name": "adam",  # or "adamw", "sgd", with the options of that optimizer
         "b1": b1,  # decay of the gradient's running mean
@@ -160,7 +160,7 @@ def adam_section(learning_rate: float, *, b1: float, b2: float) -> dict[str, Any
 
 
 def train_section(num_steps: int, **others) -> dict[str, Any]:
-    """A config's section `train`, which `run` goes by."""
+    """Returns a config's section `train`, which `run` goes by."""
     return {
         "num_steps": num_steps,  # updates of all players together
         "log_every": 100,  # steps; 0 for the last step alone
@@ -177,7 +177,7 @@ def train_section(num_steps: int, **others) -> dict[str, Any]:
 def make_optimizer(
     section: Mapping[str, Any], path: str = "optimizer"
 ) -> optax.GradientTransformation:
-    """An optimizer from a config section, whose path is for messages.
+    """Returns an optimizer from a config section, whose path is for messages.
 
     Keys: `name` ("adam", "adamw" or "sgd"), `learning_rate` (a section of `schedule`),
     `gradient_clip` (largest global norm of the gradient; 0 for none), and what the
@@ -219,7 +219,7 @@ def check_name(what: str, name: str, known) -> None:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested sections as one dict: dotted path -> value."""
+    """Returns nested sections as one dict: dotted path -> value."""
     found = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -291,7 +291,7 @@ def known_options(
 
 def _choose(config, given, choices) -> tuple[dict[str, Any], dict[str, Any]]:
     """Returns the sections of a config with the keys of the constructors that `given`
-    names, and what these take beside: dotted path -> a value of the option's type."""
+    names, and what these also take: dotted path -> a value of the option's type."""
     sections, unlisted = config.to_dict(), {}
     for section, constructors in choices.items():
         options, path = sections.get(section), f"{section}.name"

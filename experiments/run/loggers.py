@@ -229,11 +229,11 @@ class Loggers:
     ):
         self._all: list[Logger] = [TensorBoard(), *others]
         self._begun: list[Logger] = []
-        self._name, self._config = name, flat(dict(config or {}))
+        self.name, self._config = name, flat(dict(config or {}))
 
     def begin(self, workdir: pathlib.Path, step: int) -> None:
         self._begun = list(self._all)
-        self._tell("begin", workdir, self._name, self._config, step)
+        self._tell("begin", workdir, self.name, self._config, step)
 
     def _tell(self, method: str, *values: Any) -> None:
         for logger in list(self._begun):

@@ -253,7 +253,7 @@ def _run_built(
             else:
                 log.write_evaluation(step, line, figures)
             if is_first:
-                try_report(workdir)
+                try_report(workdir, log.name)
             log.send()
             check_sound(step, scalars, kept=checkpoints.latest_step())
             evaluated[step] = scalars

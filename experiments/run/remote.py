@@ -320,7 +320,7 @@ class Mirror:
         """Brings the workdir up to the folder.
 
         The log goes before the checkpoint whose steps it has, and the digests of a
-        checkpoint go after its arrays, because nobody reads it without them.
+        checkpoint go after its arrays, because no process reads it without them.
 
         Raises:
           Occupied: If another process trains there now.

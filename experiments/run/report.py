@@ -2,8 +2,9 @@ r"""A run on one page: `report.html`, which needs no network and no other file.
 
     python -m experiments.run.report --workdir=runs/digits
 
-Every evaluation writes the page anew. The command writes it for a run that has none, or
-for every run of a sweep. The page has the command, commit and device, the last
+Every evaluation writes the page anew. The command writes it for a run that has none. Of
+a sweep it writes the page of every run, and one with the sweep's table, figures and
+links to these pages. The page of a run has the command, commit and device, the last
 evaluation, the tables and figures, curves of everything that was logged, and the
 config.
 """
@@ -15,6 +16,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from absl import logging
 
@@ -55,11 +57,12 @@ svg text { font: 10px system-ui, sans-serif; fill: currentColor; }
 """
 
 
-def write_report(workdir: AnyPath) -> AnyPath:
+def write_report(workdir: AnyPath, name: str = "") -> AnyPath:
     """Writes `report.html` of a run, whole or not at all, and returns its path.
 
     Args:
       workdir: Folder of a run, a local one or one of `remote.to_path`.
+      name: Title of the page; the name of the folder by default.
 
     Raises:
       FileNotFoundError: If there is no run.
@@ -68,45 +71,72 @@ def write_report(workdir: AnyPath) -> AnyPath:
     """
     if not (workdir / CONFIG).is_file():
         raise FileNotFoundError(f"{workdir} holds no run to report")
-    write_atomically(workdir / REPORT, make_page(workdir))
+    write_atomically(workdir / REPORT, make_page(workdir, name))
     return workdir / REPORT
 
 
-def try_report(workdir: AnyPath) -> None:
+def try_report(workdir: AnyPath, name: str) -> None:
     """Writes the report of a run that goes on, and logs a warning if that fails."""
     try:
-        write_report(workdir)
+        write_report(workdir, name)
     except Exception as error:  # a page is not worth the end of a run
         logging.warning("%s is not written: %s", workdir / REPORT, reason_of(error))
 
 
-def make_page(workdir: AnyPath) -> str:
-    """Returns the report of a run as one page of HTML."""
+def make_page(workdir: AnyPath, name: str = "") -> str:
+    """Returns the report of a run as one page of HTML; see `write_report`."""
     lines = read_lines(workdir)
     evaluations = finite_evaluations(lines)
-    title = html.escape(workdir.name or str(workdir))
-    parts = [
-        "<!doctype html>",
-        f'<html lang="en"><meta charset="utf-8"><title>{title}</title>',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<style>{STYLE}</style>",
-        f"<h1>{title}</h1>",
-        _table(_describe(workdir)),
-    ]
+    title = name or workdir.name or str(workdir)
+    parts = [*_head(title), _table(_describe(workdir))]
     if evaluations:
         last = max(evaluations)
         parts += [f"<h2>Evaluation of step {last}</h2>", _table(evaluations[last])]
     else:
         parts.append("<p>The run has not been evaluated yet.</p>")
-    if tables := [*_tables(workdir)]:
+    if tables := [*_tables(_files(workdir, ".md"))]:
         parts += ["<h2>Tables</h2>", *tables]
-    if figures := [*_figures(workdir)]:
+    if figures := [*_figures(_files(workdir, ".png"))]:
         parts += ["<h2>Figures</h2>", *figures]
     if curves := [*_curves(lines)]:
         parts += ["<h2>Curves</h2>", '<div class="curves">', *curves, "</div>"]
     config = flat(read_config(workdir).to_dict())
     parts += ["<h2>Config</h2>", _table(config), "</html>"]
     return "\n".join(parts) + "\n"
+
+
+def make_index(workdir: AnyPath, runs: Sequence[AnyPath]) -> str:
+    """Returns the page of a sweep: its tables, its figures, and links to its runs.
+
+    Args:
+      workdir: Folder of the sweep.
+      runs: Folders of its runs.
+    """
+    links = [
+        f'<a href="{CELLS}/{quote(run.name, safe=",=")}/{REPORT}">'
+        f"{html.escape(run.name)}</a>"
+        for run in runs
+    ]
+    parts = [
+        *_head(workdir.name or str(workdir)),
+        *_tables(_list(workdir, ".md")),
+        *_figures(_list(workdir, ".png")),
+        "<h2>Runs</h2>",
+        *[f"<p>{link}</p>" for link in links],
+        "</html>",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _head(title: str) -> list[str]:
+    title = html.escape(title)
+    return [
+        "<!doctype html>",
+        f'<html lang="en"><meta charset="utf-8"><title>{title}</title>',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<style>{STYLE}</style>",
+        f"<h1>{title}</h1>",
+    ]
 
 
 def _describe(workdir: AnyPath) -> dict[str, Any]:
@@ -142,15 +172,20 @@ def _table(values: Mapping[str, Any]) -> str:
 def _files(workdir: AnyPath, end: str) -> Iterator[tuple[str, AnyPath]]:
     """Yields the name and the path of every figure or table of a run."""
     for name, said in FIGURES.items():
-        folder = workdir / name
-        if folder.is_dir():
-            for path in sorted(folder.iterdir(), key=lambda path: path.name):
-                if path.name.endswith(end) and not path.name.startswith("."):
-                    yield said + path.name.removesuffix(end), path
+        for shown, path in _list(workdir / name, end):
+            yield said + shown, path
 
 
-def _tables(workdir: AnyPath) -> Iterator[str]:
-    for name, path in _files(workdir, ".md"):
+def _list(folder: AnyPath, end: str) -> Iterator[tuple[str, AnyPath]]:
+    """Yields the name and the path of every file of a folder with such an end."""
+    if folder.is_dir():
+        for path in sorted(folder.iterdir(), key=lambda path: path.name):
+            if path.name.endswith(end) and not path.name.startswith("."):
+                yield path.name.removesuffix(end), path
+
+
+def _tables(files: Iterator[tuple[str, AnyPath]]) -> Iterator[str]:
+    for name, path in files:
         yield f"<h3>{html.escape(name)}</h3>"
         yield from_markdown(path.read_text())
 
@@ -186,8 +221,8 @@ def from_markdown(text: str) -> str:
     return "\n".join(parts)
 
 
-def _figures(workdir: AnyPath) -> Iterator[str]:
-    for name, path in _files(workdir, ".png"):
+def _figures(files: Iterator[tuple[str, AnyPath]]) -> Iterator[str]:
+    for name, path in files:
         data, text = base64.b64encode(path.read_bytes()).decode(), html.escape(name)
         yield (
             f'<figure><figcaption>{text}</figcaption><img alt="{text}"'
@@ -266,12 +301,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = parser.parse_args(arguments)
     try:
         workdir = to_path(found.workdir)
-        runs = [workdir]
-        if (workdir / CELLS).is_dir():
-            cells = sorted((workdir / CELLS).iterdir(), key=lambda path: path.name)
-            runs = [path for path in cells if (path / CONFIG).is_file()] or runs
+        if not (workdir / CELLS).is_dir():
+            print(write_report(workdir))
+            return
+        cells = sorted((workdir / CELLS).iterdir(), key=lambda path: path.name)
+        runs = [path for path in cells if (path / CONFIG).is_file()]
         for run in runs:
             print(write_report(run))
+        write_atomically(workdir / REPORT, make_index(workdir, runs))
+        print(workdir / REPORT)
     except ValueError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

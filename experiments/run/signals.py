@@ -75,7 +75,7 @@ class Preemption:
 
     @contextlib.contextmanager
     def holding_unsaved_work(self) -> Iterator[None]:
-        """A block that a signal does not end."""
+        """Returns a block that a signal does not end."""
         with self._lock:
             self._num_unsaved += 1
         try:
@@ -86,7 +86,7 @@ class Preemption:
 
     @contextlib.contextmanager
     def leaving_at_once(self, is_saved: bool = True) -> Iterator[None]:
-        """A block within `holding_unsaved_work` in which nothing is unsaved.
+        """Returns a block in `holding_unsaved_work` in which nothing is unsaved.
 
         Args:
           is_saved: False makes the block one like any other.

@@ -63,7 +63,7 @@ def training_alone(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A Markdown table of rows with the same keys; numbers to four digits."""
+    """Returns a Markdown table of rows with the same keys; numbers to four digits."""
 
     def cell(value):
         return f"{value:.4g}" if isinstance(value, float) else str(value)
@@ -307,7 +307,8 @@ def _parse(text: str) -> dict[str, Any] | None:
 
 
 def finite_evaluations(lines: Sequence[Mapping]) -> dict[int, dict[str, float]]:
-    """Step -> evaluation, of those in which all is finite: others are repeated."""
+    """Returns step -> evaluation, of those in which all is finite: others are
+    repeated."""
     return {
         line["step"]: {k: v for k, v in line.items() if k not in ("kind", "step")}
         for line in lines
@@ -339,6 +340,7 @@ class Log:
     ):
         self.send = send
         self._loggers = loggers or Loggers()
+        self.name = self._loggers.name  # a copy of a workdir elsewhere has another
         self._path = workdir / METRICS
         self._lock = workdir / LOG_LOCK
         self._num_steps = num_steps
@@ -370,7 +372,7 @@ class Log:
     def write_evaluation(
         self, step: int, scalars: Mapping[str, float], figures: pathlib.Path
     ) -> None:
-        """Appends an evaluation, in place of an earlier one of this step.
+        """Appends an evaluation, instead of an earlier one of this step.
 
         Args:
           step: Step of the evaluation.

@@ -200,7 +200,7 @@ def draw_chunks(
 
 
 def bind_level(score, params, noise_scale, x):
-    """The energy of a noise scale, of which only the gradient is known."""
+    """Returns the energy of a noise scale, of which only the gradient is known."""
     return energies.from_score(score)(params, x, noise_scale)
 
 

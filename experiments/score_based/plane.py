@@ -144,7 +144,7 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
 
 
 def exact_score(params: Params, x: Array, noise_scale: Array) -> Array:
-    """The score of the data with noise of a scale. It has no parameters."""
+    """Returns the score of the data with noise of a scale. It has no parameters."""
     del params
     law = {
         "means": jnp.asarray(MODES),

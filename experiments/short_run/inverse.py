@@ -32,7 +32,8 @@ def make_problems(shape: tuple[int, int, int]) -> dict[str, InverseProblem]:
     everywhere, is_known = np.ones(shape, bool), upper_half(shape)
 
     def block_mean(x):
-        """Half the resolution: the mean over blocks of 2 x 2 pixels."""
+        """Returns an image at half the resolution: the mean over blocks of 2 x 2
+        pixels."""
         x = x[: height // 2 * 2, : width // 2 * 2]
         return x.reshape(height // 2, 2, width // 2, 2, channels).mean((1, 3))
 
@@ -152,7 +153,8 @@ def make_evaluation(
 
     @jax.jit
     def interpolate(params, key):
-        """Rows of `rho z1 + sqrt(1 - rho^2) z2`, which keeps the start's variance."""
+        """Returns rows of `rho z1 + sqrt(1 - rho^2) z2`, which keeps the start's
+        variance."""
         start_key, chain_key = jax.random.split(key)
         generate = make_generator(params)
 
@@ -166,7 +168,8 @@ def make_evaluation(
 
     @functools.partial(jax.jit, static_argnames="name")
     def invert(params, key, images, name):
-        """Images whose chains agree with what is seen, and the losses on the way."""
+        """Returns images whose chains agree with what is seen, and the losses on the
+        way."""
         start_key, chain_key = jax.random.split(key)
         problem, generate = problems[name], make_generator(params)
         z, losses = samplers.invert_chain(

@@ -16,7 +16,7 @@ contender's draws must have the right mean and variance.
 
 Ours make every core a device: `sample_chains` divides the chains. Peers in JAX run on
 one device with all threads, or share their chains among a device a core, whichever is
-faster; the plain scan runs on one, as programs do of which nobody thought more.
+faster; the plain scan runs on one, as JAX code without optimisation does.
 
 Of ours also: the time of the bare value and gradient of all chains and of their random
 numbers, on the same devices, and the overhead, a move's time over those; of networks,
@@ -26,7 +26,7 @@ chains the bare calls are mostly dispatch, and no floor. Memory is the growth of
 process's peak in a first run, compilation included.
 
 `throughput.jsonl` has one line a contender and cell, `table.md` the ratios, and
-`ratios.png` the bars, where there are ratios. The preset `scaling` writes
+`ratios_<energy>.png` draws them, where there are ratios. The preset `scaling` writes
 `scaling.jsonl` and `scaling.png`: time over chains and moves, memory over moves, one
 device against one for every core. The preset `largest` doubles the chains until the
 device's memory is full, and writes `largest.jsonl`; on a CPU, whose memory is the
@@ -210,6 +210,13 @@ def measure_all(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
     if reasons:
         text += "\n## Did not take part\n\n" + "\n".join(sorted(reasons)) + "\n"
     write_atomically(workdir / "table.md", text)
+    draw_ratios(rows, workdir)
+    print(text)
+    return rows
+
+
+def draw_ratios(rows: list[dict], workdir: pathlib.Path) -> None:
+    """Draws times of a move over the plain scan's, a chart for each energy."""
     ratios = {
         cell: {
             name: (row["ratio"], row["ratio_low"], row["ratio_high"])
@@ -219,16 +226,14 @@ def measure_all(config: ConfigDict, workdir: str | pathlib.Path) -> list[dict]:
         for cell, contenders in by_cell(rows).items()
         if any("ratio" in row for row in contenders.values())
     }
-    for workload in config.workloads:  # a page for each of them
+    for workload in dict.fromkeys(row["workload"] for row in rows):
         page = {k: v for k, v in ratios.items() if v and k.startswith(f"{workload}, ")}
         if page:
-            plots.bars(
-                workdir / f"ratios_{workload}.png",
+            plots.ratios(
+                workdir / f"ratios_{workload.replace(' ', '_')}.png",
                 page,
                 x_label="time of a move over the plain scan's: less is faster",
             )
-    print(text)
-    return rows
 
 
 def start(command: Command, workdir: str) -> None:

@@ -129,7 +129,7 @@ class Contest:
             contender.close()
 
     def verify(self, name: str, sampler: str) -> dict:
-        """Once a contender and sampler: `{}`, or why it does not take part."""
+        """Returns `{}` for each contender and sampler, or why it does not take part."""
         if (name, sampler) not in self.verified:
             announce(f"checking the draws of {name}, {sampler}")
             reply = self.processes[name].ask("verify", sampler=sampler)
@@ -137,7 +137,8 @@ class Contest:
         return self.verified[name, sampler]
 
     def rows(self, cell: Cell, names, num_rounds: int, measured: bool = True):
-        """One row a contender, those that do not take part with the reason."""
+        """Returns one row for each contender, with the reason if it does not take
+        part."""
         rows, running = {}, []
         what = f"{cell.workload}, {cell.sampler}, {cell.num_chains:,} chains"
         verified = {name: self.verify(name, cell.sampler) for name in names}

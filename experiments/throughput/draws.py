@@ -29,8 +29,8 @@ def position(state, info):
 
 
 def short_run(task: Task, params, player: str, key, batch):
-    """The starts of the chains, the noise of the data and of every move, and the ends
-    of the chains."""
+    """Returns the starts of the chains, the noise of the data and of every move, and
+    the ends of the chains."""
     from experiments.short_run.model import make_model
 
     made = make_model(task.config, batch.shape[1:])
@@ -68,7 +68,7 @@ def run_chains(sampler, energy, params, key, start, num_steps):
 
 
 def score_based(task: Task, params, player: str, key, batch):
-    """A time and a noise for each example."""
+    """Returns a time and a noise for each example."""
 
     def one(key, x):
         time_key, noise_key = jax.random.split(key)
@@ -97,7 +97,7 @@ def generalized(task: Task, params, player: str, key, batch):
 
 
 def contrastive(task: Task, params, player: str, key, batch):
-    """The ends of the chains, which begin at the data."""
+    """Returns the ends of the chains, which begin at the data."""
     section = task.config.objective
     sampler = make_sampler("mala", step_size=section.step_size)
     sample_key = jax.random.split(key, 4)[2]
@@ -110,14 +110,14 @@ def contrastive(task: Task, params, player: str, key, batch):
 
 
 def denoising(task: Task, params, player: str, key, batch):
-    """A noise for each example."""
+    """Returns a noise for each example."""
     keys = jax.random.split(key, len(batch))
     draw = functools.partial(jax.random.normal, shape=batch.shape[1:])
     return {"noise": jax.vmap(draw)(keys)}
 
 
 def noise_contrastive(task: Task, params, player: str, key, batch):
-    """Normal numbers for all noise examples of each example."""
+    """Returns normal numbers for all noise examples of each example."""
 
     def one(key):
         keys = jax.random.split(key, task.config.objective.num_noise)
@@ -128,7 +128,7 @@ def noise_contrastive(task: Task, params, player: str, key, batch):
 
 
 def sampling(task: Task, params, player: str, key, batch):
-    """The starts, of unit scale, and two noises for each step of the chains."""
+    """Returns the starts, of unit scale, and two noises for each step of the chains."""
     start_key, chain_key = jax.random.split(key)
     keys = chain_keys(chain_key, len(batch))
 

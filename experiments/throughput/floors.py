@@ -48,7 +48,7 @@ def gradient_flops(cell: Cell) -> float:
 
 @functools.lru_cache
 def matmul_speed(mesh) -> float:
-    """Floating-point operations a second of a large matrix product, on all devices."""
+    """Returns the operations per second of a large matrix product, on all devices."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec

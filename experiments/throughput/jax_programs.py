@@ -130,7 +130,7 @@ def jax_contender(program: Callable, params, x0, settings: str) -> Contender:
 
 
 def quickest(runs: dict):
-    """The name of the function of a seed that is done first."""
+    """Returns the name of the function of a seed that is done first."""
     if len(runs) == 1:
         return next(iter(runs))
     seconds = dict.fromkeys(runs, math.inf)

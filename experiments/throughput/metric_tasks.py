@@ -48,7 +48,7 @@ def sample_size(**sizes) -> Task:
 
 
 def stein(num: int = 5_000, dim: int = 10, bandwidth: float | None = BANDWIDTH) -> Task:
-    """The discrepancy of too wide draws from a standard normal."""
+    """Returns the discrepancy of too wide draws from a standard normal."""
     params = {"mean": np.zeros(dim, np.float32), "precision": np.ones(dim, np.float32)}
     x = 1.3 * np.random.default_rng(0).standard_normal((num, dim), np.float32)
     function = functools.partial(

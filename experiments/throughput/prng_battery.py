@@ -74,7 +74,7 @@ def nested(key, part):
 
 
 def chains(key, part):
-    """The keys of `samplers.sample_chains` and `samplers.mala`: 2^14 chains."""
+    """Returns the keys of `samplers.sample_chains` and `samplers.mala`: 2^14 chains."""
     blocks = fold_in_each(key, jnp.arange(2**8))
     chain_keys = jax.vmap(lambda key: jax.random.split(key, 64))(blocks).reshape(-1)
 
@@ -94,7 +94,7 @@ def seeds(seed, part, impl):
 
 
 def reverse(words):
-    """The same words, last bits first: batteries look hardest at the first."""
+    """Returns the same words, last bits first: batteries look hardest at the first."""
     for shift, mask in enumerate(
         (0x55555555, 0x33333333, 0x0F0F0F0F, 0x00FF00FF, 0x0000FFFF)
     ):
@@ -104,7 +104,7 @@ def reverse(words):
 
 
 def low(words):
-    """The last bytes alone, four to a word."""
+    """Returns the last bytes alone, four to a word."""
     return jax.lax.bitcast_convert_type(
         words.astype(jnp.uint8).reshape(-1, 4), jnp.uint32
     )
@@ -129,7 +129,7 @@ def parse(arguments):
 
 
 def parts(args):
-    """The stream in pieces, without end."""
+    """Yields the stream in pieces, without end."""
     impl = {"counter": counter_prng.IMPL, "threefry": "threefry2x32"}[args.impl]
     if args.stream == "seeds":
         stream = functools.partial(seeds, args.seed, impl=impl)

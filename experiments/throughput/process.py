@@ -42,7 +42,7 @@ class Cell(NamedTuple):
 
 
 def workload(name: str, width: int):
-    """The energy of that name, with the same parameters in every process."""
+    """Returns the energy of that name, with the same parameters in every process."""
     import jax
 
     from ebmjax import energies, networks
@@ -151,7 +151,8 @@ set: one device, whose threads are as many as cores."""
 
 
 def environment(own: Mapping[str, str]) -> dict[str, str]:
-    """All of the variables of a process, with those that its contender wants."""
+    """Returns all of the variables of a process, with those that its contender
+    wants."""
     from experiments.throughput.workload import DEVICES
 
     # Not what this process was given for itself: chains need no collectives, threads
@@ -164,7 +165,7 @@ def environment(own: Mapping[str, str]) -> dict[str, str]:
 
 
 def wanted(name: str) -> Mapping[str, str]:
-    """The variables that a contender of the samplers wants."""
+    """Returns the variables that a contender of the samplers wants."""
     from experiments.throughput import peers
     from experiments.throughput.workload import DEVICE_A_CORE
 
@@ -188,7 +189,7 @@ def reset_peak() -> int:
 
 
 def peak() -> int:
-    """The peak of memory since it was forgotten, in bytes."""
+    """Returns the peak of memory since it was forgotten, in bytes."""
     return _status("VmHWM")
 
 
@@ -303,7 +304,7 @@ class Process:
         )
 
     def ask(self, do: str, **request) -> dict[str, Any]:
-        """The reply, perhaps `{"skipped": reason}`.
+        """Returns the reply to a request, perhaps `{"skipped": reason}`.
 
         Raises:
           CommandError: If the contender failed, or its process ended.

@@ -23,7 +23,7 @@ FEWEST_CHAINS = 64  # with which the search for the most begins
 
 
 def scaling(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
-    """Time over chains and over moves, memory over moves, and devices, of ours."""
+    """Measures time over chains and moves, memory over moves, and devices, of ours."""
     workdir.mkdir(parents=True, exist_ok=True)
     rows = []
 
@@ -101,7 +101,7 @@ def scaling(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
 
 
 def largest(config: ConfigDict, workdir: pathlib.Path) -> list[dict]:
-    """For each energy, the most chains, of powers of two, whose Langevin moves fit."""
+    """Returns the largest power of two of chains that fit, for each energy."""
     import jax
 
     if jax.default_backend() == "cpu" and config.most_chains >= 2**30:

@@ -77,7 +77,7 @@ def measure_starts(name: str, num_rounds: int) -> dict:
 
 
 def starts_table(rows: list[dict]) -> str:
-    """A line for each command: seconds to its first step."""
+    """Returns a line for each command: seconds to its first step."""
     return format_table(
         [
             {

@@ -12,7 +12,7 @@ def cell_name(row: dict) -> str:
 
 
 def by_cell(rows: list[dict]) -> dict[str, dict[str, dict]]:
-    """Cell -> contender -> row."""
+    """Returns a dict cell -> contender -> row."""
     found = {}
     for row in rows:
         found.setdefault(cell_name(row), {})[row["contender"]] = row
@@ -37,7 +37,7 @@ def spread(row: dict) -> str:
 
 
 def table(rows: list[dict]) -> str:
-    """A line a cell, with the times of a move over the plain scan's."""
+    """Returns a line for each cell, with the times of a move over the plain scan's."""
     names = dict.fromkeys(row["contender"] for row in rows)
     body = []
     for name, contenders in by_cell(rows).items():
@@ -78,7 +78,7 @@ def floors_table(rows: list[dict]) -> str:
 
 
 def compile_table(rows: list[dict]) -> str:
-    """Seconds that a first run takes more than a later one, and MiB."""
+    """Returns the seconds of a first run beyond a later one's, and the MiB."""
     names = dict.fromkeys(row["contender"] for row in rows)
     body = []
     for name, contenders in by_cell(rows).items():

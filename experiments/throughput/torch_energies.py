@@ -62,7 +62,8 @@ def torch_mixture(params: dict, is_compiled: bool) -> TorchEnergy:
 
     # Modes lead and chains come last in both: twice as fast as the other way.
     def products(x):
-        """By matrix products: for the eager mode the fewest kernels."""
+        """Returns an energy by matrix products, the fewest kernels in the eager
+        mode."""
         x = x.T
         logits = torch.addmm(offsets, scaled_means, x)
         logits.sub_(0.5 * precision * x.square().sum(0))
@@ -71,7 +72,8 @@ def torch_mixture(params: dict, is_compiled: bool) -> TorchEnergy:
         return -torch.logsumexp(logits, 0), gradient.T
 
     def differences(x):
-        """Coordinate by coordinate: the compiler fuses it all."""
+        """Returns an energy coordinate by coordinate, all of which the compiler
+        fuses."""
         steps = [x[:, i] - means[:, i : i + 1] for i in range(dim)]
         logits = log_scales - 0.5 * precision * sum(step.square() for step in steps)
         largest = logits.amax(0)
@@ -182,7 +184,7 @@ TORCH_ENERGIES = {
 
 
 def torch_energy(workload: Workload, x0, is_compiled: bool) -> TorchEnergy:
-    """Our energy in PyTorch, compared with ours."""
+    """Returns our energy in PyTorch, after a comparison with ours."""
     import torch
 
     if jax.default_backend() != "cpu":
@@ -204,7 +206,7 @@ def torch_energy(workload: Workload, x0, is_compiled: bool) -> TorchEnergy:
 
 
 def to_torch(x: np.ndarray, layout: str = "NCHW"):
-    """A copy; images with their channels first, in memory as the layout says.
+    """Returns a copy; images have their channels first, in memory as the layout says.
 
     PyTorch's convolutions keep the layout of what they are given.
     """
@@ -222,7 +224,7 @@ def from_torch(x) -> np.ndarray:
 
 
 def autograd(energy: Callable) -> Callable:
-    """`value_and_grad` of an energy, for the eager mode."""
+    """Returns `value_and_grad` of an energy, for the eager mode."""
     import torch
 
     def value_and_grad(x):
@@ -236,7 +238,7 @@ def autograd(energy: Callable) -> Callable:
 
 
 def functional(energy: Callable) -> Callable:
-    """`value_and_grad` of an energy, such as the compiler can trace."""
+    """Returns `value_and_grad` of an energy, such as the compiler can trace."""
     import torch
 
     def total(x):

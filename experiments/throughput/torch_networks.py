@@ -113,12 +113,13 @@ def mlp(params: Tree, x, activation: str = "leaky_relu"):
 
 
 def conv_energy(params: Tree, x, slope: float = 0.2):
-    """`short_run_energy`, `strided_energy`, and `sngan_energy` after `spectral`."""
+    """Returns `short_run_energy`, `strided_energy`, and `sngan_energy` after
+    `spectral`."""
     return dense(params["Dense_0"], trunk(params.get("trunk", params), x, slope))[:, 0]
 
 
 def statistics(params: Tree, x, latents, slope: float = 0.2):
-    """Values of `strided_statistics` of images with several latents each.
+    """Returns values of `strided_statistics` of images with several latents each.
 
     Args:
       params: Parameters.
@@ -135,7 +136,8 @@ def statistics(params: Tree, x, latents, slope: float = 0.2):
 
 
 def generator(params: Tree, stats: Tree, z, image_size: int, train: bool):
-    """`strided_generator` and `sngan_base`: normalise, ReLU, convolve, and so on.
+    """Returns `strided_generator` and `sngan_base`: normalise, ReLU, convolve and
+    so on.
 
     Args:
       params: Parameters.
@@ -214,7 +216,7 @@ def refresh(params: Tree, state: Tree) -> None:
 
 
 def instance_norm(params: Tree, x, embedding, epsilon: float = 1e-5):
-    """`InstanceNorm` of our U-Net: one scale and one shift for each channel."""
+    """Returns `InstanceNorm` of our U-Net: one scale and one shift for each channel."""
     import torch
 
     gain, shift, again = (
@@ -248,7 +250,7 @@ def make_frequencies():
 
 
 def unet(params: Tree, x, noise_scale, frequencies, num_levels: int, num_blocks: int):
-    """The score of our U-Net with swish and an embedded noise scale, `[n]`."""
+    """Returns the score of our U-Net with swish and an embedded noise scale, `[n]`."""
     import torch
 
     functional = torch.nn.functional
@@ -314,7 +316,7 @@ def made_masks(dim: int, widths) -> list[np.ndarray]:
 
 
 def masked_log_prob(params: Tree, x, masks, bound: float = 2.0):
-    """The log density of a masked autoregressive flow; `masks` are tensors."""
+    """Returns the log density of a masked autoregressive flow; `masks` are tensors."""
     import torch
 
     linear, silu = torch.nn.functional.linear, torch.nn.functional.silu

@@ -48,7 +48,7 @@ def draw_noise(batch):
 
 
 def denoising(task: Task, buffers: Tree, setting: Setting) -> dict[str, TorchPlayer]:
-    """Denoising score matching with the noise of both signs."""
+    """Returns denoising score matching with the noise of both signs."""
     import torch
 
     energy, scale = make_energy(task), task.config.objective.noise_scale
@@ -65,7 +65,8 @@ def denoising(task: Task, buffers: Tree, setting: Setting) -> dict[str, TorchPla
 
 
 def contrastive(task: Task, buffers: Tree, setting: Setting) -> dict[str, TorchPlayer]:
-    """Contrastive divergence by MALA from the data, whose law `verify` checks."""
+    """Returns contrastive divergence by MALA from the data, whose law `verify`
+    checks."""
     import torch
 
     energy, section = make_energy(task), task.config.objective
@@ -97,7 +98,8 @@ def contrastive(task: Task, buffers: Tree, setting: Setting) -> dict[str, TorchP
 def noise_contrastive(
     task: Task, buffers: Tree, setting: Setting
 ) -> dict[str, TorchPlayer]:
-    """Noise contrastive estimation against the normal with the data's moments."""
+    """Returns noise contrastive estimation against the normal with the data's
+    moments."""
     import torch
 
     energy, num_noise = make_energy(task), task.config.objective.num_noise
@@ -130,7 +132,7 @@ def noise_contrastive(
 def score_matching(
     task: Task, buffers: Tree, setting: Setting
 ) -> dict[str, TorchPlayer]:
-    """Implicit score matching with the exact trace."""
+    """Returns implicit score matching with the exact trace."""
     energy = make_energy(task)
 
     def loss(params, inputs):

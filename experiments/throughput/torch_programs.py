@@ -33,7 +33,8 @@ TORCH_ENVIRONMENT = {
 
 
 def torch_move(value_and_grad: Callable, sampler: Kernel) -> tuple[Callable, Callable]:
-    """`init(x) -> state` and `step(*state) -> state`; the position comes first."""
+    """Returns `init(x) -> state` and `step(*state) -> state`; the position comes
+    first."""
     import torch
 
     check_sampler("the PyTorch program", sampler)
@@ -98,7 +99,7 @@ class Setting(NamedTuple):
 
 
 def fastest(settings: list[Setting], x0, make_step: Callable) -> Setting:
-    """That with which a few moves are fastest here; `make_step() -> step(x)`.
+    """Returns the `make_step() -> step(x)` with which a few moves are fastest here.
 
     More threads are not always better: on two cores a compiled step of the mixture ran
     at a fifth of its speed with one. And which layout of images is faster depends on
@@ -128,7 +129,7 @@ def fastest(settings: list[Setting], x0, make_step: Callable) -> Setting:
 
 
 def torch_settings(x0, is_compiled: bool, num_threads: int | None) -> list[Setting]:
-    """Worth trying: one thread or all; and, uncompiled, both layouts of images."""
+    """Returns the settings worth trying: threads and, uncompiled, layouts of images."""
     most = int(os.environ.get("OMP_NUM_THREADS", num_cores()))
     threads = sorted({1, most}) if num_threads is None else [num_threads]
     layouts = ["vector"]
@@ -175,7 +176,7 @@ def hand_written(
     is_compiled: bool,
     num_threads: int | None = None,
 ) -> Contender:
-    """The moves in PyTorch; None for the fastest settings that are found."""
+    """Returns the moves in PyTorch; None for the fastest settings that are found."""
     import torch
 
     found = torch_energy(workload, x0, is_compiled)

@@ -175,7 +175,7 @@ def unet_of(task: Task) -> Callable:
 
 
 def noise_std(task: Task, time):
-    """The standard deviation of a variance-exploding diffusion."""
+    """Returns the standard deviation of a variance-exploding diffusion."""
     low = task.config.process.noise_min
     high = task.config.process.noise_max or task.facts["largest_distance"]
     return low * (math.log(high / low) * time).exp()

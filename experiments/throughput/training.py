@@ -1,4 +1,4 @@
-"""The table of training steps: our updates beside those of PyTorch."""
+"""The table of training steps: our updates compared with those of PyTorch."""
 
 import contextlib
 import os
@@ -152,7 +152,7 @@ def write(rows: list[dict], workdir: pathlib.Path) -> None:
 
 
 def by_workload(rows: list[dict]) -> dict[str, dict[str, dict]]:
-    """Workload -> contender -> row."""
+    """Returns a dict workload -> contender -> row."""
     found = {}
     for row in rows:
         found.setdefault(row["workload"], {})[row["contender"]] = row
@@ -208,7 +208,8 @@ def report(rows: list[dict]) -> str:
 
 
 def times_table(rows: list[dict]) -> str:
-    """A line for each workload: milliseconds, and the fastest peer over ours."""
+    """Returns a line for each workload: milliseconds, and the fastest peer over
+    ours."""
     names, body = dict.fromkeys(row["contender"] for row in rows), []
     for workload, contenders in by_workload(rows).items():
         line = {"workload": workload}
@@ -223,7 +224,8 @@ def times_table(rows: list[dict]) -> str:
 
 
 def first_table(rows: list[dict]) -> str:
-    """A line for each workload: seconds of the first call, which compiles, and MiB."""
+    """Returns a line for each workload: seconds of the first call, which compiles, and
+    MiB."""
     names, body = dict.fromkeys(row["contender"] for row in rows), []
     for workload, contenders in by_workload(rows).items():
         line = {"workload": workload}

@@ -142,7 +142,8 @@ def takes_part(name: str, kind: str, is_update: bool) -> bool:
 
 
 def wanted(name: str) -> Mapping[str, str]:
-    """The variables that a contender wants; the cores are those of this thread now."""
+    """Returns the variables that a contender wants; the cores are those of this thread
+    now."""
     if name in OURS:  # compile times are those of a first run
         own = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
         if name == "ebmjax devices":

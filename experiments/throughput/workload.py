@@ -77,7 +77,7 @@ def version(package: str) -> str:
 
 
 def layers(params: dict, kind: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Kernels and biases of a Flax network's layers of one kind, in order."""
+    """Returns kernels and biases of a Flax network's layers of one kind, in order."""
     count = sum(name.startswith(f"{kind}_") for name in params)
     found = [params[f"{kind}_{i}"] for i in range(count)]
     return [(layer["kernel"], layer["bias"]) for layer in found]

@@ -6,15 +6,19 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from ebmjax import metrics
 from ebmjax.checks import check_count
 from ebmjax.targets import Target
 from ebmjax.types import Array, Energy, Key, Params
+from experiments.data import own_tables
+from experiments.data.tabular import Table
 from experiments.judge import plots
 from experiments.judge.plane import at_points, make_plane
 from experiments.run.experiment import evaluated_params
-from experiments.run.workdir import save_arrays
+from experiments.run.workdir import save_arrays, save_columns
+from experiments.tutorial.deep_kernel.evaluate import estimate_log_partition
 from experiments.tutorial.models import Model
 
 
@@ -164,4 +168,44 @@ def draws_evaluation(
     return evaluate
 
 
-EVALUATIONS = {"plane": plane_evaluation, "draws": draws_evaluation}
+def table_evaluation(model: Model, table: Table, energy: Energy, **section):
+    """Returns `evaluate`, the log-likelihood of a table of the user.
+
+    It is in nats and in the units of the file, with annealed importance sampling for
+    the log partition function. The log-likelihood of each row to score is written to
+    `log_likelihoods.csv`.
+
+    Args:
+      model: Not used: the model has no formula for its constant.
+      table: The table.
+      energy: `energy(params, x)` of all trained parameters.
+      **section: Options of `estimate_log_partition`.
+    """
+    del model
+    for name, value in section.items():
+        check_count(f"evaluation.{name}", value, 1)
+
+    def evaluate(state, key, directory):
+        params = evaluated_params(state)
+        energy_fn = functools.partial(energy, params)
+        found = estimate_log_partition(energy_fn, key, table.train, ConfigDict(section))
+
+        def log_prob(rows):
+            energies = np.asarray(at_points(energy_fn, rows), np.float64)
+            return -energies - found["log_partition"]
+
+        scalars, scored = own_tables.log_likelihoods(table, log_prob)
+        if scored is not None:
+            columns = {"log_likelihood": scored}
+            save_columns(directory / "log_likelihoods.csv", columns)
+        compared = _compare_constants(params, found["log_partition"])
+        return scalars | found | compared
+
+    return evaluate
+
+
+EVALUATIONS = {
+    "plane": plane_evaluation,
+    "draws": draws_evaluation,
+    "table": table_evaluation,
+}

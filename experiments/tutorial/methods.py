@@ -44,7 +44,7 @@ DIFFERENTIABLE = (*SMOOTH, *HIGH)
 
 _CHAIN = {"eight_gaussians": 0.05, "rings": 0.01, "two_moons": 0.005}
 _CHAIN |= {"checkerboard": 0.05, "ica_10": 0.4, "ica_50": 0.2}
-_CHAIN |= {"rbm_10": 0.3}
+_CHAIN |= {"rbm_10": 0.3, "own": 0.02}
 """Step sizes of the samplers: a fraction of the square of a target's least width."""
 
 STEPS = {target: {"step_size": step} for target, step in _CHAIN.items()}
@@ -122,7 +122,7 @@ METHODS = {
             "bandwidth": 0.3,  # x; None for the median distance
             "statistic": "u",  # takes pairs of different examples; or "v", all pairs
         },
-        per_target={name: {"bandwidth": None} for name in HIGH},
+        per_target={name: {"bandwidth": None} for name in (*HIGH, "own")},
     ),
     "learned_stein": Method(
         setups.learned_stein,
@@ -240,6 +240,7 @@ METHODS = {
             "two_moons": {"step_size": 0.15},
             "checkerboard": {"step_size": 0.5},
             "rbm_10": {"step_size": 0.5},
+            "own": {"step_size": 0.2},
         },
     ),
     "variational": Method(
@@ -293,3 +294,6 @@ METHODS = {
 """Methods of `ebmjax.objectives` for which there are no data of their kind here:
 `ratio_matching` and `minimum_probability_flow` (two values), and
 `non_negative_score_matching` (no negative values)."""
+
+OWN_METHODS = tuple(name for name in METHODS if "two_moons" in METHODS[name].targets)
+"""Methods that apply to the target `own`: they need nothing but its rows."""

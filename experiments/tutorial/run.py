@@ -12,12 +12,19 @@ their step. A short-run model is its chain, and the table has its energy.
     python -m experiments.tutorial --workdir=runs/sliced \
         --config=sliced_score_matching,rings
     python -m experiments.tutorial --workdir=runs/tutorial --sweep --config=all,all
+    python -m experiments.tutorial --workdir=runs/own --config=noise_contrastive,own \
+        --config.data.csv=FILE --config.data.score_csv=OTHER
 
 A preset is `method,target`: a key of `METHODS` and one of `TARGETS`. With `--sweep`
 either may be `all`. Several sweeps may share a workdir while their cells differ, such
 as `all,rings` and `all,two_moons`; `all,all` then makes one table of them. A run in the
 plane takes less than 2 minutes on one CPU core, and `all,all` takes 5 hours. UCI tables
 are in `python -m experiments.tutorial.deep_kernel`.
+
+The target `own`, which is no part of `all`, is a table of yours: a file of text,
+Parquet or Arrow with numbers and categories. Its evaluation is the held-out
+log-likelihood in the units of the file, by annealed importance sampling, and
+`log_likelihoods.csv` has that of each row of a second file.
 """
 
 import functools
@@ -28,7 +35,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ebmjax import targets, training
-from experiments.data import target_batches
+from experiments.data import own_tables, target_batches
 from experiments.run import cli
 from experiments.run.config import (
     OPTIMIZERS,
@@ -42,11 +49,11 @@ from experiments.run.experiment import Experiment, Keys, Trained, make_keys
 from experiments.run.sweep import Cell, Sweep
 from experiments.tutorial.distributions import Moments, measure_moments
 from experiments.tutorial.evaluation import EVALUATIONS, draw_model
-from experiments.tutorial.methods import METHODS
+from experiments.tutorial.methods import METHODS, OWN_METHODS
 from experiments.tutorial.models import MODELS
 from experiments.tutorial.setups import Problem
 from experiments.tutorial.table import COLUMNS, draw_densities, make_table
-from experiments.tutorial.targets import HIGH, TARGETS, make_target
+from experiments.tutorial.targets import HIGH, OWN, TARGETS, make_target, resampled
 
 
 def optimizer_section(rate: float, num_updates: int) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def optimizer_section(rate: float, num_updates: int) -> dict[str, Any]:
 
 def default_config(method_name: str, target_name: str) -> dict[str, Any]:
     """Returns what all methods have in common, with the sections of the target."""
-    method, target = METHODS[method_name], TARGETS[target_name]
+    method, target = METHODS[method_name], (TARGETS | {"own": OWN})[target_name]
     # Matrices of unit size take larger steps than networks do.
     rate, num_updates = 3e-3, method.num_updates
     if target_name in HIGH:
@@ -133,7 +140,10 @@ def list_presets(preset: str) -> list[str]:
             f"{nearest(preset, PRESETS)}"
         )
     check_name("method", method, (*METHODS, "all"))
-    check_name("target", target, (*TARGETS, "all"))
+    check_name("target", target, (*TARGETS, "own", "all"))
+    if target == "own":
+        check_name("method", method, (*OWN_METHODS, "all"))
+        return [f"{x},own" for x in (OWN_METHODS if method == "all" else [method])]
     found = [
         f"{name},{place}"
         for place in (TARGETS if target == "all" else [target])
@@ -149,7 +159,8 @@ def list_presets(preset: str) -> list[str]:
 
 def get_config(preset: str = DEFAULT) -> ConfigDict:
     """Returns the config of `method,target`; the first one if either is "all"."""
-    return ConfigDict(PRESETS[list_presets(preset)[0]]()).lock()
+    method, _, target = list_presets(preset)[0].partition(",")
+    return ConfigDict(make_preset(method, target)).lock()
 
 
 def check_single(preset: str) -> None:
@@ -159,12 +170,15 @@ def check_single(preset: str) -> None:
 
 
 def make_problem(
-    config: ConfigDict, keys: Keys, target: targets.Target, moments: Moments
+    config: ConfigDict, keys: Keys, target: targets.Target | None, moments: Moments
 ) -> Problem:
-    """Returns the model and the data, which a method is set up on."""
+    """Returns the model and the data, which a method is set up on.
+
+    Without a target the problem has no data, and is for a loaded model.
+    """
     return Problem(
         model=construct("network", config.network, MODELS, moments),
-        data=target.sample,
+        data=None if target is None else target.sample,
         moments=moments,
         key=keys.params,
         network={k: v for k, v in config.network.items() if k != "name"},
@@ -181,7 +195,9 @@ def make_energy(config: ConfigDict, problem: Problem):
 
 def build(config: ConfigDict, keys: Keys) -> Experiment:
     """Returns the method that `config.objective` names, set up on the target."""
-    target = make_target(config.data)
+    is_own = "csv" in config.data
+    table = own_tables.from_section(config.data) if is_own else None
+    target = resampled(table.train) if is_own else make_target(config.data)
     moments = measure_moments(target.sample, jax.random.fold_in(keys.params, 1))
     problem = make_problem(config, keys, target, moments)
     makes = {name: method.make for name, method in METHODS.items()}
@@ -198,18 +214,21 @@ def build(config: ConfigDict, keys: Keys) -> Experiment:
             config.evaluation,
             EVALUATIONS,
             problem.model,
-            target,
+            table if is_own else target,
             make_energy(config, problem),
         ),
-        facts={"mean": moments[0].tolist(), "covariance": moments[1].tolist()},
+        facts={"mean": moments[0].tolist(), "covariance": moments[1].tolist()}
+        | (table.encoding._asdict() if is_own else {}),
+        data_digest=table.digest if is_own else "",
     )
 
 
 def sweep(preset: str) -> Sweep:
     """Returns the table of all methods and targets that `preset` stands for."""
+    is_own = preset.endswith(",own")
     return Sweep(
         cells={name: Cell(name) for name in list_presets(preset or DEFAULT)},
-        columns=COLUMNS,
+        columns=("test_log_likelihood", "ais_bracket") if is_own else COLUMNS,
         num_seeds=3,
         table=make_table,
         finish=draw_densities,
@@ -221,9 +240,12 @@ def load(config: ConfigDict, facts, params, model_state) -> Trained:
 
     `score_fn(x)` is its score. `log_prob` and `sample` are exact, and exist for targets
     in many dimensions alone: no model in the plane has a formula for its constant.
+    Rows of your own table are in the units of the file, in the order of
+    `facts["columns"]` in `run.json`.
     """
     moments = (np.array(facts["mean"]), np.array(facts["covariance"]))
-    target = make_target(config.data)
+    is_own = "csv" in config.data
+    target = None if is_own else make_target(config.data)
     problem = make_problem(config, make_keys(config.seed), target, moments)
     model, energy = problem.model, make_energy(config, problem)
     energy_fn = functools.partial(energy, params)
@@ -236,7 +258,7 @@ def load(config: ConfigDict, facts, params, model_state) -> Trained:
 
         sample = functools.partial(draw_model, model, params["energy"])
 
-    return Trained(
+    trained = Trained(
         config=config,
         params=params,
         model_state=model_state,
@@ -246,6 +268,7 @@ def load(config: ConfigDict, facts, params, model_state) -> Trained:
         log_prob=log_prob,
         sample=sample,
     )
+    return own_tables.in_units(trained, facts) if is_own else trained
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def _make_lines(rows: Sequence[Row], columns: Sequence[str]) -> list[dict[str, s
     for row in rows:
         config, name = row.configs[0], row.name.partition(",")[0]
         dim = config.data.get("dim", 2)
+        num_gradients = METHODS[name].num_gradients(config.objective, dim)
         failures = f" ({row.num_failed} failed)" if row.num_failed else ""
         lines.append(
             {"method": f"`{name}`"}
@@ -49,7 +50,8 @@ def _make_lines(rows: Sequence[Row], columns: Sequence[str]) -> list[dict[str, s
                 if column in known
             }
             | {
-                "gradients": f"{METHODS[name].num_gradients(config.objective, dim):g}",
+                # The dimension of your own table is not in the config.
+                "gradients": "-" if "csv" in config.data else f"{num_gradients:g}",
                 "s / 1000 updates": _time_updates(row),
                 "updates": str(config.train.num_steps),
                 "seeds": f"{len(row.found)}{failures}",

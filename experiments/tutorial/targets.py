@@ -4,9 +4,12 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ebmjax import targets
+from experiments.data.own_tables import own_section
 from experiments.run.config import construct
 
 
@@ -64,16 +67,20 @@ class Sections(NamedTuple):
     evaluation: dict[str, Any]
 
 
+def _mlp() -> dict[str, Any]:
+    return {
+        "name": "mlp",  # or the family of a target in many dimensions
+        "widths": (64, 64, 64),  # units of the hidden layers
+        "activation": "swish",  # or "softplus", "leaky_relu" and others
+    }
+
+
 def _in_plane(data: dict[str, Any], bound: float, is_smooth: bool = True) -> Sections:
     return Sections(
         data,
-        network={
-            "name": "mlp",  # or the family of a target in many dimensions
-            "widths": (64, 64, 64),  # units of the hidden layers
-            "activation": "swish",  # or "softplus", "leaky_relu" and others
-        },
+        network=_mlp(),
         evaluation={
-            "name": "plane",  # divergences on a grid; or "draws", by samples
+            "name": "plane",  # on a grid; or "draws", by samples; "table" of your own
             "bound": bound,  # x; the grid is [-bound, bound]^2, twice the data's width
             "num_points": 800,  # points of the grid along a side
             "is_smooth": is_smooth,  # False if the target has no score
@@ -140,6 +147,32 @@ TARGETS = {
         network={"num_hidden": 5},  # binary units of the model
     ),
 }
+
+
+OWN = Sections(
+    data=own_section(batch_size=256),
+    network=_mlp(),
+    evaluation={
+        "name": "table",
+        "num_chains": 1_000,  # chains of annealed importance sampling
+        "num_fractions": 500,  # densities from the reference to the model
+        "num_leapfrog": 5,  # leapfrog steps in a move
+        "num_long": 500,  # moves of the chains before they go back
+        "num_importance": 100_000,  # draws of the reference
+        "chunk_size": 10_000,  # of these draws
+    },
+)
+"""Sections of the target `own`, a table of the user."""
+
+
+def resampled(rows: np.ndarray) -> targets.Target:
+    """Returns the target whose draws are rows `[n, d]`, with replacement."""
+    rows = jnp.asarray(rows)
+
+    def sample(key, num):
+        return rows[jax.random.randint(key, (num,), 0, len(rows))]
+
+    return targets.Target(sample, energy_fn=None, log_partition=None)
 
 
 def make_target(section: Mapping[str, Any]) -> targets.Target:

@@ -289,13 +289,8 @@ def test_positions_that_are_not_one_array_are_refused(x):
     """Two arrays [4] would be stacked to two chains of four elements."""
     reference = {"reference": (sample, log_prob), "fractions": 2}
     for run in (
-        lambda: samplers.sample_chains(MALA, STANDARD, KEY, x, 5),
-        lambda: samplers.sample_chain(MALA, STANDARD, KEY, x, 5),
         lambda: samplers.sample_annealed(
             lambda level: MALA, lambda level: STANDARD, jnp.ones(2), KEY, x, 1
-        ),
-        lambda: samplers.adapt(
-            samplers.mala, STANDARD, KEY, x, 50, target_acceptance_rate=0.5
         ),
         lambda: metrics.reverse_annealed_importance_sampling(
             MALA, STANDARD, KEY, x, **reference

@@ -105,6 +105,14 @@ def test_models_that_do_not_compare_are_refused(loaded, names, message, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+def test_saved_samples_are_used_if_they_are_enough(tmp_path):
+    saved = np.arange(12.0).reshape(6, 2)
+    np.savez(tmp_path / "samples.npz", samples=saved)
+    np.testing.assert_array_equal(comparing.find_samples(tmp_path, 4), saved[:4])
+    assert comparing.find_samples(tmp_path, 7) is None
+    assert comparing.find_samples(tmp_path / "none", 1) is None
+
+
 def test_a_model_draws_so_many_samples_in_parts():
     given = []
 

@@ -12,7 +12,7 @@ KINDS = ("ksd", "mmd")
 
 
 def stein(task: Task, x: np.ndarray) -> float:
-    """The U-statistic for a standard normal, by matrix products."""
+    """Returns the U-statistic for a standard normal, by matrix products."""
     from scipy.spatial.distance import pdist
 
     bandwidth, (num, dim) = task.facts["bandwidth"], x.shape
@@ -31,7 +31,8 @@ def stein(task: Task, x: np.ndarray) -> float:
 
 
 def mean_discrepancy(task: Task, a: np.ndarray, b: np.ndarray) -> float:
-    """The polynomial kernel's, in float64; a product is faster than a power."""
+    """Returns the polynomial kernel's discrepancy in float64; a product beats a
+    power."""
     a, b = a.astype(np.float64), b.astype(np.float64)
 
     def kernel(x, y):

@@ -34,6 +34,7 @@ from ml_collections import ConfigDict
 
 from ebmjax import objectives, training
 from experiments.data import own_tables, row_batches, tabular
+from experiments.data.own_tables import own_section
 from experiments.run import cli
 from experiments.run.config import (
     check_counts,
@@ -87,7 +88,7 @@ def make_preset(objective: str, table: str) -> dict[str, Any]:
     }
     return {
         "seed": 0,  # of all draws: parameters, order of the data, chains
-        "data": own_tables.own_section(batch_size=200) if table == "own" else data,
+        "data": own_section(batch_size=200) if table == "own" else data,
         "network": {
             "num_inducing": 200,  # inducing points; paper: M
             "width": 30,  # units of a layer
@@ -255,7 +256,6 @@ def make_evaluation(config: ConfigDict, table: tabular.Table, loss: Loss):
                 table, lambda rows: -energies(rows) - found["log_partition"]
             )
             scalars |= own
-            scalars["normal_test_log_likelihood"] += table.encoding.log_determinant
             if scored is not None:
                 columns = {"log_likelihood": scored}
                 save_columns(directory / "log_likelihoods.csv", columns)

@@ -41,6 +41,11 @@ SHOWN = {
     " precision='highest')",
     "replica_exchange": "replica_exchange(make_sampler=<lambda>,"
     " temperatures=(1.0, 2.0), swap_every=2)",
+    "from_blackjax": "from_blackjax(algorithm=GenerateSamplingAPI(differentiable="
+    "<function as_top_level..., precision='highest', step_size=0.9,"
+    " inverse_mass_matrix=float32[3], max_num_doublings=3)",
+    "from_blackjax, barker": "from_blackjax(algorithm=GenerateSamplingAPI("
+    "differentiable=<function as_top_level..., precision='highest', step_size=0.9)",
 }
 
 
@@ -323,7 +328,9 @@ def test_new_parameters_are_really_used(name):
         )
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "name", [name for name, case in SAMPLERS.items() if case.is_key_checked]
+)
 def test_no_key_is_used_twice(name):
     with jax.debug_key_reuse(True):
         samplers.sample_chains(
@@ -601,17 +608,22 @@ def test_progress_is_reported_and_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    "name", ["langevin", "hmc, random lengths", "underdamped", "replica_exchange"]
+    "name",
+    [
+        *("langevin", "hmc, random lengths", "underdamped"),
+        pytest.param("replica_exchange", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_in_parts_is_one_run_bitwise(name):
     """Its states, with what no position shows, and all that it collects."""
     sampler, key = SAMPLERS[name].make((2,)), jax.random.key(5)
-    x = jax.random.normal(jax.random.key(6), (70, 2))
+    there = partial(jax.device_put, device=jax.devices()[1])
+    x = there(jax.random.normal(jax.random.key(6), (70, 2)))
     run = partial(samplers.sample_chains, sampler, STANDARD, key)
     options = {"num_burn_in": 1, "thin": 2, "collect": lambda state, info: info}
     whole, infos = run(x, 9, **options)
     state, first = run(x, 3, **options)
-    state = jax.tree.map(np.asarray, state)  # as it is read from a file
+    state = there(jax.tree.map(np.asarray, state))  # as it is read from a file
     state, second = run(None, 6, state=state, first_move=3, **options)
     jax.tree.map(np.testing.assert_array_equal, state, whole)
     parts = jax.tree.map(lambda *leaves: np.concatenate(leaves), first, second)
@@ -622,18 +634,20 @@ def test_a_run_in_parts_is_one_run_bitwise(name):
 def test_a_run_that_is_killed_thrice_ends_as_one_that_is_not(tmp_path):
     """Every part ends with a file of the state and the draws. What comes after the last
     file is lost and made again; the position is a tree, and chains have conditions."""
-    path, sampler = tmp_path / "run.npz", samplers.hmc(step_size=0.2, num_leapfrog=2)
-    x = {"a": jnp.ones((5, 2)), "b": jnp.zeros(5)}
+    path, sampler = tmp_path / "run.npz", samplers.mala(step_size=0.2)
+    there = partial(jax.device_put, device=jax.devices()[0])
+    x = there({"a": jnp.ones((5, 2)), "b": jnp.zeros(5)})
     energy_fn = lambda x, c: jnp.sum((x["a"] - c) ** 2) + x["b"] ** 4  # noqa: E731
     collect = lambda state, info: state.position["b"]  # noqa: E731
-    structure = jax.tree.structure(samplers.HMCState(x, 0, 0, 0))
+    structure = jax.tree.structure(samplers.MALAState(x, 0, 0))
 
     def work(part, num_parts, num_steps=30):
         """Makes parts of some moves until the run is finished, or is killed."""
         state, draws, first = None, [], 0
         if path.exists():
             *leaves, draws, first = np.load(path).values()
-            state, draws, first = structure.unflatten(leaves), [draws], int(first)
+            state = there(structure.unflatten(leaves))
+            draws, first = [draws], int(first)
         for _ in range(num_parts):
             state, new = samplers.sample_chains(
                 sampler,
@@ -661,7 +675,7 @@ def test_a_run_that_is_killed_thrice_ends_as_one_that_is_not(tmp_path):
     whole, expected = work(30, 1)
     jax.tree.map(np.testing.assert_array_equal, state, whole)
     np.testing.assert_array_equal(draws, expected)
-    assert draws.shape == (14, 5) and len(np.unique(draws)) > 50
+    assert draws.shape == (14, 5) and len(np.unique(draws)) > 30
 
 
 def test_a_state_from_which_no_run_can_go_on_is_refused():

@@ -78,6 +78,18 @@ def test_one_chain_may_be_a_tree_too():
     assert infos.energy.shape == (3,)
 
 
+def test_a_tree_is_adapted_to_as_the_flat_array_of_its_elements():
+    x, tree = pairs(16)
+    run = partial(samplers.adapt, partial(samplers.hmc, num_leapfrog=2), key=KEY)
+    run = partial(run, num_steps=100, target_acceptance_rate=0.7, adapt_mass=True)
+    flat, found = run(energy_fn=flat_energy, x=x), run(energy_fn=pair_energy, x=tree)
+    assert isinstance(found.position, Pair) and found.inverse_mass.shape == (5,)
+    np.testing.assert_array_equal(ravel_rows(found.position), flat.position)
+    np.testing.assert_array_equal(found.inverse_mass, flat.inverse_mass)
+    assert found.step_size == flat.step_size
+
+
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "x, message",
     [

@@ -72,6 +72,7 @@ def test_a_bar_asks_for_tqdm_in_one_line_before_any_work(monkeypatch):
     assert not traces
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize(
     "option, message",
     [

@@ -24,14 +24,14 @@ plots.image_grid(folder / "grid.png", ramp[None, ..., None], columns=2)
 plots.densities(folder / "densities.png", {"a": ramp, "b": ramp}, bounds=(0, 1))
 plots.density_table(folder / "table.png", {"a": {"x": ramp}}, {"a": (0, 1)})
 plots.curves(folder / "curves.png", {"t": {"l": (ramp[0], ramp[0])}}, x_label="x")
-plots.bars(folder / "bars.png", {"g": {"l": (1.0, 0.9, 1.1)}}, x_label="x")
+plots.ratios(folder / "ratios.png", {"g": {"l": (1.0, 0.9, 1.1)}}, x_label="x")
 assert matplotlib.get_backend() == "svg" and not plt.get_fignums()
 """
 
 
 def test_a_notebook_keeps_its_backend_and_its_figures(tmp_path):
     subprocess.run([sys.executable, "-c", DRAW_ALL, tmp_path], check=True)
-    names = ["bars.png", "curves.png", "densities.png", "grid.png", "table.png"]
+    names = ["curves.png", "densities.png", "grid.png", "ratios.png", "table.png"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
@@ -116,14 +116,27 @@ def test_the_truth_is_drawn_black_and_models_in_the_palette(tmp_path):
     assert count(path, first) > 500
 
 
-def test_more_lines_and_bars_than_colours_are_drawn_in_all_of_them(tmp_path):
-    """Nine lines and bars have seven colours, of which two come again."""
+def test_more_lines_and_dots_than_colours_are_drawn_in_all_of_them(tmp_path):
+    """Nine lines and dots have seven colours, of which two come again."""
     x, path = np.linspace(0, 1, 50), tmp_path / "c.png"
     lines = {f"model {i}": (x, x + i) for i in range(9)}
     plots.curves(path, {"": lines}, x_label="x")
     for color in plots.PALETTE:
         assert count(path, read_color(color)) > 200
-    bars = {label: (1.0 + i, 1.0 + i, 1.0 + i) for i, label in enumerate(lines)}
-    plots.bars(path, {"cell": bars}, x_label="ratio")
-    shown = [count(path, read_color(color)) for color in plots.PALETTE]
-    assert min(shown) > 1_000
+    dots = {label: (1.0 + i, 1.0 + i, 1.0 + i) for i, label in enumerate(lines)}
+    plots.ratios(path, {"cell": dots}, x_label="ratio")
+    for color in plots.PALETTE:
+        assert count(path, read_color(color)) > 40
+
+
+def test_ratios_stand_where_a_logarithmic_axis_has_them(tmp_path):
+    """Dots at 1/4, 1 and 4, of one colour each, are equally far from one another."""
+    path, places = tmp_path / "r.png", []
+    dots = {label: (x, x, x) for label, x in (("a", 0.25), ("b", 1.0), ("c", 4.0))}
+    plots.ratios(path, {"cell": dots}, x_label="ratio")
+    picture = np.asarray(Image.open(path).convert("RGB"), int)
+    for color in plots.PALETTE[:3]:
+        is_dot = (np.abs(picture - read_color(color)).max(-1) <= 2)[-200:]
+        places.append(np.flatnonzero(is_dot.any(0)).mean())
+    np.testing.assert_allclose(places[2] - places[1], places[1] - places[0], atol=2)
+    assert places[1] - places[0] > 200

@@ -134,6 +134,8 @@ def test_a_run_trains_is_killed_resumes_and_is_evaluated_as_on_a_disk(
     assert names(f"{workdir}/checkpoints") == names(straight / "checkpoints")
     assert (to_path(workdir) / "figures" / "seen.txt").read_bytes() == b"40"
     assert {"tensorboard", "samples.npz"} <= set(names(workdir))
+    page = (to_path(workdir) / "report.html").read_text()
+    assert f"<h1>{to_path(workdir).name}</h1>" in page
     assert not (to_path(workdir) / ".trainer.lock").exists()
     assert run(build, config(), workdir, evaluate_only=True) == scalars
     assert without_clock(workdir)[-1] == without_clock(straight)[-1]

@@ -109,7 +109,7 @@ def test_a_page_that_cannot_be_written_leaves_the_run_and_the_old_page(
     (workdir / "report.html").write_text("old")
     (workdir / "config.json").write_text("{")
     with caplog.at_level(logging.WARNING, logger="absl"):
-        report.try_report(workdir)
+        report.try_report(workdir, "run")
     assert (workdir / "report.html").read_text() == "old"
     assert "report.html is not written" in caplog.text
 
@@ -117,11 +117,15 @@ def test_a_page_that_cannot_be_written_leaves_the_run_and_the_old_page(
 def test_every_run_of_a_sweep_has_a_page_and_a_url_is_a_workdir(workdir, tmp_path):
     cells = tmp_path / "sweep" / "cells"
     cells.mkdir(parents=True)
-    for name in ("a,0", "a,1"):
+    for name in ("a,0", "a #1,1"):
         (cells / name).mkdir()
         (cells / name / "config.json").write_text("{}")
+    (tmp_path / "sweep" / "table.md").write_text("| cell | kl |\n|---|---|\n| a | 2 |")
     report.main([f"--workdir={tmp_path / 'sweep'}"])
-    assert len([*cells.glob("*/report.html")]) == 2
+    page = Page((tmp_path / "sweep" / "report.html").read_text())
+    names = ["a%20%231,1", "a,0"]  # as addresses have them
+    assert page.sources == [f"cells/{name}/report.html" for name in names]
+    assert "kl\n" in page.text and "2\n" in page.text
     stored = to_path(f"memory://{tmp_path.name}")
     for path in [p for p in workdir.rglob("*") if p.is_file()]:
         target = stored

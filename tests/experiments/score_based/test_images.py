@@ -138,7 +138,9 @@ def test_a_loaded_model_has_the_likelihood_of_the_evaluation(tmp_path):
     ]
     bits = math.log2(data.num_levels / 2) - np.mean(nats) / (64 * math.log(2))
     np.testing.assert_allclose(scalars["bits_per_dim"], bits, rtol=1e-12)
-    rows = np.loadtxt(tmp_path / "figures" / "log_likelihoods.csv", delimiter=",", skiprows=1)
+    rows = np.loadtxt(
+        tmp_path / "figures" / "log_likelihoods.csv", delimiter=",", skiprows=1
+    )
     np.testing.assert_allclose(rows[:, 0], nats, rtol=1e-9)
     # And of many images at once, to rounding.
     keys = jax.vmap(jax.random.fold_in, (None, 0))(flow_key, jnp.arange(2))

@@ -309,13 +309,22 @@ def test_times_without_ratios_make_no_figure(monkeypatch, tmp_path, capsys):
     config.update(samplers=("underdamped",), contenders=("ebmjax", PLAIN))
     rows = throughput.measure_all(config, tmp_path)
     assert not any("ratio" in row for row in rows)
-    assert not (tmp_path / "ratios.png").exists()
+    assert not list(tmp_path.glob("*.png"))
     text = (tmp_path / "table.md").read_text()
     # Medians of 0.1 and 0.3 s, of as many moves as take 0.01 s.
     microseconds = f"{0.2 / rows[0]['num_steps'] * 1e6:,.0f} µs"
     assert f"| gaussian, underdamped, 100 | none | {microseconds} |\n" in text
     assert "plain scan, underdamped: NotImplementedError" in text
     assert f"chains: ebmjax {microseconds} (" in capsys.readouterr().out
+
+
+def test_ratios_are_a_figure_for_each_workload(monkeypatch, tmp_path):
+    monkeypatch.setattr(process, "Process", Clock)
+    config = throughput.get_config("small").unlock()
+    config.update(contenders=("ebmjax", PLAIN))
+    throughput.measure_all(config, tmp_path)
+    figures = {path.name for path in tmp_path.glob("*.png")}
+    assert figures == {"ratios_gaussian.png", "ratios_conv_28x28x1.png"}
 
 
 def test_a_wrong_sampler_is_not_timed():
@@ -342,7 +351,7 @@ def test_it_runs_in_processes_and_writes_what_it_says(tmp_path):
         assert row["ratio_low"] <= row["ratio"] <= row["ratio_high"]
         assert row["moves_per_second"] > 0 and row["jax"] and row["load"] >= 0
     assert rows[0]["ess_per_second"] > 0 and rows[0]["overhead"] > 0
-    assert (tmp_path / "ratios.png").read_bytes()[1:4] == b"PNG"
+    assert (tmp_path / "ratios_gaussian.png").read_bytes()[1:4] == b"PNG"
     assert "## Ours over the floors" in (tmp_path / "table.md").read_text()
 
 

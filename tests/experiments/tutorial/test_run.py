@@ -8,12 +8,13 @@ import pytest
 
 from ebmjax import metrics, objectives
 from experiments import load
+from experiments.data import own_tables
 from experiments.run.config import flat, with_options
 from experiments.run.experiment import make_keys
 from experiments.run.loop import run
 from experiments.run.sweep import Cell, run_sweep
 from experiments.run.workdir import read_lines
-from experiments.tutorial.methods import METHODS
+from experiments.tutorial.methods import METHODS, OWN_METHODS
 from experiments.tutorial.run import (
     PRESETS,
     build,
@@ -127,6 +128,71 @@ def test_a_loaded_exact_model_has_the_likelihood_and_the_draws_of_the_run(tmp_pa
     x = make_target(config["data"]).sample(key, 200)
     likelihood = np.mean(jax.vmap(trained.log_prob)(x))
     np.testing.assert_allclose(likelihood, scalars["test_log_likelihood"], rtol=1e-5)
+
+
+def write_own(folder):
+    """A table of two columns that depend on one another, in units of their own."""
+    x = np.random.default_rng(0).normal(size=(300, 2)) @ [[1.0, 0.0], [2.0, 5.0]]
+    path = folder / "own.csv"
+    lines = [f"{a:.6f};{b:.6f}" for a, b in x + 100]
+    path.write_text("\n".join(["a;b", *lines]) + "\n")
+    return {"data.csv": str(path), "data.score_csv": str(path)}
+
+
+def test_a_table_of_your_own_has_a_likelihood_in_its_units(tmp_path):
+    """The log partition function of the loaded energy, by quadrature in the units of
+    the file, is that of annealed importance sampling to its error."""
+    given = write_own(tmp_path) | {
+        "evaluation.num_chains": 400,
+        "evaluation.num_fractions": 30,
+        "evaluation.num_long": 10,
+        "evaluation.num_importance": 500,
+        "evaluation.chunk_size": 500,
+        "network.widths": (8,),
+        "ema_decay": 0.0,
+    }
+    config = with_options(small("noise_contrastive,own"), given)
+    scalars = run(build, config, tmp_path / "run")
+    trained = load(tmp_path / "run")
+    table = own_tables.from_section(config.data)
+    bounds = [(50.0, 150.0)] * 2
+    log_partition = metrics.quadrature(trained.energy_fn, bounds, 400)
+    test = table.encoding.undo(table.test)
+    expected = -jax.vmap(trained.energy_fn)(test) - log_partition
+    # Energies near that of a normal distribution twice as wide as the data, from which
+    # annealing begins: weights hardly differ.
+    np.testing.assert_allclose(
+        scalars["test_log_likelihood"], expected.mean(), atol=0.03
+    )
+    assert "learned_log_partition" in scalars and trained.log_prob is None
+    lines = (tmp_path / "run" / "figures" / "log_likelihoods.csv").read_text().split()
+    rows = np.loadtxt(given["data.csv"], delimiter=";", skiprows=1, dtype=np.float32)
+    expected = -jax.vmap(trained.energy_fn)(rows) - log_partition
+    np.testing.assert_allclose(np.array(lines[1:], float), expected, atol=0.03)
+    slope = jax.grad(trained.energy_fn)(rows[0])
+    np.testing.assert_allclose(trained.score_fn(rows[0]), -slope, rtol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", OWN_METHODS)
+def test_every_method_of_your_own_table_builds(method, tmp_path):
+    config = with_options(small(f"{method},own"), write_own(tmp_path))
+    experiment = build(config, make_keys(0))
+    assert experiment.batch(0).shape[1:] == (2,) and experiment.data_digest
+    assert experiment.facts["columns"] == ["a", "b"]
+
+
+def test_your_own_table_is_no_part_of_all():
+    assert not any("own" in name for name in list_presets("all,all"))
+    assert list_presets("all,own") == [f"{name},own" for name in OWN_METHODS]
+    assert set(METHODS) - set(OWN_METHODS) == {"maximum_likelihood", "self_contrastive"}
+    with pytest.raises(
+        ValueError, match="method must be one of .*'maximum_likelihood'"
+    ):
+        get_config("maximum_likelihood,own")
+    assert sweep("all,own").columns == ("test_log_likelihood", "ais_bracket")
+    with pytest.raises(ValueError, match="data.csv must be the path of a table"):
+        build(small("noise_contrastive,own"), make_keys(0))
 
 
 @pytest.mark.slow

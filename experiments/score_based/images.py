@@ -187,7 +187,7 @@ def mnist(name: str, process: str) -> dict[str, Any]:
 
 def mnist_small(name: str, process: str) -> dict[str, Any]:
     """Returns a config for an hour of one CPU core, and some minutes of sampling."""
-    config = image_preset(name, process, (32, 64, 64), 1, 8_000)
+    config = image_preset(name, process, (24, 48, 160), 1, 8_000)
     config["data"]["batch_size"] = 64
     config["network"]["num_levels"] = 256
     if process == "variance_exploding":

@@ -201,8 +201,14 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ["PYTHONPATH"] = str(ROOT)  # notebooks import this checkout
     stage()
-    for notebook in sorted((ROOT / "docs" / "learn").glob("*.py")):
-        shutil.copytree(execute(notebook), STAGE / "learn", dirs_exist_ok=True)
+    used = [
+        execute(notebook) for notebook in sorted((ROOT / "docs/learn").glob("*.py"))
+    ]
+    for folder in used:
+        shutil.copytree(folder, STAGE / "learn", dirs_exist_ok=True)
+    for folder in EXECUTED.iterdir():
+        if folder not in used:
+            shutil.rmtree(folder)
     write_reference()
     shutil.rmtree(SITE, ignore_errors=True)
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]

@@ -166,9 +166,12 @@ COMMANDS = sorted(
 
 
 WITHOUT_CONFIG = (
+    "experiments.compare",
     "experiments.compile",
     "experiments.data.images",
     "experiments.gpu",
+    "experiments.max_entropy.baselines",
+    "experiments.models",
     "experiments.run.record",
     "experiments.sample",
     "experiments.score",

@@ -191,7 +191,7 @@ def mnist_small(name: str, process: str) -> dict[str, Any]:
     config["data"]["batch_size"] = 64
     config["network"]["num_levels"] = 256
     if process == "variance_exploding":
-        # Bits per dimension are those of data with this noise, a quarter of a level.
+        # Bits per dimension are those of data with this noise, an eighth of a level.
         config["process"]["noise_min"] = 0.001
     config["optimizer"]["learning_rate"] |= {
         "start": 1e-3,

@@ -15,7 +15,7 @@ sharper than a Gaussian fitted to the data, although `exp(-E)` need not match th
     python -m experiments.short_run --workdir=runs/sweep --sweep
 
 Presets: `digits` (embedded 8x8 images, 3 to 9 minutes on two CPU cores), `mnist_small`
-and `fashion_mnist_small` (28x28, 45 minutes of one core), `own` (your own images: a
+and `fashion_mnist_small` (28x28, half an hour of one core), `own` (your own images: a
 folder of pictures, a `.npy` or an `.npz` file), `mnist`, `fashion_mnist`, and at the
 paper's scale, for GPU or TPU, `cifar10`, `celeb_a` (64x64) and `celeb_a_128`. The sweep
 varies the number of moves, the data noise and the width.

@@ -3,8 +3,7 @@
 A checkpoint is a folder named after its step. It holds plain arrays without a device
 layout, so that it is read on any number of devices and processes: `params`,
 `model_state` and `ema_params` as the dicts they are, and `training` (optimizer state,
-objectives' memories, step, key) by leaf name. With them are the digests of all files,
-without which Orbax would load a flipped bit as another number.
+memories, step, key) by leaf name. Digests of all files tell whether a bit has flipped.
 """
 
 import contextlib
@@ -232,15 +231,15 @@ class Checkpoints:
                 self._manager.close()
 
     def restore(
-        self, template: training.TrainState, num_devices: int
+        self, template: training.TrainState, num_devices: int, old_keys=()
     ) -> training.TrainState | None:
         """Returns the newest readable checkpoint as a state like `template`, or None.
 
         Args:
-          template: From `training.init_state`: gives shapes, types and the device
-            layout.
+          template: From `training.init_state`: gives shapes, types, layout and key.
           num_devices: Devices of all processes. May differ from the saving run's: a
             memory is split anew where its total size fits.
+          old_keys: Other root keys that the checkpoint may have been trained with.
 
         Raises:
           ValueError: If the checkpoint is of another model or cannot be split over the
@@ -250,11 +249,11 @@ class Checkpoints:
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         check_shared(self.folder, steps)
-        steps = first_process(steps)
-        if not steps:
+        if not (steps := first_process(steps)):
             return None
         step, items = _first_readable(self._manager, self.folder, steps, by_all)
-        state = _rebuild(self.folder / str(step), items, template, num_devices)
+        where = self.folder / str(step)
+        state = _rebuild(where, items, template, num_devices, old_keys)
         self._set_aside(steps[: steps.index(step)], step)
         return state
 
@@ -285,7 +284,7 @@ def _read(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int) -> di
     return {name: restored[name] for name in names}
 
 
-def _rebuild(where, items, template, num_devices) -> training.TrainState:
+def _rebuild(where, items, template, num_devices, old_keys) -> training.TrainState:
     """Returns a state in the template's containers and layout, from the read items."""
 
     def like(name, wanted):
@@ -318,7 +317,8 @@ def _rebuild(where, items, template, num_devices) -> training.TrainState:
     is_carry = {name for name in saved if name.split("/")[0] == "carry"}
     plain = {name: leaf for name, leaf in saved.items() if name not in is_carry}
     _match(f"{where}/training", plain, _by_name(rest))
-    if not np.array_equal(plain["key"], rest["key"]):
+    known = (rest["key"], *map(jax.random.key_data, old_keys))
+    if not any(np.array_equal(plain["key"], key) for key in known):
         raise ValueError(f"{where}: was trained with another root key (seed)")
     state = template._replace(
         step=plain["step"],

@@ -170,6 +170,8 @@ def train_section(num_steps: int, **others) -> dict[str, Any]:
         "best": "",  # a scalar of the evaluation: where lowest is kept too
         "num_accumulated": 1,  # parts of a batch, one after another to save memory
         "abort_above": 1e8,  # a metric this large: training has diverged; 0: no limit
+        "on_divergence": "stop",  # or "restart" from a checkpoint with other noise
+        "max_restarts": 3,  # after which a run that diverges stops
         **others,
     }
 

@@ -27,7 +27,7 @@ COUNTS = frozenset(
 COUNTS_OR_ZERO = frozenset(
     """channels checkpoint_every classifier_steps crop decay_every decay_start
     decay_steps eval_every extra_every log_every long_run_steps matrix_seed most_chains
-    most_chains_of_all num_burn_in num_cores num_corrections num_examples
+    most_chains_of_all max_restarts num_burn_in num_cores num_corrections num_examples
     num_extra_updates num_inception num_inpainted num_iterations num_joint_steps
     num_levels num_likelihoods num_probes num_samples num_saved num_scales num_shown
     num_steps patience samples_a_mode seed size split_seed tuple_seed
@@ -68,9 +68,9 @@ FLAGS = frozenset(
 TEXTS = frozenset(
     """activation best categorical columns compute_dtype conditioning csv data_dir
     divergence estimator first held_out_path inception_weights jacobian kernel
-    label_column law marginal missing name normalization path penalty_on precision
-    predictor preset projection reduction scaling score_csv statistic
-    variance_reduction weighting whiten""".split()
+    label_column law marginal missing name normalization on_divergence path
+    penalty_on precision predictor preset projection reduction scaling score_csv
+    statistic variance_reduction weighting whiten""".split()
 )
 LARGEST = 1e12  # of a number in magnitude: its square does not overflow float32
 LARGEST_RATE = 1e4  # of a schedule of learning rates: far above any that trains

@@ -1,7 +1,4 @@
-"""The training loop, which knows no method.
-
-The same command starts, resumes and evaluates: see `run`.
-"""
+"""The training loop, which knows no method. One command starts and resumes: `run`."""
 
 import contextlib
 import math
@@ -33,8 +30,10 @@ from experiments.run.loggers import Logger, Loggers
 from experiments.run.meter import Meter, Profile
 from experiments.run.remote import AnyPath, mirrored, to_path
 from experiments.run.report import try_report
+from experiments.run.restarts import check_policy, note_divergence, root_keys
 from experiments.run.signals import Preemption
 from experiments.run.workdir import (
+    MAY_DIFFER,
     Log,
     check_folder,
     check_sound,
@@ -60,6 +59,7 @@ def _is_due(step: int, every: int, num_steps: int) -> bool:
 def _check(config: ConfigDict) -> None:
     """Refuses what no constructor would find before work is lost."""
     check_options(config.to_dict())
+    check_policy(config)
     size, num_devices = config.data.batch_size, jax.device_count()
     if size < 1 or size % num_devices:
         raise ValueError(
@@ -109,7 +109,8 @@ def run(
         too; "" for none), `num_accumulated` (parts of each microbatch on a device,
         which are taken one after another to save memory), `abort_above` (a training
         metric of larger size stops the run as one that is not finite does: training
-        that diverges; 0 for no limit).
+        that diverges; 0 for no limit), `on_divergence` ("stop", or "restart": see
+        `restarts.note_divergence`) and `max_restarts`.
       workdir: Made if missing. Holds one run. A local folder, or a URL such as
         `gs://bucket/run`: see `remote.to_path`.
       evaluate_only: Trains nothing; evaluates the newest checkpoint, and changes
@@ -137,10 +138,15 @@ def run(
     """
     preemption = preemption or Preemption()
     is_alone = jax.process_count() == 1  # JAX handles the signals of several processes
+    workdir = to_path(workdir)
     with preemption.watching() if is_alone else contextlib.nullcontext():
-        workdir = to_path(workdir)
-        trace = Profile(profile, config.train.num_steps)
-        return _run(build, config, workdir, evaluate_only, preemption, trace, loggers)
+        while True:
+            rest = (preemption, Profile(profile, config.train.num_steps), loggers)
+            try:
+                return _run(build, config, workdir, evaluate_only, *rest)
+            except FloatingPointError as error:
+                if evaluate_only or not note_divergence(workdir, config, error):
+                    raise
 
 
 def _run(
@@ -152,15 +158,16 @@ def _run(
         raise FileNotFoundError(f"{workdir} holds no run to evaluate")
     # An evaluation alone changes nothing of the run, and may have other options.
     extra = ("evaluation.",) if evaluate_only else ()
-    allowed = guard_config(config, workdir, may_differ=("train.num_steps", *extra))
+    allowed = guard_config(config, workdir, may_differ=(*MAY_DIFFER, *extra))
     other = {k: v for k, v in allowed.items() if k.startswith("evaluation.sampler.")}
     num_devices, ema_decay = jax.device_count(), config.ema_decay or None
     keys = make_keys(config.seed)
+    *old_keys, train_key = root_keys(keys.train, workdir)
     experiment = in_parts(build(config, keys), config.train.num_accumulated)
     state = training.init_state(
         experiment.players,
         experiment.params,
-        keys.train,
+        train_key,
         num_devices,
         model_state=experiment.model_state,
         ema_decay=ema_decay,
@@ -185,6 +192,7 @@ def _run(
             log,
             folder == workdir,
             state,
+            old_keys,
             updates,
             keys,
             problem_of(build),
@@ -202,6 +210,7 @@ def _run_built(
     log,
     is_shared,
     state,
+    old_keys,
     updates,
     keys,
     problem,
@@ -219,7 +228,7 @@ def _run_built(
         is_shared=is_shared,
     )
     try:
-        restored = checkpoints.restore(state, jax.device_count())
+        restored = checkpoints.restore(state, jax.device_count(), old_keys)
         if evaluate_only and restored is None:
             raise FileNotFoundError(f"{workdir} holds no checkpoint to evaluate")
         state = state if restored is None else restored
@@ -237,8 +246,7 @@ def _run_built(
             start = time.perf_counter()
             key = jax.random.fold_in(keys.evaluation, step)
             on_host = jax.device_get(state._replace(key=None))
-            # Every process evaluates, so that none waits long in a collective; the
-            # first one's figures are kept.
+            # Every process evaluates: none waits long in a collective.
             with tempfile.TemporaryDirectory() as elsewhere:
                 is_first = jax.process_index() == 0
                 directory = figures if is_first else pathlib.Path(elsewhere)

@@ -90,11 +90,15 @@ def record_table(
     }
 
 
+MAY_DIFFER = ("train.num_steps", "train.on_divergence", "train.max_restarts")
+"""Options that a later start of a run may change."""
+
+
 def guard_config(
     config: ConfigDict,
     workdir: AnyPath,
     *,
-    may_differ: tuple[str, ...] = ("train.num_steps",),
+    may_differ: tuple[str, ...] = MAY_DIFFER,
 ) -> dict[str, Any]:
     """Refuses a workdir that holds another run.
 

@@ -24,6 +24,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from ebmjax.checks import check_count
 from ebmjax.types import Array, Key
 from experiments import load
 from experiments.data import in_chunks, load_section
@@ -33,6 +34,7 @@ from experiments.judge.judge import Judge, make_judge
 from experiments.run.cache import keep_programs
 from experiments.run.errors import CommandError, sentence_of
 from experiments.run.experiment import Trained
+from experiments.run.files import check_writable
 from experiments.run.workdir import format_table, write_atomically
 
 CLASSIFIER_STEPS = 4_000
@@ -76,20 +78,24 @@ def compare(
         the models are of several data sets.
       FileNotFoundError: If a model or the data are missing.
     """
+    check_count("--num", num, 1)
     titles = ["/".join(pathlib.PurePath(name).parts[-2:]) for name in names]
-    if not names or len(set(titles)) < len(titles):
+    if not all(names) or not names or len(set(titles)) < len(titles):
         raise ValueError(f"--models must be one or more different models, got {titles}")
     models = {title: load(name) for title, name in zip(titles, names)}
-    data_sets = {title: trained.config.data.name for title, trained in models.items()}
+    data_sets = {title: name_data(trained) for title, trained in models.items()}
+    if tables := [title for title, name in data_sets.items() if not name]:
+        raise ValueError(f"the models must be of images, and {tables} are not")
     if len(set(data_sets.values())) > 1:
         raise ValueError(f"the models must be of one data set, got {data_sets}")
     if silent := [title for title, x in models.items() if x.sample is None]:
         raise ValueError(f"every model must have a sampler, which {silent} have not")
-    name = next(iter(data_sets.values()))
     section = ConfigDict(models[titles[0]].config.data.to_dict())
+    name = section.name
     if data_dir is not None and "data_dir" in section:
         section.data_dir = data_dir
     data = load_section(section)
+    check_writable(out / "quality.md")
     judge = make_judge(data, NUM_EXAMPLES, CLASSIFIER_STEPS)
     key = jax.random.key(0)
     samples, seconds = {}, {}
@@ -106,13 +112,22 @@ def compare(
             row["parameters"] = count_parameters(models[row["name"]])
             row["seconds_for_1000"] = seconds.get(row["name"], "-")
     detection = measure_detection(models, judge, key, name, num_foreign, data_dir)
-    out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "quality.md", format_table(quality))
     write_atomically(out / "detection.md", format_table(detection))
     shown = {title: x[:20] for title, x in samples.items()}
     shown["held-out images"] = judge.held_out[:20]
     plots.image_panels(out / "samples.png", shown, columns=20)
     return quality, detection
+
+
+def name_data(trained: Trained) -> str:
+    """Returns the name of a model's data with what else tells them apart; "" if they
+    are no images."""
+    section = trained.config.get("data", {})
+    if "num_examples" not in section:  # as `load_section` needs it
+        return ""
+    told = [x for x in ("path", "size", "crop", "channels") if section.get(x)]
+    return ", ".join([section["name"], *(f"{x}={section[x]}" for x in told)])
 
 
 def find_samples(name: str, num: int) -> np.ndarray | None:

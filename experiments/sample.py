@@ -28,7 +28,7 @@ from experiments.data import quantize
 from experiments.models import read_facts
 from experiments.run.cache import keep_programs
 from experiments.run.errors import CommandError, sentence_of
-from experiments.run.files import replacing
+from experiments.run.files import check_writable, replacing
 from experiments.run.remote import AnyPath, to_path
 from experiments.run.workdir import save_arrays, save_columns
 
@@ -74,7 +74,7 @@ def sample(workdir: str, num: int, out: str, seed: int = 0, step: int | None = N
     shape = facts.get("event_shape") or facts.get("image_shape")
     if shape is not None:  # else it is known from the draws alone
         check_shape(end, tuple(shape))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)
     x = np.asarray(trained.sample(key, num))
     check_shape(end, x.shape[1:])
     write(path, end, x, key, facts)

@@ -39,6 +39,7 @@ from experiments.models import read_facts
 from experiments.run.cache import keep_programs
 from experiments.run.errors import CommandError, sentence_of
 from experiments.run.experiment import Trained
+from experiments.run.files import check_writable
 from experiments.run.remote import to_path
 from experiments.run.workdir import save_columns, say
 
@@ -85,6 +86,8 @@ def score(
     path = to_path(out or str(pathlib.Path(csv or images).with_suffix(".scores.csv")))
     if not path.name.endswith(".csv"):
         raise ValueError(f"--out must end with .csv, got {out!r}")
+    if path == to_path(csv or images):
+        raise ValueError(f"--out must be another file than the examples, got {out!r}")
     facts = read_facts(workdir)
     trained = load(workdir, step=step)
     if csv:
@@ -98,7 +101,7 @@ def score(
             f"{workdir} has no {' or '.join(scores or SCORES)}: its model has no such"
             " function, or one of all noise scales, which needs --noise_scale"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)
     size = min(trained.config.evaluation.get("chunk_size", CHUNK), num)
     key = jax.random.key(seed)
     found = {
@@ -181,9 +184,10 @@ def read_images(
     """
     name, x = _read_array(pathlib.Path(path).expanduser())
     shape = tuple(facts.get("event_shape") or facts.get("image_shape") or x.shape[1:])
-    if len(shape) == 1:
+    if len(shape) == 1 or "matrix" in facts:
+        num_columns = len(facts["matrix"]) if "matrix" in facts else shape[0]
         raise ValueError(
-            f"the model was trained on rows of {shape[0]} columns: give --csv, not"
+            f"the model was trained on rows of {num_columns} columns: give --csv, not"
             " --images"
         )
     if x.ndim == 3 and (shape == x.shape[1:] or shape == (*x.shape[1:], 1)):

@@ -33,6 +33,7 @@ from experiments.max_entropy.model import make_networks
 from experiments.run.cache import keep_programs
 from experiments.run.config import construct
 from experiments.run.errors import CommandError, sentence_of
+from experiments.run.files import check_writable
 from experiments.run.sweep import over_seeds
 from experiments.run.workdir import format_table, write_atomically
 
@@ -185,8 +186,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if name not in config.data:
                 raise ValueError(f"--{name} is no option of {found.config}")
             config.data[name] = value
+        out = pathlib.Path(found.out)
+        check_writable(out)
         table = format_table(measure_baselines(config, found.seeds))
-        write_atomically(pathlib.Path(found.out), table)
+        write_atomically(out, table)
     except (ValueError, CommandError) as error:
         sys.exit(f"error: {error}")
     except OSError as error:

@@ -20,6 +20,7 @@ from experiments.data import digest
 from experiments.run.checkpoint import load_run, read_config
 from experiments.run.config import nearest
 from experiments.run.digests import sign
+from experiments.run.files import check_writable
 from experiments.run.remote import fetched, to_path
 from experiments.run.workdir import read_facts as read_facts_of_run
 from experiments.run.workdir import read_lines, read_run, save_arrays
@@ -125,11 +126,12 @@ def write(
     if not licence.strip():
         raise ValueError("licence must say under which licence the data are, got ''")
     with fetched(to_path(workdir)) as folder:
+        ema = bool(read_config(folder).ema_decay)
         found = [line for line in read_lines(folder) if line["kind"] == "eval"]
         if not found:
             raise ValueError(f"{workdir} has no evaluation to record beside its model")
         evaluation = max(found, key=lambda line: line["step"])
-        step, ema = evaluation["step"], bool(read_config(folder).ema_decay)
+        step = evaluation["step"]
         config, params, model_state = load_run(folder, step=step, ema=ema)
         run, facts = read_run(folder), {}
         if (folder / FITTED).is_file():
@@ -151,7 +153,7 @@ def write(
         **{name: run[name] for name in kept},
     }
     path = pathlib.Path(out)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)
     save_arrays(path, record=np.array(json.dumps(sign(record))), **arrays)
     return record
 
@@ -179,6 +181,8 @@ def read(path: str | os.PathLike) -> Model:
         raise
     except Exception as error:  # of the file system, zipfile, zlib, numpy and json
         reason = str(error) or type(error).__name__
+        if isinstance(error, KeyError):
+            reason = f"it has no {reason}"
         raise ValueError(f"{path} cannot be read as a model: {reason}") from error
     if version != VERSION:
         raise ValueError(f"{path} must have version {VERSION}, got {version}")

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--licence", default="", help="licence and source of the data")
     values = parser.parse_args(arguments)
     try:
+        if not values.workdir and (values.out or values.licence):
+            raise ValueError("--workdir must be the folder of a run, got ''")
         if not values.workdir:
             for name in models.names():
                 record = models.read(models.FOLDER / f"{name}.npz").record

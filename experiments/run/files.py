@@ -76,6 +76,29 @@ def copy_file(source: Any, target: Any) -> None:
         shutil.copyfileobj(reader, writer, 2**24)
 
 
+def check_writable(path: Any) -> None:
+    """Makes the folder of a file, and raises an error if the file cannot be written.
+
+    A command calls this before its work, which it would otherwise lose at the end.
+
+    Args:
+      path: File to write, or folder to make. A path of a store is not checked.
+
+    Raises:
+      OSError: If the file cannot be written; the error has its path.
+    """
+    if not isinstance(path, pathlib.Path):
+        return
+    code = errno.EISDIR if path.is_dir() else 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        code = errno.ENOTDIR if error.errno == errno.EEXIST else error.errno or 0
+    if code:
+        raise OSError(code, os.strerror(code), str(path))
+
+
 def write_atomically(path: Any, text: str) -> None:
     """Writes a file whole or not at all."""
     with replacing(path) as temporary, temporary.open("w") as file:

@@ -23,10 +23,12 @@ MEANS = Classifier(
 )
 
 
-def make(value, *, name="digits", **functions):
+def make(value, *, name="digits", path="", size=0, **functions):
     """A model whose samples are all of one grey."""
+    section = {"name": name, "batch_size": 8, "num_examples": 0}
+    section |= {"path": path, "size": size} if path else {}
     return Trained(
-        ConfigDict({"data": {"name": name, "batch_size": 8, "num_examples": 0}}),
+        ConfigDict({"data": section}),
         {"energy": {"a": jnp.zeros(3), "b": jnp.zeros((2, 2))}},
         {},
         {},
@@ -47,6 +49,9 @@ def loaded(monkeypatch):
         ),
         "other/dark": make(-1.0, name="mnist", energy_fn=lambda x: x.sum()),
         "runs/silent": make(0.0)._replace(sample=None),
+        "own/cats": make(0.0, name="arrays", path="cats", size=8),
+        "own/dogs": make(0.0, name="arrays", path="dogs", size=8),
+        "own/table": make(0.0)._replace(config=ConfigDict({"data": {"name": "own"}})),
     }
     monkeypatch.setattr(comparing, "load", models.__getitem__)
     monkeypatch.setattr(
@@ -97,12 +102,29 @@ def test_samples_and_scores_of_two_models_are_tabulated(loaded, tmp_path, monkey
         (["runs/dark", "other/dark"], "one data set, got .*'other/dark': 'mnist'"),
         (["runs/silent"], r"a sampler, which \['runs/silent'\] have not"),
         ([], r"one or more different models, got \[\]"),
+        ([""], r"one or more different models, got \[''\]"),
+        (["own/cats", "own/dogs"], "one data set, .*'arrays, path=dogs, size=8'"),
+        (["own/table"], r"of images, and \['own/table'\] are not"),
     ],
 )
 def test_models_that_do_not_compare_are_refused(loaded, names, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         comparing.compare(names, tmp_path / "out")
+    with pytest.raises(ValueError, match="--num must be .* at least 1, got 0"):
+        comparing.compare(names, tmp_path / "out", num=0)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_any_sample(
+    loaded, tmp_path, monkeypatch
+):
+    def refuse(*given):
+        raise AssertionError("the judge was made")
+
+    monkeypatch.setattr(comparing, "make_judge", refuse)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="^error: .*/file/quality.md: Not a dir"):
+        comparing.main(["--models=runs/dark", f"--out={tmp_path / 'file'}"])
 
 
 def test_saved_samples_are_used_if_they_are_enough(tmp_path):

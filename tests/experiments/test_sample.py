@@ -108,6 +108,11 @@ def test_what_cannot_be_drawn_or_written_is_named_before_any_draw(
     with pytest.raises(ValueError, match="--num must be .* at least 1, got 0"):
         sample.sample(folder, 0, out)
     assert not list(tmp_path.glob("x.*"))
+    (tmp_path / "taken.npz").mkdir()
+    trained = Trained(config(), {}, {}, {}, sample=refuse)
+    monkeypatch.setattr(sample, "load", lambda workdir, step: trained)
+    with pytest.raises(SystemExit, match="^error: .*/taken.npz: Is a directory$"):
+        sample.main([f"--workdir={folder}", f"--out={tmp_path / 'taken.npz'}"])
 
 
 @pytest.mark.quick

@@ -173,6 +173,10 @@ def test_files_and_options_that_do_not_fit_are_named(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="--scores must be some of .*'kl'"):
         score.score(workdir, **given, scores=["kl"])
     np.save(tmp_path / "x.npy", np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="another file than .* got '.*x.csv"):
+        score.score(workdir, csv=f"{tmp_path}/x.csv", out=f"{tmp_path}/x.csv")
+    with pytest.raises(ValueError, match="rows of 3 columns: give --csv"):
+        score.read_images(f"{tmp_path}/x.npy", {"matrix": np.eye(3).tolist()}, {})
     with pytest.raises(ValueError, match="rows of 2 columns: give --csv"):
         score.score(workdir, images=str(tmp_path / "x.npy"))
     with pytest.raises(SystemExit, match="error: there is no file"):

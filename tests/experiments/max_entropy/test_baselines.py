@@ -116,3 +116,14 @@ def test_wrong_arguments_are_one_line(arguments, message, tmp_path):
     with pytest.raises(SystemExit, match=f"^error: .*{message}"):
         baselines.main([*arguments, f"--out={tmp_path}/table.md"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_table_that_cannot_be_written_is_named_before_any_score(
+    tmp_path, monkeypatch
+):
+    def refuse(*given):
+        raise AssertionError("the scores were computed")
+
+    monkeypatch.setattr(baselines, "measure_baselines", refuse)
+    with pytest.raises(SystemExit, match=f"^error: {tmp_path}: Is a directory$"):
+        baselines.main([f"--out={tmp_path}"])

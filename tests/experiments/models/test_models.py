@@ -96,8 +96,16 @@ def test_another_version_and_other_arrays_are_refused(file, tmp_path):
         models.read(changed(file, tmp_path / "other.npz", digests={}))
     plain = tmp_path / "plain.npz"
     np.savez(plain, samples=np.zeros(3))
-    with pytest.raises(ValueError, match="plain.npz cannot be read as a model"):
+    with pytest.raises(ValueError, match="plain.npz cannot .* has no 'record'"):
         models.read(plain)
+
+
+def test_a_folder_without_a_run_and_a_missing_folder_are_named(tmp_path):
+    out = f"--out={tmp_path / 'x.npz'}"
+    with pytest.raises(SystemExit, match="^error: .*gone holds no run: .* is missing"):
+        main([f"--workdir={tmp_path / 'gone'}", out, "--licence=CC0"])
+    with pytest.raises(SystemExit, match="^error: --workdir must be the folder of a"):
+        main([out, "--licence=CC0"])
 
 
 def test_lists_and_names_with_brackets_come_back():

@@ -54,6 +54,24 @@ def test_a_full_disk_leaves_a_file_as_it_was_and_nothing_else(tmp_path, full_dis
     assert path.read_text() == "before\n" and names(tmp_path) == ["config.json"]
 
 
+def test_a_file_that_cannot_be_written_is_named_before_any_work(tmp_path, monkeypatch):
+    files.check_writable(tmp_path / "new" / "x.csv")
+    assert names(tmp_path) == ["new"] and not names(tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    for name, sentence in (("file/x.csv", "Not a directory"), ("new", "Is a dir")):
+        with pytest.raises(OSError, match=sentence) as caught:
+            files.check_writable(tmp_path / name)
+        assert caught.value.filename == str(tmp_path / name)
+
+    def refuse(*given, **options):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "tmp1234")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(PermissionError) as caught:
+        files.check_writable(tmp_path / "x.csv")
+    assert caught.value.filename == str(tmp_path / "x.csv")
+
+
 def test_a_line_is_appended_below_a_torn_one(tmp_path):
     path = tmp_path / "log"
     files.append(path, "one\n")

@@ -31,6 +31,7 @@ TESTED = (
     "eight_gaussians",
     "def energy(precision",
     "sliced_score_matching",
+    "to_arviz",
     'load("runs/digits")',
     'load("runs/scores")',
 )
@@ -77,6 +78,18 @@ def test_ten_lines_sample_an_energy_of_ones_own(capsys):
     assert (sizes > 0.02 * draws.shape[0] * draws.shape[1]).all()
     # Half chains of 250 draws, of which thirty are independent: 1 + 1 / (2 x 30).
     assert (metrics.potential_scale_reduction(found["draws"]) < 1.03).all()
+
+
+def test_chains_with_conditions_and_positions_of_two_arrays_reach_arviz(capsys):
+    """a ~ N(centre, 1/4) and b ~ N(0, 1), by 1,000 draws of each of eight chains."""
+    pytest.importorskip("arviz")
+    found = {}
+    with jax.numpy_rank_promotion("allow"):  # as in a user's program
+        exec(compile(block("to_arviz"), "page.md", "exec"), found)
+    assert "b[1]" in capsys.readouterr().out
+    a, b = (np.asarray(found["draws"][name], float) for name in "ab")
+    np.testing.assert_allclose(a.mean(0), [0] * 4 + [3] * 4, atol=0.1)
+    np.testing.assert_allclose([a[:, :4].var(), b.var()], [0.25, 1], rtol=0.1)
 
 
 def test_fifteen_lines_train_an_energy_on_ones_own_array(capsys):

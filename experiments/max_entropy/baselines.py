@@ -4,6 +4,8 @@ r"""Scores of anomalies that need no training of a model, on the data of `anomal
         --out=kdd99_baselines.md
     python -m experiments.max_entropy.baselines --config=mnist_anomaly --data_dir=DIR \
         --label=4 --out=digit_4.md
+    python -m experiments.max_entropy.baselines --config=tabular --csv=normal.csv \
+        --score_csv=all.csv --label_column=is_anomaly --out=mine.md
 
 An energy or the norm of its slope says something about the method only where it is
 better than these: the mean of an example's numbers and its negative, the distance to
@@ -171,6 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", default="kdd99", help="preset of anomalies")
     parser.add_argument("--data_dir", help="folder of the data")
     parser.add_argument("--label", type=int, help="digit held out, of mnist_anomaly")
+    parser.add_argument("--csv", help="normal rows, of tabular")
+    parser.add_argument("--score_csv", help="rows to score, of tabular")
+    parser.add_argument("--label_column", help="column of 0 and 1 there, of tabular")
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds [5]")
     parser.add_argument("--out", required=True, help="file to write, in Markdown")
     found = parser.parse_args(arguments)
@@ -179,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         check_count("--seeds", found.seeds, 1)
         config = anomalies.get_config(found.config)
-        for name in ("data_dir", "label"):
+        for name in ("data_dir", "label", "csv", "score_csv", "label_column"):
             value = getattr(found, name)
             if value is None:
                 continue

@@ -23,7 +23,7 @@ from experiments.run.remote import AnyPath
 NAME = "restarts.json"
 
 POLICIES = ("stop", "restart")
-"""What `train.on_divergence` may be."""
+"""Values of `train.on_divergence`."""
 
 
 def check_policy(config: ConfigDict) -> None:

@@ -118,6 +118,21 @@ def test_wrong_arguments_are_one_line(arguments, message, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_rows_of_ones_own_are_measured(tmp_path, monkeypatch):
+    """Both anomalies are 50 standard deviations away from the mean of the others."""
+    monkeypatch.setattr(baselines, "keep_programs", lambda: None)
+    rows = np.random.RandomState(0).randn(40, 2)
+    np.savetxt(tmp_path / "x.csv", rows, "%.4f", ",", header="a,b", comments="")
+    lines = [f"{a:.4f},{b:.4f},0" for a, b in rows[:8]] + ["50,50,1", "50,60,1"]
+    (tmp_path / "y.csv").write_text("\n".join(["a,b,odd", *lines]))
+    given = [f"--csv={tmp_path}/x.csv", f"--score_csv={tmp_path}/y.csv", "--seeds=1"]
+    out = tmp_path / "table.md"
+    given += ["--config=tabular", "--label_column=odd", f"--out={out}"]
+    baselines.main(given)
+    (row,) = [x for x in out.read_text().splitlines() if "distance to the mean" in x]
+    assert row.split("|")[3:5] == [" 1 ", " 1 "]
+
+
 def test_a_table_that_cannot_be_written_is_named_before_any_score(
     tmp_path, monkeypatch
 ):

@@ -103,7 +103,7 @@ def test_the_options_of_a_constructor_are_its_plain_parameters():
 
 
 OWN = {  # section -> keys that the problem takes itself
-    "data": {"name", "batch_size"},
+    "data": {"name", "batch_size", "num_examples"},
     "network": {"name", "has_offset"},
     "optimizer": {"name", "gradient_clip", "learning_rate"},
     "opponent": {"name", "gradient_clip", "learning_rate"},

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 IMAGES = {
     "mnist": ("mnist", 28, 1),
     "fashion_mnist": ("fashion_mnist", 28, 1),
+    "mnist_small": ("mnist", 28, 1),
+    "fashion_mnist_small": ("fashion_mnist", 28, 1),
     "cifar10": ("cifar10", 32, 3),
     "celeb_a": ("celeb_a", 64, 3),
     "celeb_a_128": ("celeb_a", 128, 3),

@@ -1,6 +1,7 @@
 """Different objectives of one quantity: limits in numbers, the orders of their errors,
 and what all of a family cannot see."""
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -95,6 +96,7 @@ NETWORK = networks.mlp_energy((3,), widths=(5, 4), activation="tanh")
 SCALES = (2e-2, 1e-2)
 
 
+@functools.cache  # once: a program that is compiled anew may round differently
 def network_params():
     """Three times as large as drawn: bent enough for errors to be seen."""
     params, _ = jax.jit(NETWORK.init)(jax.random.key(0))

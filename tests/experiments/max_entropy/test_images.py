@@ -91,7 +91,10 @@ def test_the_paper_s_networks_run_and_are_loaded(tmp_path, image_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", sorted(images.PRESETS.keys() - {"own"}))
+@pytest.mark.parametrize(
+    "preset",
+    sorted(images.PRESETS.keys() - {"own", "mnist_small", "fashion_mnist_small"}),
+)
 def test_every_preset_builds(preset, image_dir):
     config = tiny(preset, image_dir)
     assert config.is_locked

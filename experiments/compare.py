@@ -14,7 +14,6 @@ denoiser, which is `|std score(x + std n, std) + n|^2` summed over noises of fou
 
 import argparse
 import pathlib
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -29,10 +28,10 @@ from ebmjax.types import Array, Key
 from experiments import load
 from experiments.data import in_chunks, load_section
 from experiments.judge import plots
-from experiments.judge.detection import foreign_images
+from experiments.judge.detection import foreign_images, separation
 from experiments.judge.judge import Judge, make_judge
 from experiments.run.cache import keep_programs
-from experiments.run.errors import CommandError, sentence_of
+from experiments.run.errors import ending_in_one_line
 from experiments.run.experiment import Trained
 from experiments.run.files import check_writable
 from experiments.run.workdir import format_table, write_atomically
@@ -186,30 +185,26 @@ def measure_detection(
     data_dir: str | None,
 ) -> list[dict]:
     """Returns a row for each model, with the area under the curve of each data set."""
-    from sklearn.metrics import roc_auc_score
-
     wanted = [other for other in FOREIGN if other != name]
     foreign = foreign_images(key, wanted, judge.train, data_dir=data_dir)
     foreign[FLIPPED] = judge.held_out[:, ::-1]
     rows = []
     for title, trained in models.items():
-        score = find_score(trained, jax.random.fold_in(key, 1))
-        known = score(judge.held_out[:num])
-        row = {"name": title, "score": score.__doc__}
-        for other, images in foreign.items():
-            found = score(np.asarray(images[:num]))
-            is_foreign = np.r_[np.zeros(len(known)), np.ones(len(found))]
-            row[other] = float(roc_auc_score(is_foreign, np.r_[known, found]))
-        rows.append(row)
+        kind, score = find_score(trained, jax.random.fold_in(key, 1))
+        known = in_chunks(score, judge.held_out[:num], CHUNK)
+        areas = {
+            other: separation(known, in_chunks(score, np.asarray(images[:num]), CHUNK))
+            for other, images in foreign.items()
+        }
+        rows.append({"name": title, "score": kind} | areas)
     return rows
 
 
-def find_score(trained: Trained, key: Key) -> Callable[[Array], np.ndarray]:
-    """Returns `score(images) -> [n]`, which is higher for images that are foreign.
-
-    The first line of its documentation names it.
-    """
-    noise_scales = jnp.asarray(NOISE_SCALES)
+def find_score(trained: Trained, key: Key) -> tuple[str, Callable[[Array], Array]]:
+    """Returns the name of a score, and `score(images) -> [n]`, which is higher for
+    images that are foreign."""
+    if trained.log_prob is None or trained.score_fn is None:
+        return "energy", jax.jit(jax.vmap(trained.energy_fn))
 
     @jax.jit
     def errors(x: Array) -> Array:
@@ -218,18 +213,10 @@ def find_score(trained: Trained, key: Key) -> Callable[[Array], np.ndarray]:
             found = jax.vmap(trained.score_fn, (0, None))(x + scale * noise, scale)
             return jnp.sum((scale * found + noise) ** 2, axis=(1, 2, 3))
 
-        return sum(of_scale(i, scale) for i, scale in enumerate(noise_scales))
+        scales = enumerate(jnp.asarray(NOISE_SCALES))
+        return sum(of_scale(index, scale) for index, scale in scales)
 
-    def energy(x: Array) -> np.ndarray:
-        """energy"""
-        return in_chunks(jax.jit(jax.vmap(trained.energy_fn)), x, CHUNK)
-
-    def denoising(x: Array) -> np.ndarray:
-        """denoising error"""
-        return in_chunks(errors, x, CHUNK)
-
-    has_scales = trained.log_prob is not None and trained.score_fn is not None
-    return denoising if has_scales else energy
+    return "denoising error", errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -243,19 +230,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = parser.parse_args(arguments)
     logging.set_verbosity(logging.WARNING)
     keep_programs()
-    try:
+    with ending_in_one_line():
         tables = compare(
             found.models.split(","),
             pathlib.Path(found.out),
             num=found.num,
             data_dir=found.data_dir,
         )
-    except (ValueError, CommandError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {sentence_of(error)}")
-    for table in tables:
-        print(format_table(table))
+        for table in tables:
+            print(format_table(table))
 
 
 if __name__ == "__main__":

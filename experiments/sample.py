@@ -13,7 +13,6 @@ problem states. The draws are those of `experiments.load(WORKDIR).sample`.
 import argparse
 import os
 import pathlib
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +26,7 @@ from experiments import load
 from experiments.data import quantize
 from experiments.models import read_facts
 from experiments.run.cache import keep_programs
-from experiments.run.errors import CommandError, sentence_of
+from experiments.run.errors import ending_in_one_line
 from experiments.run.files import check_writable, replacing
 from experiments.run.remote import AnyPath, to_path
 from experiments.run.workdir import save_arrays, save_columns
@@ -153,13 +152,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = parser.parse_args(arguments)
     logging.set_verbosity(logging.WARNING)
     keep_programs()
-    try:
+    with ending_in_one_line():
         x = sample(found.workdir, found.num, found.out, found.seed, found.step)
-    except (ValueError, FloatingPointError, CommandError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {sentence_of(error)}")
-    print(f"{found.out}: {len(x)} draws of shape {x.shape[1:]}")
+        print(f"{found.out}: {len(x)} draws of shape {x.shape[1:]}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ may be outside of that range.
 import argparse
 import itertools
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +36,7 @@ from experiments.data.frames import read_frame, read_numbers
 from experiments.data.own_tables import NUM_DRAWS, Encoding
 from experiments.models import read_facts
 from experiments.run.cache import keep_programs
-from experiments.run.errors import CommandError, sentence_of
+from experiments.run.errors import ending_in_one_line
 from experiments.run.experiment import Trained
 from experiments.run.files import check_writable
 from experiments.run.remote import to_path
@@ -137,7 +136,7 @@ def read_csv(path: str, facts: Mapping[str, Any]) -> np.ndarray:
             f"the model was trained on images {tuple(shape)}: give --images, not --csv"
         )
     if "matrix" in facts:
-        encoding = Encoding(**{name: facts[name] for name in Encoding._fields})
+        encoding = Encoding.from_facts(facts)
         num_draws, frame = NUM_DRAWS if encoding.categories else 1, read_frame(path)
         return np.float32([encoding.encode(frame, draw) for draw in range(num_draws)])
     names, rows, _ = read_numbers(path)
@@ -342,12 +341,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found["scores"] = [x for x in found["scores"].split(",") if x]
     logging.set_verbosity(logging.WARNING)
     keep_programs()
-    try:
+    with ending_in_one_line():
         score(found.pop("workdir"), **found)
-    except (ValueError, CommandError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {sentence_of(error)}")
 
 
 if __name__ == "__main__":

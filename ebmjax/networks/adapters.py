@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from ebmjax.checks import check_installed
-from ebmjax.networks.base import check_example
+from ebmjax.networks.base import check_example, with_initial_state
 from ebmjax.types import Array, Key, Network, Params
 
 __all__ = ["from_equinox", "from_nnx"]
@@ -80,10 +80,6 @@ def from_nnx(make: Callable[[Any], Any], *example_shapes: tuple[int, ...]) -> Ne
 
         return Network(init, apply)
 
-    def apply_initial(params: Params, *arguments: Array, **options: Any) -> Array:
-        _, model_state = init(jax.random.key(0))
-        return apply_stateful(params, model_state, *arguments, **options)[0]
-
     def apply_stateful(
         params: Params,
         model_state: dict[str, Any],
@@ -94,7 +90,7 @@ def from_nnx(make: Callable[[Any], Any], *example_shapes: tuple[int, ...]) -> Ne
         y, rest = run(params, model_state[STATE], train, arguments, options)
         return y, {STATE: rest} if train else model_state
 
-    return Network(init, apply_initial, apply_stateful)
+    return with_initial_state(init, apply_stateful)
 
 
 def from_equinox(

@@ -8,7 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from ebmjax.types import Array, Key, Network, Params
+from ebmjax.types import (
+    Array,
+    Key,
+    Network,
+    NetworkApplyStateful,
+    NetworkInit,
+    Params,
+)
 
 __all__ = ["from_module"]
 
@@ -62,10 +69,6 @@ def from_module(
 
         return Network(init, apply)
 
-    def apply_initial(params: Params, *arguments: Array, **options: Any) -> Array:
-        _, model_state = init(jax.random.key(0))
-        return apply_stateful(params, model_state, *arguments, **options)[0]
-
     def apply_stateful(
         params: Params,
         model_state: dict[str, Any],
@@ -81,6 +84,18 @@ def from_module(
             variables, *arguments, train=True, mutable=list(model_state), **options
         )
         return y, renewed
+
+    return with_initial_state(init, apply_stateful)
+
+
+def with_initial_state(
+    init: NetworkInit, apply_stateful: NetworkApplyStateful
+) -> Network:
+    """Returns a stateful network, whose `apply` uses the state that it starts with."""
+
+    def apply_initial(params: Params, *arguments: Array, **options: Any) -> Array:
+        _, model_state = init(jax.random.key(0))
+        return apply_stateful(params, model_state, *arguments, **options)[0]
 
     return Network(init, apply_initial, apply_stateful)
 

@@ -55,6 +55,11 @@ class Encoding(NamedTuple):
     shift: list[float]
     matrix: list[list[float]]
 
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> "Encoding":
+        """Returns the encoding that the facts of a run have."""
+        return cls(**{name: facts[name] for name in cls._fields})
+
     @property
     def log_determinant(self) -> float:
         """Returns the log density of `x` minus that of the model's input, in nats."""
@@ -334,7 +339,7 @@ def in_units(trained, facts: Mapping[str, Any]):
       trained: A model of rows as the encoding makes them.
       facts: Facts of the run, which have the encoding.
     """
-    encoding = Encoding(**{name: facts[name] for name in Encoding._fields})
+    encoding = Encoding.from_facts(facts)
     shift, matrix = (np.float32(x) for x in (encoding.shift, encoding.matrix))
 
     def whiten(row):

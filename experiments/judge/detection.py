@@ -18,6 +18,7 @@ __all__ = [
     "foreign_images",
     "load_foreign",
     "save_energies",
+    "separation",
 ]
 
 NUM_NOISE = 2_000
@@ -116,6 +117,19 @@ def save_energies(directory: pathlib.Path, found: Mapping[str, np.ndarray]) -> N
     save_columns(directory / "scores.csv", {"data": names, "energy": energies})
 
 
+def separation(of_known: np.ndarray, of_foreign: np.ndarray) -> float:
+    """Returns the probability that a foreign example has the higher score.
+
+    Args:
+      of_known: Scores `[n]`.
+      of_foreign: Scores `[m]`.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    is_foreign = np.r_[np.zeros(len(of_known)), np.ones(len(of_foreign))]
+    return float(roc_auc_score(is_foreign, np.r_[of_known, of_foreign]))
+
+
 def area_under_roc(
     energies: Callable[[Array], np.ndarray],
     known: Array,
@@ -127,14 +141,10 @@ def area_under_roc(
 
     The energies of all images are written to `scores.csv` in `directory`.
     """
-    from sklearn.metrics import roc_auc_score
-
     of_known, scalars = energies(known), {}
     found = {"held_out": of_known}
     for name, images in foreign.items():
         of_foreign = found[name] = energies(images)
-        is_foreign = np.r_[np.zeros(len(of_known)), np.ones(len(of_foreign))]
-        scores = np.r_[of_known, of_foreign]
-        scalars[f"auroc_{name}"] = float(roc_auc_score(is_foreign, scores))
+        scalars[f"auroc_{name}"] = separation(of_known, of_foreign)
     save_energies(directory, found)
     return scalars

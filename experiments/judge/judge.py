@@ -183,26 +183,30 @@ def reference_table(
         "gaussian": gaussian_draws(gaussian_key, data, num).clip(low, high),
         "uniform": np.asarray(uniform),
     }
-    if train is not None:
-        if unseen is None:
-            references["train"] = np.asarray(train[:num])
+    if train is not None and unseen is None:
+        references["train"] = np.asarray(train[:num])
     taken = sorted(references.keys() & samples.keys())
     if taken:
         raise ValueError(f"samples must not have the names of references, got {taken}")
     rows = []
-    for name, x in (references | samples).items():
+    sets = references | samples
+    for name, x in sets.items():
         row = {"name": name, "num_samples": num}
         row |= sample_quality(classifier, x[:num], compared)
         if chooses:
             row["distance_to_choose"] = metrics.frechet_distance(
                 classifier.features(x[:num]), classifier.features(other)
             )
-        if train is not None:
-            is_data = name == "data" and unseen is not None
-            shown = unseen if is_data else x[:num]
-            found = find_nearest(shown[:NUM_NEAREST], train)
-            row["nearest_distance"] = float(found.distances.mean())
         rows.append(row)
+    if train is not None:
+        shown = {name: x[: min(num, NUM_NEAREST)] for name, x in sets.items()}
+        if unseen is not None:
+            shown["data"] = unseen[:NUM_NEAREST]
+        # All sets together, because the training images may be many to go through.
+        found = find_nearest(np.concatenate([*shown.values()]), train).distances
+        ends = np.cumsum([len(x) for x in shown.values()])
+        for row, distances in zip(rows, np.split(found, ends[:-1]), strict=True):
+            row["nearest_distance"] = float(distances.mean())
     return rows
 
 

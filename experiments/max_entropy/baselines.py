@@ -18,7 +18,6 @@ the standard deviation after `±`.
 
 import argparse
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -34,7 +33,7 @@ from experiments.max_entropy import anomalies
 from experiments.max_entropy.model import make_networks
 from experiments.run.cache import keep_programs
 from experiments.run.config import construct
-from experiments.run.errors import CommandError, sentence_of
+from experiments.run.errors import ending_in_one_line
 from experiments.run.files import check_writable
 from experiments.run.sweep import over_seeds
 from experiments.run.workdir import format_table, write_atomically
@@ -181,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = parser.parse_args(arguments)
     logging.set_verbosity(logging.WARNING)
     keep_programs()
-    try:
+    with ending_in_one_line():
         check_count("--seeds", found.seeds, 1)
         config = anomalies.get_config(found.config)
         for name in ("data_dir", "label", "csv", "score_csv", "label_column"):
@@ -195,11 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_writable(out)
         table = format_table(measure_baselines(config, found.seeds))
         write_atomically(out, table)
-    except (ValueError, CommandError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {sentence_of(error)}")
-    print(table)
+        print(table)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,10 @@ r"""Writes a trained model to one file, or lists those that come with the code.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from experiments import models
-from experiments.run.errors import CommandError, sentence_of
+from experiments.run.errors import ending_in_one_line
 from experiments.run.workdir import say
 
 
@@ -24,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", default="", help="file to write, which ends with .npz")
     parser.add_argument("--licence", default="", help="licence and source of the data")
     values = parser.parse_args(arguments)
-    try:
+    with ending_in_one_line():
         if not values.workdir and (values.out or values.licence):
             raise ValueError("--workdir must be the folder of a run, got ''")
         if not values.workdir:
@@ -33,11 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 say(f"{name}: step {record['step']}, commit {record['commit']}")
             return
         record = models.write(values.workdir, values.out, licence=values.licence)
-    except (ValueError, CommandError) as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {sentence_of(error)}")
-    say(f"{values.out}: {record['problem']}, step {record['step']}")
+        say(f"{values.out}: {record['problem']}, step {record['step']}")
 
 
 if __name__ == "__main__":

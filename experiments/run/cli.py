@@ -28,11 +28,7 @@ from ml_collections import ConfigDict
 
 from experiments.run.cache import keep_programs
 from experiments.run.config import CHOICES, with_options
-from experiments.run.errors import (
-    CommandError,
-    hide_tracebacks_of_threads,
-    sentence_of,
-)
+from experiments.run.errors import ending_in_one_line, hide_tracebacks_of_threads
 from experiments.run.experiment import Experiment, Keys
 from experiments.run.loggers import TRACKERS, make_loggers
 from experiments.run.loop import run
@@ -220,7 +216,7 @@ def command_line(
     if "--traceback" not in sys.argv:
         hide_tracebacks_of_threads()
     arguments = sys.argv[1:]
-    try:
+    with ending_in_one_line(flags.Error, shows_traceback="--traceback" in arguments):
         values = _define_flags(define)
         command = _parse(values, arguments, problem, pathlib.Path(file))
         if any(text in ("-h", "--help", "--helpfull") for text in arguments):
@@ -237,16 +233,6 @@ def command_line(
         if values.distributed:
             _join(values.distributed)
         start(command, values.workdir)
-    except (flags.Error, ValueError, FloatingPointError, CommandError) as error:
-        if "--traceback" in arguments:
-            raise
-        sys.exit(f"error: {error}")
-    except BrokenPipeError:  # `... --help | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        if "--traceback" in arguments:
-            raise
-        sys.exit(f"error: {sentence_of(error)}")
 
 
 def _define_flags(define) -> flags.FlagValues:

@@ -49,6 +49,31 @@ def sentence_of(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
+@contextlib.contextmanager
+def ending_in_one_line(
+    *others: type[Exception], shows_traceback: bool = False
+) -> Iterator[None]:
+    """Ends the process with one sentence for what is wrong with input and files.
+
+    Args:
+      *others: Types of errors besides ValueError, FloatingPointError, CommandError and
+        those of the file system.
+      shows_traceback: Whether these errors are raised as they are instead.
+    """
+    try:
+        yield
+    except (ValueError, FloatingPointError, CommandError, *others) as error:
+        if shows_traceback:
+            raise
+        sys.exit(f"error: {error}")
+    except BrokenPipeError:  # `... --help | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if shows_traceback:
+            raise
+        sys.exit(f"error: {sentence_of(error)}")
+
+
 def hide_tracebacks_of_threads() -> None:
     """Hides what Orbax's threads print of an error that the run itself reports."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)

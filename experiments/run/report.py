@@ -13,7 +13,6 @@ import argparse
 import base64
 import html
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote
@@ -22,7 +21,7 @@ from absl import logging
 
 from experiments.run.checkpoint import CONFIG, read_config
 from experiments.run.config import flat
-from experiments.run.errors import reason_of, sentence_of
+from experiments.run.errors import ending_in_one_line, reason_of
 from experiments.run.remote import AnyPath, to_path
 from experiments.run.workdir import (
     finite_evaluations,
@@ -299,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--workdir", required=True, help="folder of a run or sweep")
     found = parser.parse_args(arguments)
-    try:
+    with ending_in_one_line():
         workdir = to_path(found.workdir)
         if not (workdir / CELLS).is_dir():
             print(write_report(workdir))
@@ -310,10 +309,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(write_report(run))
         write_atomically(workdir / REPORT, make_index(workdir, runs))
         print(workdir / REPORT)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    except OSError as error:
-        sys.exit(f"error: {sentence_of(error)}")
 
 
 if __name__ == "__main__":

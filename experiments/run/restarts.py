@@ -72,12 +72,11 @@ def note_divergence(
 ) -> bool:
     """Records that training has diverged, and returns whether it is to be restarted.
 
-    A line of the kind "restart" in the log has the step and the number of the restart.
-
-    It is if `train.on_divergence` is "restart", `train.max_restarts` are not used up,
-    the run has one process, and its workdir is a local folder. If the restart before
-    was from the same checkpoint and there is an older one, the newest one is set aside:
-    a model may be lost before a metric says so.
+    A run is restarted if `train.on_divergence` is "restart", `train.max_restarts` are
+    not used up, the run has one process, and its workdir is a local folder. If the
+    restart before was from the same checkpoint and there is an older one, the newest
+    one is set aside: a model may be lost before a metric says so. A line of the kind
+    "restart" in the log has the step and the number of the restart.
 
     Args:
       workdir: Folder of the run.

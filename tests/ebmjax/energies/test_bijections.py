@@ -26,7 +26,8 @@ def float64():
 @pytest.mark.parametrize("name", BIJECTIONS)
 @pytest.mark.parametrize("scale", [0.0, 1.0, 5.0])
 def test_the_log_determinant_is_that_of_the_jacobian(name, scale):
-    """Of the first shares of a simplex: the last one is 1 minus their sum."""
+    """The Jacobian of a simplex is that of its first shares: the last one is 1 minus
+    their sum."""
     bijection = BIJECTIONS[name]
     z = scale * jnp.array([0.7, -1.1, 0.4])
     jacobian = jax.jacfwd(lambda z: bijection.forward(z)[:3])(z)

@@ -57,7 +57,7 @@ def test_distances_are_these_numbers():
 
 
 def test_noise_beyond_the_components_is_not_overlooked():
-    """Of 100 dimensions 64 have components, and the noise is in the other 36 alone."""
+    """64 of 100 dimensions have components, and the noise is in the other 36 alone."""
     x = RNG.normal(size=(500, 10, 10, 1)) * np.repeat([1.0, 0.01], [64, 36]).reshape(
         10, 10, 1
     )

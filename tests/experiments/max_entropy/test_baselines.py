@@ -39,7 +39,7 @@ def test_the_column_that_tells_is_found_with_its_sign():
 
 
 def test_a_column_of_noise_is_chosen_on_one_half_and_judged_on_the_other():
-    """Of 200 columns of noise the best of one half has an area of far above a half
+    """The best of 200 columns of noise on one half has an area of far above a half
     there. On the other half the mean over ten keys is a half, up to its error: the
     deviation of an area of 30 against 120 is 0.06, that of the mean of ten 0.019."""
     noise = RNG.normal(size=(300, 200)).astype(np.float32)

@@ -85,7 +85,7 @@ def test_a_curve_goes_from_corner_to_corner_of_its_axes(workdir):
 
 
 def test_a_long_curve_keeps_its_extremes():
-    """Of 10,000 points at most 400 are drawn; two of them stand out."""
+    """At most 400 of 10,000 points are drawn, and two of these stand out."""
     points = [(step, 0.0) for step in range(10_000)]
     points[4_321], points[7_777] = (4_321, 5.0), (7_777, -3.0)
     thin = report.thin_out(points, 400)

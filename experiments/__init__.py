@@ -17,15 +17,12 @@ import os
 import pathlib
 import signal
 import sys
-import zipfile
 
 if sys.argv[:1] == ["-m"]:  # `python -m` imports this package first, for seconds
     # Nothing is unsaved before a run has begun to handle signals itself.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     # All is done then, and Python's own end would take the signal's default back.
     atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
-
-import numpy as np
 
 __all__ = ["load"]
 
@@ -68,45 +65,34 @@ def load(workdir, *, step: int | None = None, ema: bool | None = None):
       RuntimeError: If there are checkpoints and none can be read.
     """
     from experiments import models
+    from experiments.run.checkpoint import read_config
     from experiments.run.remote import fetched, to_path
-
-    if path := models.find(workdir):
-        return _load_file(path, step, ema)
-    with fetched(to_path(workdir)) as folder:
-        return _load(folder, step, ema)
-
-
-def _load(workdir: pathlib.Path, step: int | None, ema: bool | None):
-    from experiments.run.checkpoint import load_run, read_config
     from experiments.run.workdir import read_run
 
-    if ema is None:
-        ema = bool(read_config(workdir).ema_decay)
-    record = read_run(workdir)
-    load_problem = _find_load(record["problem"], workdir)
-    config, params, model_state = load_run(workdir, step=step, ema=ema)
-    facts = record["facts"]
-    if (workdir / "fitted.npz").is_file():  # arrays that the last evaluation fitted
-        facts = facts | {"fitted": _read_arrays(workdir / "fitted.npz")}
-    return _checked(load_problem(config, facts, params, model_state))
+    if path := models.find(workdir):
+        model = models.read(path)
+        for name, wanted in (("step", step), ("ema", ema)):
+            if wanted not in (None, model.record[name]):
+                found = model.record[name]
+                raise ValueError(f"{path} has {name} {found}, got {wanted}")
+        return _bind(_find_load(path, model.problem), model)
+    with fetched(to_path(workdir)) as folder:
+        read_config(folder)  # whether there is a run
+        # A problem that cannot be loaded is found before its checkpoint is read.
+        load_problem = _find_load(folder, read_run(folder)["problem"])
+        return _bind(load_problem, models.of_run(folder, step, ema))
 
 
-def _load_file(path: pathlib.Path, step: int | None, ema: bool | None):
+def _bind(load_problem, model):
+    """Returns the trained model that a problem's `load` makes of a `models.Model`."""
     import jax
     import jax.numpy as jnp
 
-    from experiments import models
-
-    model = models.read(path)
-    for name, wanted in (("step", step), ("ema", ema)):
-        if wanted not in (None, model.record[name]):
-            raise ValueError(f"{path} has {name} {model.record[name]}, got {wanted}")
-    found = jax.tree.map(jnp.asarray, (model.params, model.model_state))
-    load_problem = _find_load(model.problem, path)
-    return _checked(load_problem(model.config, model.facts, *found))
+    arrays = jax.tree.map(jnp.asarray, (model.params, model.model_state))
+    return _checked(load_problem(model.config, model.facts, *arrays))
 
 
-def _find_load(problem: str, source: pathlib.Path):
+def _find_load(source: pathlib.Path, problem: str):
     """Returns the function of a problem that makes a trained model."""
     module = _import(problem)
     if not hasattr(module, "load"):
@@ -127,13 +113,6 @@ def _checked(trained):
         return trained.sample(key, num)
 
     return trained._replace(sample=checked)
-
-
-def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        return dict(np.load(path))
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def _import(problem: str):

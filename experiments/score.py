@@ -30,7 +30,7 @@ import numpy as np
 from absl import logging
 
 from experiments import load
-from experiments.data import in_chunks
+from experiments.data import in_chunks, middles
 from experiments.data.anomalies import is_lost_in_float32
 from experiments.data.frames import read_frame, read_numbers
 from experiments.data.own_tables import NUM_DRAWS, Encoding
@@ -207,8 +207,7 @@ def read_images(
                 f"{path}: whole numbers must be levels from 0 to {num_levels - 1}, as"
                 f" the model was trained on, got {low} to {high}"
             )
-        # The middle of each level: scores are then functions of the image alone.
-        return ((x + 0.5) * (2 / num_levels) - 1).astype(np.float32)
+        return middles(x, num_levels)
     # Numbers from 0 on are those of images that have another scale.
     is_in_range = name == "samples" or (-1 <= low < 0 and high <= 1)
     if x.dtype.kind != "f" or not (is_in_range and np.isfinite(x).all()):

@@ -27,6 +27,7 @@ __all__ = [
     "epoch_rows",
     "image_batches",
     "in_chunks",
+    "middles",
     "mirror",
     "over_accelerators",
     "process_rows",
@@ -277,6 +278,18 @@ def quantize(x: np.ndarray | Array, num_levels: int) -> np.ndarray:
     # In float64, where adding 1 does not round.
     levels = np.floor((np.asarray(x, np.float64) + 1) * (num_levels / 2))
     return np.clip(levels, 0, num_levels - 1).astype(np.uint8)
+
+
+def middles(images: np.ndarray, num_levels: int) -> np.ndarray:
+    """Returns the middle of each pixel's level, in [-1, 1] and float32.
+
+    Scores of it are functions of the image alone, unlike those of dequantised images.
+
+    Args:
+      images: Whole numbers below `num_levels`.
+      num_levels: Number of values that a pixel can take.
+    """
+    return (images.astype(np.float32) + 0.5) * (2 / num_levels) - 1
 
 
 @jax.jit

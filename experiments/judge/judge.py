@@ -19,7 +19,7 @@ import numpy as np
 
 from ebmjax import metrics
 from ebmjax.types import Array, Key
-from experiments.data import Images, dequantize, in_chunks
+from experiments.data import Images, dequantize, in_chunks, middles
 from experiments.judge import plots
 from experiments.judge.classifier import CONFIDENT, Classifier, accuracy
 from experiments.judge.pixels import NUM_PAIRED, Pixels, fit_pixels, pixel_quality
@@ -288,7 +288,7 @@ def make_judge(data: Images, num_examples: int, num_steps: int) -> Judge:
 
     @functools.cache
     def all_train():
-        return (2 * data.train.astype(np.float32) + 1) / data.num_levels - 1
+        return middles(data.train, data.num_levels)
 
     def table(samples, chooses=False):
         train = unseen = None

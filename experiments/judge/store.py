@@ -28,7 +28,7 @@ from experiments.judge.classifier import (
     train_classifier,
 )
 from experiments.run.cache import cache_folder
-from experiments.run.digests import sign
+from experiments.run.digests import CHANGED, read_signed, sign
 from experiments.run.workdir import describe_process, save_arrays, say
 
 SHIPPED = pathlib.Path(__file__).parent / "weights"
@@ -97,19 +97,9 @@ def read_stored(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
       FileNotFoundError: If there is no such file.
       ValueError: If it is damaged, or cannot be read.
     """
-    try:
-        with np.load(path) as found:
-            arrays = dict(found)
-        record = json.loads(str(arrays.pop("record")))
-        signed = sign({k: v for k, v in record.items() if k != "digest"})
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # of the file system, zipfile, zlib, numpy and json
-        reason = str(error) or type(error).__name__
-        raise ValueError(f"{path} cannot be read: {reason}") from error
-    is_whole = signed == record and record["arrays"] == _digests(arrays)
-    if not is_whole or record["name"] != path.stem:
-        raise ValueError(f"{path} is damaged: it has changed since it was written")
+    arrays, record = read_signed(path)
+    if record["arrays"] != _digests(arrays) or record["name"] != path.stem:
+        raise ValueError(f"{path} is damaged: {CHANGED}")
     return unflatten_dict(arrays, sep="/"), record
 
 

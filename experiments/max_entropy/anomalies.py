@@ -34,6 +34,7 @@ from experiments.data import (
     digest,
     image_batches,
     load_images,
+    middles,
     row_batches,
 )
 from experiments.max_entropy.model import (
@@ -215,11 +216,7 @@ def load_held_out_digit(
     def batches(key, size):
         return image_batches(key, data.train, size, num_levels=mnist.num_levels)
 
-    def convert(images):
-        """Returns the middle of each level: scores are then functions of the image
-        alone."""
-        return (images.astype(np.float32) + 0.5) * (2 / mnist.num_levels) - 1
-
+    convert = functools.partial(middles, num_levels=mnist.num_levels)
     return Source(data, batches, convert)
 
 

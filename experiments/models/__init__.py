@@ -9,6 +9,7 @@ of it. `experiments.load` takes the file, or the name of one in this folder.
 import json
 import os
 import pathlib
+import zipfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from experiments.data import digest
 from experiments.run.checkpoint import load_run, read_config
 from experiments.run.config import nearest
-from experiments.run.digests import sign
+from experiments.run.digests import CHANGED, read_signed, sign
 from experiments.run.files import check_writable
 from experiments.run.remote import fetched, to_path
 from experiments.run.workdir import read_facts as read_facts_of_run
@@ -31,6 +32,7 @@ __all__ = [
     "find",
     "flatten",
     "names",
+    "of_run",
     "read",
     "read_facts",
     "unflatten",
@@ -47,16 +49,17 @@ FITTED = "fitted.npz"
 
 
 class Model(NamedTuple):
-    """The content of a file.
+    """Content of a file, or of a run.
 
     Attributes:
       problem: Module of the problem, such as `experiments.short_run.images`.
       config: The run's config, locked.
       facts: Facts of the data that the problem's `load` needs.
-      params: Network name -> parameters, as numpy arrays.
+      params: Network name -> parameters.
       model_state: `"<network>_state"` -> mutable collections.
-      record: Everything else: `step`, `ema`, `figures` (scalars of the evaluation),
-        `licence`, `command`, `commit`, `device` and `versions`.
+      record: Everything else: `step`, `ema`, `command`, `commit`, `device` and
+        `versions`, and in a file also `licence` and `figures`, the scalars of the
+        evaluation. The step of a run is None if it is the newest one.
     """
 
     problem: str
@@ -126,36 +129,73 @@ def write(
     if not licence.strip():
         raise ValueError("licence must say under which licence the data are, got ''")
     with fetched(to_path(workdir)) as folder:
-        ema = bool(read_config(folder).ema_decay)
+        read_config(folder)  # whether there is a run at all
         found = [line for line in read_lines(folder) if line["kind"] == "eval"]
         if not found:
             raise ValueError(f"{workdir} has no evaluation to record beside its model")
         evaluation = max(found, key=lambda line: line["step"])
-        step = evaluation["step"]
-        config, params, model_state = load_run(folder, step=step, ema=ema)
-        run, facts = read_run(folder), {}
-        if (folder / FITTED).is_file():
-            with np.load(folder / FITTED) as found:
-                facts = {"fitted": dict(found)}
-    tree = {"params": params, "model_state": model_state, "facts": facts}
+        model = of_run(folder, step=evaluation["step"])
+    facts = dict(model.facts)
+    tree = {
+        "params": model.params,
+        "model_state": model.model_state,
+        "facts": {"fitted": facts.pop("fitted", {})},
+    }
     arrays = flatten(jax.device_get(tree))
-    kept = ("command", "commit", "device", "versions")
     record = {
         "version": VERSION,
-        "problem": run["problem"],
-        "config": json.loads(config.to_json()),
-        "facts": run["facts"],
-        "step": step,
-        "ema": ema,
+        "problem": model.problem,
+        "config": json.loads(model.config.to_json()),
+        "facts": facts,
         "figures": {k: v for k, v in evaluation.items() if k not in ("kind", "step")},
         "licence": licence,
-        "digests": {name: digest(array) for name, array in arrays.items()},
-        **{name: run[name] for name in kept},
+        "digests": _digests(arrays),
+        **model.record,
     }
     path = pathlib.Path(out)
     check_writable(path)
     save_arrays(path, record=np.array(json.dumps(sign(record))), **arrays)
     return record
+
+
+def of_run(
+    workdir: pathlib.Path, step: int | None = None, ema: bool | None = None
+) -> Model:
+    """Returns the model of a run.
+
+    Args:
+      workdir: Local folder of the run.
+      step: Step of the checkpoint; the newest readable one by default.
+      ema: Whether the parameters are their moving average; by default where the run
+        keeps one.
+
+    Raises:
+      FileNotFoundError: If there is no run, no checkpoint, or not this step.
+      ValueError: If the run keeps no average and one is asked for, or a file is
+        damaged.
+    """
+    if ema is None:
+        ema = bool(read_config(workdir).ema_decay)
+    run = read_run(workdir)
+    config, params, model_state = load_run(workdir, step=step, ema=ema)
+    facts = run["facts"]
+    if (workdir / FITTED).is_file():
+        facts = facts | {"fitted": _read_arrays(workdir / FITTED)}
+    kept = ("command", "commit", "device", "versions")
+    record = {name: run[name] for name in kept if name in run}
+    record |= {"step": step, "ema": ema}
+    return Model(run["problem"], config, facts, params, model_state, record)
+
+
+def _read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return dict(np.load(path))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def _digests(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
+    return {name: digest(array) for name, array in arrays.items()}
 
 
 def read_facts(name: str | os.PathLike) -> dict[str, Any]:
@@ -171,24 +211,11 @@ def read(path: str | os.PathLike) -> Model:
       FileNotFoundError: If there is no such file.
       ValueError: If it is damaged, is no file of `write`, or has another version.
     """
-    try:
-        with np.load(path, allow_pickle=False) as found:
-            arrays = dict(found)
-        record = json.loads(str(arrays.pop("record")))
-        version = record["version"]
-        is_signed = record == sign({k: v for k, v in record.items() if k != "digest"})
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # of the file system, zipfile, zlib, numpy and json
-        reason = str(error) or type(error).__name__
-        if isinstance(error, KeyError):
-            reason = f"it has no {reason}"
-        raise ValueError(f"{path} cannot be read as a model: {reason}") from error
-    if version != VERSION:
+    arrays, record = read_signed(path, " as a model")
+    if (version := record.get("version")) != VERSION:
         raise ValueError(f"{path} must have version {VERSION}, got {version}")
-    digests = {name: digest(array) for name, array in arrays.items()}
-    if not is_signed or record["digests"] != digests:
-        raise ValueError(f"{path} is damaged: it has changed since it was written")
+    if record.get("digests") != _digests(arrays):
+        raise ValueError(f"{path} is damaged: {CHANGED}")
     tree = unflatten(arrays)
     return Model(
         problem=record.pop("problem"),

@@ -10,9 +10,12 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from experiments.run.files import write_atomically
 
 NAME = "digests.json"
+CHANGED = "it has changed since it was written"
 
 
 def digest_of(path: Any) -> str:
@@ -79,6 +82,38 @@ def read_json(path: Any) -> dict[str, Any]:
     if digest is not None and digest != _digest_of_values(found):
         raise ValueError(f"{path} is damaged: it has changed since the run wrote it")
     return found
+
+
+def read_signed(
+    path: Any, kind: str = ""
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns the arrays of an `.npz` file, and the signed record among them.
+
+    Digests of the arrays are in the record, and the caller compares them.
+
+    Args:
+      path: File with a JSON text of `sign` as `record`.
+      kind: Words that follow "cannot be read" in messages, such as " as a model".
+
+    Raises:
+      FileNotFoundError: If there is no such file.
+      ValueError: If it cannot be read, or the record has changed.
+    """
+    try:
+        with np.load(path) as found:
+            arrays = dict(found)
+        if "record" not in arrays:
+            raise ValueError("it has no 'record'")
+        record = json.loads(str(arrays.pop("record")))
+        signed = sign({k: v for k, v in record.items() if k != "digest"})
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # of the file system, zipfile, zlib, numpy and json
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read{kind}: {reason}") from error
+    if signed != record:
+        raise ValueError(f"{path} is damaged: {CHANGED}")
+    return arrays, record
 
 
 def _digest_of_values(record: dict[str, Any]) -> str:

@@ -154,26 +154,37 @@ def count_parameters(trained: Trained) -> int:
 
 
 def measure_quality(judge: Judge, samples: Mapping[str, Array]) -> list[dict]:
-    """Returns the judge's rows, with the classes' shares summarised by their ends."""
+    """Returns the judge's rows, with the classes' shares summarised by their ends.
+
+    Images without labels have no classes, and their rows no columns of classes.
+    """
     rows = judge.table(samples)
     (reference,) = [row for row in rows if row["name"] == "gaussian"]
-    distance = "classifier_frechet_distance"
     shares = [name for name in rows[0] if name.startswith("class_share_")]
-    return [
-        {
+
+    def summarise(row):
+        summary = {
             "name": row["name"],
             "num_samples": row["num_samples"],
-            "frechet_distance": row[distance],
-            "percent_of_gaussian": 100 * row[distance] / reference[distance],
-            "confident_share": row["confident_share"],
-            "rarest_class": min(row[name] for name in shares),
-            "commonest_class": max(row[name] for name in shares),
-            "nearest_distance": row.get("nearest_distance", "-"),
+            "frechet_distance": row[judge.distance],
+            "percent_of_gaussian": 100
+            * row[judge.distance]
+            / reference[judge.distance],
+        }
+        if shares:
+            summary |= {
+                "confident_share": row["confident_share"],
+                "rarest_class": min(row[name] for name in shares),
+                "commonest_class": max(row[name] for name in shares),
+            }
+        nearest = row.get("nearest_distance", "-")
+        return summary | {
+            "nearest_distance": nearest,
             "parameters": "-",
             "seconds_for_1000": "-",
         }
-        for row in rows
-    ]
+
+    return [summarise(row) for row in rows]
 
 
 def measure_detection(

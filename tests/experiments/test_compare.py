@@ -127,6 +127,17 @@ def test_a_folder_that_cannot_be_written_is_named_before_any_sample(
         comparing.main(["--models=runs/dark", f"--out={tmp_path / 'file'}"])
 
 
+def test_images_without_labels_are_compared_by_their_pixels():
+    images = load_images("digits")._replace(labels_train=None, labels_held_out=None)
+    judge = judging.make_judge(images, 40, 10)
+    samples = {"copies": judge.train[:20], "grey": np.zeros((20, 8, 8, 1))}
+    rows = {row["name"]: row for row in comparing.measure_quality(judge, samples)}
+    assert rows["gaussian"]["percent_of_gaussian"] == 100
+    assert rows["copies"]["frechet_distance"] < rows["grey"]["frechet_distance"]
+    assert rows["copies"]["nearest_distance"] < rows["data"]["nearest_distance"]
+    assert "confident_share" not in rows["data"]
+
+
 def test_saved_samples_are_used_if_they_are_enough(tmp_path):
     saved = np.arange(12.0).reshape(6, 2)
     np.savez(tmp_path / "samples.npz", samples=saved)

@@ -90,6 +90,9 @@ def test_samples_and_scores_of_two_models_are_tabulated(loaded, tmp_path, monkey
     # |scale * (-(x + scale n) / scale^2) + n|^2 = |x|^2 / scale^2: white and black are
     # of the largest norm that there is.
     assert bright["white"] == bright["black"] == 1.0
+    _, score = comparing.find_score(loaded["runs/bright"], jax.random.key(2))
+    expected = 64 * sum(1 / scale**2 for scale in comparing.NOISE_SCALES)
+    np.testing.assert_allclose(score(jnp.asarray(white[:2])), expected, rtol=1e-3)
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {"quality.md", "detection.md", "samples.png"}
 
